@@ -1,0 +1,3 @@
+//! The `pinless` command.
+
+fn main() {}

@@ -1,0 +1,5 @@
+//! The memory manager.
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod primary_mmu;

@@ -1,0 +1,184 @@
+//! What the memory manager asks of a machine: the primary MMU of one mapping.
+//!
+//! The memory manager decides, the machine does. A [`PrimaryMmu`] serves one mapping of
+//! [`PrimaryMmu::nr_pages`] pages. Each page has two places: its *address*, where programs see it,
+//! and its *slot*, a staging place of its own where nobody but the memory manager sees it.
+//!
+//! # Contract
+//!
+//! For every call the caller owns the pages of the run: their state words say `Moving` (see
+//! `page`), so no two calls meet on one page. [`PrimaryMmu::protect`], [`PrimaryMmu::dma_read`]
+//! and [`PrimaryMmu::dma_write`] are the exceptions: they may race with everything.
+//! No call allocates, blocks on another thread of this process, or calls back.
+//!
+//! Linux counterpart: the page-table operations under `mm/` (zap, migrate, `userfaultfd`).
+
+use crate::addr::{PageBuf, PageIndex, PageRun, Vaddr};
+use core::fmt;
+
+/// How a page is made visible to the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Readable; the first write traps, so that the page is marked dirty.
+    Read,
+    /// Readable and writable, no trap.
+    Write,
+}
+
+/// What became of one page of a [`PrimaryMmu::detach`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detached {
+    /// The page is in its slot; no program and no kernel device maps it.
+    Done,
+    /// The page is still at its address: something the machine knows of holds it (a kernel pin).
+    Busy,
+    /// There is no page, neither at the address nor in the slot.
+    Hole,
+}
+
+/// A machine operation that failed. The books of the caller stay as they were.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MmuError {
+    /// Something other than this library put a page where the books have none.
+    ForeignFill {
+        /// The page.
+        page: PageIndex,
+    },
+    /// The range is gone or was changed behind the library's back (unmapped, remapped, protected).
+    Gone {
+        /// The first page of the run.
+        page: PageIndex,
+    },
+    /// The machine has no memory for a frame.
+    NoMemory,
+    /// The machine answered with an error that has no meaning here.
+    Os {
+        /// The operation, by its machine name.
+        operation: &'static str,
+        /// The error number (`errno`).
+        errno: i32,
+    },
+}
+
+impl fmt::Display for MmuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForeignFill { page } => write!(
+                f,
+                "page {page} was filled by something other than this library while it was stored"
+            ),
+            Self::Gone { page } => write!(
+                f,
+                "the mapping around page {page} was unmapped or changed behind the library's back"
+            ),
+            Self::NoMemory => write!(f, "the machine has no memory left for a frame"),
+            Self::Os { operation, errno } => {
+                write!(f, "{operation} failed with error number {errno}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for MmuError {}
+
+/// A raw device access met a page that is not at its address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DmaFault;
+
+/// The primary MMU of one mapping.
+///
+/// Implemented by the real machine and by the simulator; one test suite runs over all.
+pub trait PrimaryMmu: Send + Sync + fmt::Debug {
+    /// The address of the first page.
+    fn base(&self) -> Vaddr;
+
+    /// The number of pages of the mapping.
+    fn nr_pages(&self) -> u32;
+
+    /// Puts zero pages at the addresses of `run`, which were holes, and wakes whoever waits.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::ForeignFill`] when a page is there already; the pages before it are mapped.
+    fn map_zero(&self, run: PageRun) -> Result<(), MmuError>;
+
+    /// Puts a page with `contents` at the address of `page`, which was a hole, and wakes whoever
+    /// waits. With [`Access::Read`] the first write traps.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::ForeignFill`] when a page is there already.
+    fn map_filled(
+        &self,
+        page: PageIndex,
+        contents: &PageBuf,
+        access: Access,
+    ) -> Result<(), MmuError>;
+
+    /// Moves the pages of `run` from their addresses into their slots; holes are passed over.
+    /// After the return no program and no kernel device can write a page that is `Done`.
+    /// `outcome[i]` tells of the `i`-th page of the run.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::Gone`] when the range was changed; `outcome` is valid all the same.
+    fn detach(&self, run: PageRun, outcome: &mut [Detached]) -> Result<(), MmuError>;
+
+    /// Moves the pages of `run` from their slots back to their addresses, writable without a
+    /// trap, and wakes whoever waits. Every page of the run is in its slot.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::ForeignFill`] when a page is at the address already; that page stays in its
+    /// slot. Pages before it are back.
+    fn reattach(&self, run: PageRun) -> Result<(), MmuError>;
+
+    /// Copies the contents of a page that is in its slot.
+    fn read_detached(&self, page: PageIndex, into: &mut PageBuf);
+
+    /// Gives the frames in the slots of `run` back to the machine; empty slots are passed over.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::Gone`] when the slots were changed behind the library's back.
+    fn free_detached(&self, run: PageRun) -> Result<(), MmuError>;
+
+    /// Gives the frames at the addresses of `run` back to the machine, and removes poison; holes
+    /// are passed over. A later access traps.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::Gone`] when the range was changed.
+    fn zap(&self, run: PageRun) -> Result<(), MmuError>;
+
+    /// Changes how the pages at the addresses of `run` may be used, and wakes whoever waits;
+    /// holes are passed over. May race with every other call.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::Gone`] when the range was changed.
+    fn protect(&self, run: PageRun, access: Access) -> Result<(), MmuError>;
+
+    /// Marks the holes at the addresses of `run` as lost: an access ends in an error (SIGBUS),
+    /// never in zeros. Wakes whoever waits.
+    ///
+    /// # Errors
+    ///
+    /// [`MmuError::Gone`] when the range was changed.
+    fn poison(&self, run: PageRun) -> Result<(), MmuError>;
+
+    /// Copies bytes from `offset` bytes into the mapping, as a device would: without asking the
+    /// memory manager for the page. `offset..offset + into.len()` lies in one page.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaFault`] when no page is at the address; part of `into` may be written.
+    fn dma_read(&self, offset: u64, into: &mut [u8]) -> Result<(), DmaFault>;
+
+    /// Copies bytes to `offset` bytes into the mapping, as a device would.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaFault`] when no page is at the address; part of `from` may have been written.
+    fn dma_write(&self, offset: u64, from: &[u8]) -> Result<(), DmaFault>;
+}
