@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod fault;
 pub mod primary_mmu;
