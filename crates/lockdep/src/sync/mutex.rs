@@ -1,0 +1,160 @@
+//! Mutual exclusion that sleeps.
+//!
+//! Linux counterpart: kernel/locking/mutex.c.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync;
+
+use super::scheduler::{self, PointKind, Release};
+use super::{ignore_poison, ignore_poison_try};
+use crate::Class;
+
+/// A lock with one holder at a time; waiters sleep.
+///
+/// Not recursive: taking it twice in one thread deadlocks. A holder that panics leaves it usable,
+/// with the value as it stood: there is no poison, as there is none in the kernel, so whoever must
+/// keep an invariant across a panic restores it in a destructor.
+///
+/// Kernel counterpart: `struct mutex`.
+pub struct Mutex<T: ?Sized> {
+    class: Class,
+    inner: sync::Mutex<T>,
+}
+
+/// Holds a [`Mutex`] until dropped.
+///
+/// Stays in the thread that took it.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct MutexGuard<'a, T: ?Sized> {
+    // INVARIANT: `inner` stands before `release`: fields drop in order, and the scheduler must hear
+    // of the release after it.
+    inner: sync::MutexGuard<'a, T>,
+    release: Release<'a>,
+    mutex: &'a Mutex<T>,
+}
+
+impl<T> Mutex<T> {
+    /// A free mutex around `value`, of the class of this name and place.
+    #[track_caller]
+    pub const fn new(class: &'static str, value: T) -> Self {
+        Self {
+            class: Class::new(class),
+            inner: sync::Mutex::new(value),
+        }
+    }
+
+    /// The value, without the lock.
+    pub fn into_inner(self) -> T {
+        ignore_poison(self.inner.into_inner())
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
+    /// Takes the lock, sleeping while somebody else holds it.
+    ///
+    /// May sleep, also when called by the holder: then forever. Allocates nothing. Kernel
+    /// counterpart: `mutex_lock()`.
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        if scheduler::in_use() {
+            return self.lock_asking();
+        }
+        self.guard(ignore_poison(self.inner.lock()))
+    }
+
+    /// Takes the lock if it is free; never sleeps.
+    ///
+    /// Kernel counterpart: `mutex_trylock()`.
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        if scheduler::in_use() {
+            scheduler::point_at(PointKind::TryLock, &self.class);
+        }
+        self.try_guard()
+    }
+
+    /// The value, without locking: having the only reference proves that nobody holds the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        ignore_poison(self.inner.get_mut())
+    }
+
+    /// What the lock is called, and where it was built.
+    pub const fn class(&self) -> &Class {
+        &self.class
+    }
+
+    #[cold]
+    fn lock_asking(&self) -> MutexGuard<'_, T> {
+        scheduler::acquire(PointKind::Lock, &self.class, || self.try_guard())
+            .unwrap_or_else(|| self.guard(ignore_poison(self.inner.lock())))
+    }
+
+    /// Takes the lock again at the end of a scheduled wait.
+    pub(super) fn relock_scheduled(&self) -> MutexGuard<'_, T> {
+        scheduler::acquire_now(PointKind::Lock, &self.class, || self.try_guard())
+    }
+
+    #[inline]
+    fn try_guard(&self) -> Option<MutexGuard<'_, T>> {
+        ignore_poison_try(self.inner.try_lock()).map(|inner| self.guard(inner))
+    }
+
+    #[inline]
+    pub(super) fn guard<'a>(&'a self, inner: sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        MutexGuard {
+            inner,
+            release: Release::of(&self.class),
+            mutex: self,
+        }
+    }
+}
+
+impl<'a, T: ?Sized> MutexGuard<'a, T> {
+    /// Takes the guard apart for a wait: the lock stays held, and no scheduler hears of it.
+    pub(super) fn into_parts(self) -> (&'a Mutex<T>, sync::MutexGuard<'a, T>) {
+        let Self {
+            inner,
+            release,
+            mutex,
+        } = self;
+        // A release owns nothing: forgetting it keeps it from speaking, and leaks nothing.
+        std::mem::forget(release);
+        (mutex, inner)
+    }
+}
+
+impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+    /// Shows the value if the lock is free, without passing a scheduler point.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Mutex");
+        out.field("class", &self.class.name());
+        match ignore_poison_try(self.inner.try_lock()) {
+            Some(value) => out.field("value", &&*value),
+            None => out.field("value", &format_args!("<locked>")),
+        };
+        out.finish()
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,163 @@
+//! Mutual exclusion that never sleeps, for sections of a few instructions.
+//!
+//! Linux counterpart: include/linux/spinlock.h.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync;
+
+use super::ignore_poison_try;
+use super::scheduler::{self, Point, PointKind, Release};
+use super::spin::Backoff;
+use crate::Class;
+
+/// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
+///
+/// It may be taken where sleeping is forbidden. In return its holder must not wait, allocate, fault,
+/// call foreign code or take another lock. No poison; see [`Mutex`](super::Mutex).
+///
+/// Kernel counterpart: `spinlock_t`.
+pub struct ShortLock<T: ?Sized> {
+    class: Class,
+    inner: sync::Mutex<T>,
+}
+
+/// Holds a [`ShortLock`] until dropped.
+///
+/// Stays in the thread that took it.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct ShortGuard<'a, T: ?Sized> {
+    // INVARIANT: `inner` stands before `release`: fields drop in order, and the scheduler must hear
+    // of the release after it.
+    inner: sync::MutexGuard<'a, T>,
+    #[expect(dead_code, reason = "held for its destructor")]
+    release: Release<'a>,
+}
+
+impl<T> ShortLock<T> {
+    /// A free lock around `value`, of the class of this name and place.
+    #[track_caller]
+    pub const fn new(class: &'static str, value: T) -> Self {
+        Self {
+            class: Class::new(class),
+            inner: sync::Mutex::new(value),
+        }
+    }
+
+    /// The value, without the lock.
+    pub fn into_inner(self) -> T {
+        super::ignore_poison(self.inner.into_inner())
+    }
+}
+
+impl<T: ?Sized> ShortLock<T> {
+    /// Takes the lock, spinning while somebody else holds it.
+    ///
+    /// Never sleeps; allocates nothing. Under a scheduler each failed try is a
+    /// [`PointKind::Spin`]. Kernel counterpart: `spin_lock()`.
+    #[inline]
+    pub fn lock(&self) -> ShortGuard<'_, T> {
+        if scheduler::in_use() {
+            scheduler::point_at(PointKind::Lock, &self.class);
+        }
+        match self.try_guard() {
+            Some(guard) => guard,
+            None => self.lock_spinning(),
+        }
+    }
+
+    /// Takes the lock if it is free.
+    ///
+    /// Kernel counterpart: `spin_trylock()`.
+    #[inline]
+    pub fn try_lock(&self) -> Option<ShortGuard<'_, T>> {
+        if scheduler::in_use() {
+            scheduler::point_at(PointKind::TryLock, &self.class);
+        }
+        self.try_guard()
+    }
+
+    /// The value, without locking: having the only reference proves that nobody holds the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        super::ignore_poison(self.inner.get_mut())
+    }
+
+    /// What the lock is called, and where it was built.
+    pub const fn class(&self) -> &Class {
+        &self.class
+    }
+
+    #[cold]
+    fn lock_spinning(&self) -> ShortGuard<'_, T> {
+        let point = Point {
+            kind: PointKind::Spin,
+            class: self.class.name(),
+            addr: self.class.addr(),
+        };
+        let mut backoff = Backoff::new();
+        loop {
+            backoff.pause(point);
+            if let Some(guard) = self.try_guard() {
+                return guard;
+            }
+        }
+    }
+
+    #[inline]
+    fn try_guard(&self) -> Option<ShortGuard<'_, T>> {
+        let inner = ignore_poison_try(self.inner.try_lock())?;
+        Some(ShortGuard {
+            inner,
+            release: Release::of(&self.class),
+        })
+    }
+}
+
+/// Takes a lock inside this crate without sleeping.
+///
+/// For locks under which no scheduler is called: their holder is never another scheduled task, so
+/// none needs to run for it to be released.
+pub(super) fn spin_for<T>(lock: &sync::Mutex<T>) -> sync::MutexGuard<'_, T> {
+    let mut backoff = Backoff::new();
+    loop {
+        if let Some(guard) = ignore_poison_try(lock.try_lock()) {
+            return guard;
+        }
+        backoff.pause_unscheduled();
+    }
+}
+
+impl<T: ?Sized> Deref for ShortGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T: ?Sized> DerefMut for ShortGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for ShortLock<T> {
+    /// Shows the value if the lock is free, without passing a scheduler point.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("ShortLock");
+        out.field("class", &self.class.name());
+        match ignore_poison_try(self.inner.try_lock()) {
+            Some(value) => out.field("value", &&*value),
+            None => out.field("value", &format_args!("<locked>")),
+        };
+        out.finish()
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for ShortGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
