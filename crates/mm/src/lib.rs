@@ -4,4 +4,5 @@
 pub mod addr;
 pub mod bus;
 pub mod fault;
+pub mod mmu_notifier;
 pub mod primary_mmu;
