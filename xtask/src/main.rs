@@ -1,3 +1,40 @@
-//! Automation.
+//! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`.
+#![deny(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool that talks to people"
+)]
 
-fn main() {}
+mod bench;
+mod ci;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Automation of the Pinless workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run what continuous integration runs: format, lints, documentation, tests.
+    Ci,
+    /// Check the sources and the crate edges against the house rules.
+    Tidy,
+    /// Measure, beside the peer where there is one.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+        Command::Bench(args) => bench::run(&args),
+    }
+}

@@ -1,0 +1,85 @@
+//! Benchmarks: `cargo xtask bench NAME`.
+//!
+//! To add one: a file beside this one with a function that takes the number of rounds and gives
+//! rows, and a line in [`BENCHES`].
+
+mod lock;
+mod report;
+
+use report::{BenchError, Row};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What `cargo xtask bench` is given.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The benchmark to run; `--list` tells which there are.
+    #[arg(required_unless_present = "list")]
+    name: Option<String>,
+    /// Write the rows to this file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many interleaved rounds to run.
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// List the benchmarks.
+    #[arg(long)]
+    list: bool,
+}
+
+/// A benchmark.
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn(rounds: u32) -> Result<Vec<Row>, BenchError>,
+}
+
+/// Every benchmark there is.
+const BENCHES: &[Bench] = &[Bench {
+    name: "lock",
+    about: "lock and unlock, uncontended, beside the standard library",
+    run: lock::run,
+}];
+
+/// Runs what `args` ask for. Exit code 2 for bad use, 1 when it could not be measured.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    if args.list {
+        for bench in BENCHES {
+            println!("{:10} {}", bench.name, bench.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let name = args.name.as_deref().unwrap_or_default();
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
+        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        eprintln!(
+            "there is no benchmark `{name}`; there is: {}",
+            known.join(", ")
+        );
+        return ExitCode::from(2);
+    };
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build, its figures mean little: use `cargo xtask bench {name}`");
+    }
+    match (bench.run)(args.rounds) {
+        Ok(rows) => tell(bench.name, args, &rows),
+        Err(error) => {
+            eprintln!("bench {name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell(name: &str, args: &Args, rows: &[Row]) -> ExitCode {
+    print!("{}", report::markdown(rows));
+    let Some(path) = &args.json else {
+        return ExitCode::SUCCESS;
+    };
+    match report::write_json(path, name, args.rounds, rows) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write {}: {error}", path.display());
+            ExitCode::from(2)
+        }
+    }
+}

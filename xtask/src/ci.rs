@@ -1,0 +1,102 @@
+//! What continuous integration runs, step by step.
+
+use crate::tidy;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// The command that passes every test; `README.md` gives the same one.
+const TEST: &[&str] = &["test", "--workspace"];
+
+/// One step: a title, the arguments of cargo, and variables to set.
+struct Step {
+    title: &'static str,
+    cargo: &'static [&'static str],
+    env: &'static [(&'static str, &'static str)],
+}
+
+const STEPS: &[Step] = &[
+    Step {
+        title: "format",
+        cargo: &["fmt", "--all", "--check"],
+        env: &[],
+    },
+    Step {
+        title: "lints",
+        cargo: &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        env: &[],
+    },
+    Step {
+        title: "documentation",
+        cargo: &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ],
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+    },
+    Step {
+        title: "tests",
+        cargo: TEST,
+        env: &[],
+    },
+];
+
+/// Runs every step, also after one that failed, and says at the end which failed.
+pub(crate) fn run() -> ExitCode {
+    let mut failed = Vec::new();
+    for step in STEPS {
+        println!("==> {}: cargo {}", step.title, step.cargo.join(" "));
+        let begun = Instant::now();
+        let status = Command::new(tidy::cargo())
+            .args(step.cargo)
+            .envs(step.env.iter().copied())
+            .current_dir(tidy::root())
+            .status();
+        let passed = match status {
+            Ok(status) => status.success(),
+            Err(error) => {
+                eprintln!("cannot start cargo: {error}");
+                false
+            }
+        };
+        let verdict = if passed { "passed" } else { "FAILED" };
+        println!(
+            "==> {}: {verdict} in {} s",
+            step.title,
+            begun.elapsed().as_secs()
+        );
+        if !passed {
+            failed.push(step.title);
+        }
+    }
+    if failed.is_empty() {
+        println!("==> all steps passed");
+        return ExitCode::SUCCESS;
+    }
+    println!("==> failed: {}", failed.join(", "));
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readme_gives_the_test_command() {
+        let readme = std::fs::read_to_string(tidy::root().join("README.md")).expect("README.md");
+        let command = format!("cargo {}\n", TEST.join(" "));
+        assert!(
+            readme.contains(&command),
+            "README.md does not give `{}`",
+            command.trim()
+        );
+    }
+}
