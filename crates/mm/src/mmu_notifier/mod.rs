@@ -69,6 +69,8 @@ mod context;
 mod range;
 mod stats;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
 pub use bracket::{BracketError, Invalidation, Notifiers, Refused};
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
