@@ -8,7 +8,8 @@ use std::panic::Location;
 ///
 /// Two locks are of one class when both are equal: lock orders are judged between classes, so that
 /// what was seen on one object counts for all of them. Each object carries its own `Class`, and the
-/// address of that field is the address by which a [`Scheduler`](crate::Scheduler) knows the object.
+/// address of that field is the address by which a [`Scheduler`](crate::Scheduler) knows the
+/// object.
 ///
 /// Kernel counterpart: `struct lock_class_key`, of which a static one stands at each init call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -5,8 +5,8 @@
 //! kernel's lock validator. The validator is not part of the crate yet: what is here is the door.
 //!
 //! [`scheduler`] lets a simulator take over. A thread that has installed a [`Scheduler`] never
-//! blocks in the operating system on an object of this crate: it asks the scheduler instead. Threads
-//! without one go straight to the locks of `std`, for the price of one relaxed load.
+//! blocks in the operating system on an object of this crate: it asks the scheduler instead.
+//! Threads without one go straight to the locks of `std`, for the price of one relaxed load.
 //!
 //! ```
 //! use lockdep::sync::{Completion, Mutex};

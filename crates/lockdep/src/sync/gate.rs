@@ -10,9 +10,10 @@ use crate::Class;
 
 /// A gate that threads wait at until it is open.
 ///
-/// No wake-up is lost: `state` has one order of changes. Either the opener's change comes first, and
-/// the waiter sees `OPEN` before it sleeps, or the waiter's `WAITED` comes first, and the opener sees
-/// that; it then takes `sleepers`, which the waiter holds until it sleeps, and notifies afterwards.
+/// No wake-up is lost: `state` has one order of changes. Either the opener's change comes first,
+/// and the waiter sees `OPEN` before it sleeps, or the waiter's `WAITED` comes first, and the
+/// opener sees that; it then takes `sleepers`, which the waiter holds until it sleeps, and notifies
+/// afterwards.
 ///
 /// ```text
 /// waiter                              opener

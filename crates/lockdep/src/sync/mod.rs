@@ -1,12 +1,13 @@
 //! The one door for locks and waits.
 //!
-//! Every type sits on the futex locks of `std`, which allocate nothing, also under contention. Every
-//! operation that may block, and every one that may let another thread go on, first asks whether a
-//! [`scheduler`] is installed for the calling thread.
+//! Every type sits on the futex locks of `std`, which allocate nothing, also under contention.
+//! Every operation that may block, and every one that may let another thread go on, first asks
+//! whether a [`scheduler`] is installed for the calling thread.
 //!
-//! An object is either used by scheduled threads or by unscheduled ones, as far as blocking goes: an
-//! unscheduled thread cannot wake a scheduled one, since it knows no scheduler. The other direction
-//! works: whatever a scheduled thread releases, signals or notifies also wakes unscheduled threads.
+//! An object is either used by scheduled threads or by unscheduled ones, as far as blocking goes:
+//! an unscheduled thread cannot wake a scheduled one, since it knows no scheduler. The other
+//! direction works: whatever a scheduled thread releases, signals or notifies also wakes
+//! unscheduled threads.
 
 mod completion;
 mod condvar;

@@ -1,6 +1,6 @@
 //! Sleeping until handed a token.
 //!
-//! Linux counterpart: kthread_park() in kernel/kthread.c, though a parker is an object, not a thread.
+//! Linux counterpart: kthread_park() in kernel/kthread.c, of a thread instead of an object.
 
 use std::fmt;
 use std::sync::{Condvar, Mutex};
@@ -48,8 +48,8 @@ impl Parker {
         let _: Waited = self.sleep(None);
     }
 
-    /// Takes the token, sleeping until there is one, but for no longer than `timeout`, virtual under
-    /// a scheduler.
+    /// Takes the token, sleeping until there is one, but for no longer than `timeout`, virtual
+    /// under a scheduler.
     ///
     /// [`Waited::TimedOut`] says that no token was taken. May sleep; allocates nothing.
     pub fn park_timeout(&self, timeout: Duration) -> Waited {

@@ -51,7 +51,7 @@ pub enum PointKind {
     Write,
     /// Trying a reader-writer lock for writing.
     TryWrite,
-    /// Waiting on a condition variable, a completion or a fence.
+    /// Waiting on a condition variable, a completion or a fence, or starting to spin.
     Wait,
     /// Notifying a condition variable.
     Notify,
@@ -59,7 +59,7 @@ pub enum PointKind {
     Complete,
     /// Signalling a fence.
     Signal,
-    /// One round of waiting without sleeping has found nothing: another task has to run.
+    /// A round of spinning found nothing: another task has to run before the next.
     Spin,
     /// Pausing for a time; nobody wakes it early.
     Sleep,

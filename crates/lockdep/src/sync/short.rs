@@ -13,8 +13,8 @@ use crate::Class;
 
 /// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
 ///
-/// It may be taken where sleeping is forbidden. In return its holder must not wait, allocate, fault,
-/// call foreign code or take another lock. No poison; see [`Mutex`](super::Mutex).
+/// It may be taken where sleeping is forbidden. In return its holder must not wait, allocate,
+/// fault, call foreign code or take another lock. No poison; see [`Mutex`](super::Mutex).
 ///
 /// Kernel counterpart: `spinlock_t`.
 pub struct ShortLock<T: ?Sized> {

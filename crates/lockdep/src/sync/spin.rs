@@ -12,24 +12,24 @@ const SPIN_ROUNDS_MAX: u32 = 64;
 
 /// Waits until `condition` holds, without sleeping: for atomics that somebody else sets.
 ///
-/// Spins for about a microsecond and then yields the processor between rounds. Under a scheduler
-/// each round that finds the condition false is a [`PointKind::Spin`], and one such point comes
-/// before the first round. `addr_hint` tells the scheduler what is waited for, usually the address
-/// of the atomic; 0 if there is none to name. Wait only for what a running thread will do soon.
+/// Spins for about a microsecond and then yields the processor between rounds. Under a scheduler it
+/// passes a [`PointKind::Wait`] first and a [`PointKind::Spin`] after each round that found the
+/// condition false. `addr_hint` tells the scheduler what is waited for, usually the address of the
+/// atomic; 0 if there is none to name. Wait only for what a running thread will do soon.
 ///
 /// Kernel counterpart: `smp_cond_load_relaxed()`; the condition chooses its own memory order.
 pub fn spin_wait(class: &'static str, addr_hint: usize, mut condition: impl FnMut() -> bool) {
-    let point = Point {
-        kind: PointKind::Spin,
+    let at = |kind| Point {
+        kind,
         class,
         addr: addr_hint,
     };
-    let mut backoff = Backoff::new();
     if scheduler::in_use() {
-        scheduler::point(point);
+        scheduler::point(at(PointKind::Wait));
     }
+    let mut backoff = Backoff::new();
     while !condition() {
-        backoff.pause(point);
+        backoff.pause(at(PointKind::Spin));
     }
 }
 

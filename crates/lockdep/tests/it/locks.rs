@@ -1,0 +1,219 @@
+//! Mutual exclusion, trying, and holders that panic.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lockdep::scheduler::scheduler_point;
+use lockdep::sync::{Completion, Mutex, RwLock, ShortLock};
+
+use crate::world::{self, Task, World};
+
+/// A counter that several tasks raise: how to raise it, and how to read it at the end.
+trait Counter: Sync {
+    fn raise(&self);
+    fn total(&mut self) -> u64;
+}
+
+/// Raises a number in two halves, between which others may run.
+fn raise_in_halves(value: &mut u64) {
+    let before = *value;
+    scheduler_point("between the halves", 0);
+    *value = before + 1;
+}
+
+impl Counter for Mutex<u64> {
+    fn raise(&self) {
+        raise_in_halves(&mut self.lock());
+    }
+    fn total(&mut self) -> u64 {
+        *self.get_mut()
+    }
+}
+
+/// Raises by trying until it works.
+struct Tried(Mutex<u64>);
+
+impl Counter for Tried {
+    fn raise(&self) {
+        lockdep::sync::spin_wait("trying", 0, || match self.0.try_lock() {
+            Some(mut value) => {
+                raise_in_halves(&mut value);
+                true
+            }
+            None => false,
+        });
+    }
+    fn total(&mut self) -> u64 {
+        *self.0.get_mut()
+    }
+}
+
+impl Counter for RwLock<u64> {
+    fn raise(&self) {
+        let before = *self.read();
+        raise_in_halves(&mut self.write());
+        assert!(*self.read() > before, "a raise got lost");
+    }
+    fn total(&mut self) -> u64 {
+        *self.get_mut()
+    }
+}
+
+impl Counter for ShortLock<u64> {
+    fn raise(&self) {
+        raise_in_halves(&mut self.lock());
+    }
+    fn total(&mut self) -> u64 {
+        *self.get_mut()
+    }
+}
+
+/// Nothing keeps the halves together.
+impl Counter for AtomicU64 {
+    fn raise(&self) {
+        let before = self.load(Ordering::Relaxed);
+        scheduler_point("between the halves", 0);
+        self.store(before + 1, Ordering::Relaxed);
+    }
+    fn total(&mut self) -> u64 {
+        *self.get_mut()
+    }
+}
+
+/// Lets four tasks raise the counter ten times each, and says where it ended.
+fn raise_by_four(world: World, mut counter: impl Counter) -> u64 {
+    let shared = &counter;
+    let task = |_| Box::new(move || (0..10).for_each(|_| shared.raise())) as Task<'_>;
+    world.run((0..4).map(task).collect());
+    counter.total()
+}
+
+#[test]
+fn every_lock_excludes() {
+    #[track_caller]
+    fn check(world: World, counter: impl Counter) {
+        assert_eq!(raise_by_four(world, counter), 40, "in {world:?}");
+    }
+    world::everywhere(|world| {
+        check(world, Mutex::new("counter", 0));
+        check(world, Tried(Mutex::new("counter", 0)));
+        check(world, RwLock::new("counter", 0));
+        check(world, ShortLock::new("counter", 0));
+    });
+}
+
+/// Canary: the battery must notice a counter without a lock.
+#[test]
+fn no_lock_does_not_exclude() {
+    let lost = world::seeds()
+        .filter(|&seed| raise_by_four(World::Scheduled { seed }, AtomicU64::new(0)) < 40);
+    assert!(lost.count() > 0);
+}
+
+#[test]
+fn trying_fails_while_the_lock_is_held() {
+    /// Which tries succeed while `guard` lives: mutex, short lock, read, write.
+    #[track_caller]
+    fn check<G>(guard: G, expected: [bool; 4]) {
+        assert_eq!(tries(), expected);
+        drop(guard);
+        assert_eq!(tries(), [true; 4]);
+    }
+    static MUTEX: Mutex<()> = Mutex::new("mutex", ());
+    static SHORT: ShortLock<()> = ShortLock::new("short", ());
+    static RW: RwLock<()> = RwLock::new("rw", ());
+    fn tries() -> [bool; 4] {
+        [
+            MUTEX.try_lock().map(drop).is_some(),
+            SHORT.try_lock().map(drop).is_some(),
+            RW.try_read().map(drop).is_some(),
+            RW.try_write().map(drop).is_some(),
+        ]
+    }
+    for world in [World::Threads, World::Scheduled { seed: 0 }] {
+        world.run(vec![Box::new(|| {
+            check(MUTEX.lock(), [false, true, true, true]);
+            check(MUTEX.try_lock(), [false, true, true, true]);
+            check(SHORT.lock(), [true, false, true, true]);
+            check(SHORT.try_lock(), [true, false, true, true]);
+            check(RW.read(), [true, true, true, false]);
+            check(RW.try_read(), [true, true, true, false]);
+            check(RW.write(), [true, true, false, false]);
+            check(RW.try_write(), [true, true, false, false]);
+        })]);
+    }
+}
+
+#[test]
+fn readers_share() {
+    world::everywhere(|world| {
+        let lock = RwLock::new("lock", ());
+        let inside = [Completion::new("inside"), Completion::new("inside")];
+        let reader = |me: usize| {
+            let (lock, inside) = (&lock, &inside);
+            Box::new(move || {
+                let guard = lock.read();
+                inside[me].complete_all();
+                inside[1 - me].wait();
+                drop(guard);
+            }) as Task<'_>
+        };
+        world.run(vec![reader(0), reader(1)]);
+    });
+}
+
+#[test]
+fn a_panicking_holder_leaves_the_lock_usable() {
+    fn unwind_holding<G>(guard: G) {
+        let result = panic::catch_unwind(AssertUnwindSafe(|| {
+            let _guard = guard;
+            panic::resume_unwind(Box::new("on purpose"));
+        }));
+        assert!(result.is_err());
+    }
+    world::everywhere(|world| {
+        let mutex = Mutex::new("mutex", 1);
+        let rw = RwLock::new("rw", 2);
+        let short = ShortLock::new("short", 3);
+        let task = || {
+            Box::new(|| {
+                unwind_holding(mutex.lock());
+                unwind_holding(rw.write());
+                unwind_holding(rw.read());
+                unwind_holding(short.lock());
+                assert_eq!((*mutex.lock(), *rw.read(), *short.lock()), (1, 2, 3));
+                assert_eq!((*rw.write(), mutex.try_lock().is_some()), (2, true));
+            }) as Task<'_>
+        };
+        // One after the other for the try at the end, which another holder would fail.
+        world.run(vec![task()]);
+        world.run(vec![task()]);
+        assert_eq!(
+            (mutex.into_inner(), rw.into_inner(), short.into_inner()),
+            (1, 2, 3)
+        );
+    });
+}
+
+#[test]
+fn locks_taken_in_two_orders_get_stuck_under_some_seed() {
+    #[track_caller]
+    fn check(orders: [[usize; 2]; 2], can_stick: bool) {
+        let nr_stuck = world::seeds().filter(|&seed| {
+            let locks = [Mutex::new("a", ()), Mutex::new("b", ())];
+            let task = |order: [usize; 2]| {
+                let locks = &locks;
+                Box::new(move || {
+                    let _outer = locks[order[0]].lock();
+                    let _inner = locks[order[1]].lock();
+                }) as Task<'_>
+            };
+            world::run_scheduled(seed, orders.map(task).into()).is_stuck
+        });
+        assert_eq!(nr_stuck.count() > 0, can_stick, "{orders:?}");
+    }
+    check([[0, 1], [0, 1]], false);
+    check([[0, 1], [1, 0]], true);
+    // One task taking a lock twice.
+    check([[0, 1], [1, 1]], true);
+}

@@ -1,0 +1,12 @@
+//! The locks and waits of `lockdep::sync`, on plain threads and under a scheduler.
+//!
+//! Most tests run their tasks in every [`world::World`]: once on threads that block in the
+//! operating system, and under many seeds of a scheduler that runs one task at a time in virtual
+//! time. There a task that waits for what never comes is found at once, and the run ends as stuck.
+
+mod condvar;
+mod events;
+mod hook;
+mod locks;
+mod marker;
+mod world;
