@@ -6,3 +6,4 @@ pub mod bus;
 pub mod fault;
 pub mod mmu_notifier;
 pub mod primary_mmu;
+pub mod swap;
