@@ -3,10 +3,9 @@
 //! The edges inside the workspace stand here. The packages from outside stand in the table of
 //! `ARCHITECTURE.md`, each with its reason; the table and the manifests must agree both ways.
 
-use super::{Finding, Report, cargo};
+use super::{ARCHITECTURE, Finding, Report, cargo};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -82,7 +81,7 @@ impl Dependency {
 }
 
 /// Checks the manifests and the table.
-pub(super) fn check_workspace(root: &Path, findings: &mut Vec<Finding>) {
+pub(super) fn check_workspace(root: &Path, architecture: &str, findings: &mut Vec<Finding>) {
     let mut report = Report {
         path: "Cargo.toml",
         findings,
@@ -99,8 +98,7 @@ pub(super) fn check_workspace(root: &Path, findings: &mut Vec<Finding>) {
         }
     };
     check_edges(&metadata.packages, report.findings);
-    let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap_or_default();
-    check_outside(&metadata.packages, &architecture, report.findings);
+    check_outside(&metadata.packages, architecture, report.findings);
 }
 
 fn read_metadata(root: &Path) -> Result<Metadata, String> {
@@ -197,7 +195,7 @@ pub(super) fn check_outside(packages: &[Package], architecture: &str, findings: 
     for (row, line) in table.iter().filter(|(row, _)| !used.contains(*row)) {
         let what = format!("`{}` has no {} dependency on `{}`", row[0], row[2], row[1]);
         Report {
-            path: "ARCHITECTURE.md",
+            path: ARCHITECTURE,
             findings,
         }
         .add(*line, what, "take out the row");
@@ -207,7 +205,7 @@ pub(super) fn check_outside(packages: &[Package], architecture: &str, findings: 
 /// The rows `| crate | package | kind | reason |` and their lines, from zero.
 fn table_rows(architecture: &str, findings: &mut Vec<Finding>) -> BTreeMap<[String; 3], usize> {
     let mut report = Report {
-        path: "ARCHITECTURE.md",
+        path: ARCHITECTURE,
         findings,
     };
     let mut rows = BTreeMap::new();

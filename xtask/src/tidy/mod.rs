@@ -4,6 +4,7 @@
 
 mod banned;
 mod edges;
+mod guarantees;
 mod lists;
 mod orderings;
 mod size;
@@ -15,10 +16,14 @@ mod unsafety;
 mod tests;
 
 use source::Source;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+
+/// The document whose tables are checked.
+const ARCHITECTURE: &str = "ARCHITECTURE.md";
 
 /// One breach of a rule.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +98,7 @@ fn check_workspace() -> Vec<Finding> {
     let root = root();
     let paths = files(&root);
     let mut findings = Vec::new();
+    let mut functions = BTreeSet::new();
     let lock_order = fs::read_to_string(root.join(banned::LOCK_ORDER)).ok();
     for path in &paths {
         let Ok(metadata) = fs::symlink_metadata(root.join(path)) else {
@@ -101,24 +107,38 @@ fn check_workspace() -> Vec<Finding> {
         text::check_bytes(path, metadata.len(), &mut findings);
         if path.ends_with(".rs") && metadata.is_file() {
             let text = fs::read_to_string(root.join(path)).unwrap_or_default();
-            check_source(path, &text, lock_order.as_deref(), &mut findings);
+            let source = check_source(path, &text, lock_order.as_deref(), &mut findings);
+            if let Some(source) = source {
+                guarantees::collect_functions(&source, &mut functions);
+            }
         }
     }
     text::check_lists(&paths, &mut findings);
-    edges::check_workspace(&root, &mut findings);
+    let architecture = fs::read_to_string(root.join(ARCHITECTURE)).unwrap_or_default();
+    edges::check_workspace(&root, &architecture, &mut findings);
+    let mut report = Report {
+        path: ARCHITECTURE,
+        findings: &mut findings,
+    };
+    guarantees::check(&architecture, &functions, &mut report);
     findings.sort();
     findings
 }
 
-/// Every breach in one Rust file.
-fn check_source(path: &str, text: &str, lock_order: Option<&str>, findings: &mut Vec<Finding>) {
+/// Collects every breach in one Rust file, and gives the file taken apart if it lexes.
+fn check_source(
+    path: &str,
+    text: &str,
+    lock_order: Option<&str>,
+    findings: &mut Vec<Finding>,
+) -> Option<Source> {
     let mut report = Report { path, findings };
     text::check(text, &mut report);
     let source = match Source::parse(path, text) {
         Ok(source) => source,
         Err(line) => {
             report.add(line, "this is not Rust", "make it lex");
-            return;
+            return None;
         }
     };
     unsafety::check(&source, &mut report);
@@ -128,6 +148,7 @@ fn check_source(path: &str, text: &str, lock_order: Option<&str>, findings: &mut
         banned::check_lock_classes(&source, lock_order, &mut report);
     }
     size::check(&source, &mut report);
+    Some(source)
 }
 
 /// The files of the project: tracked, or new and not ignored. Without git: all outside `target`.

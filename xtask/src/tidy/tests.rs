@@ -399,6 +399,10 @@ fn lock_classes_have_a_place() {
             &["the lock class \"mm.new\""],
         ),
         ("fn a() { Cell::new(\"mm.new\") }", &[]),
+        (
+            "#[cfg(test)]\nmod tests {\n    fn a() { Mutex::new(\"test\", 1) }\n}",
+            &[],
+        ),
         ("fn a(class: &'static str) { Mutex::new(class, 1) }", &[]),
     ] {
         let text = format!("//! Sample.\n{text}\n");
@@ -523,5 +527,29 @@ fn outside_packages_have_a_reason() {
         let mut findings = Vec::new();
         check_outside(&packages, &table, &mut findings);
         expect(&findings, expected, &table);
+    }
+}
+
+#[test]
+fn guarantees_name_tests_that_exist() {
+    let source = Source::parse(MM, "#[test]\nfn it_holds() {}").unwrap_or_else(|_| panic!("lexes"));
+    let mut functions = BTreeSet::new();
+    guarantees::collect_functions(&source, &mut functions);
+    for (row, expected) in [
+        ("| G1 | holds | `it_holds` |", &[][..]),
+        ("| G1 | holds | |", &[]),
+        (
+            "| G12 | holds | `it_holds` and `it_fails` |",
+            &["G12 is shown by `it_fails`"],
+        ),
+        ("| Guard | holds | `it_fails` |", &[]),
+    ] {
+        let mut findings = Vec::new();
+        let mut report = Report {
+            path: ARCHITECTURE,
+            findings: &mut findings,
+        };
+        guarantees::check(row, &functions, &mut report);
+        expect(&findings, expected, row);
     }
 }
