@@ -76,7 +76,9 @@ impl fmt::Display for FaultError {
         match self {
             Self::Killed => write!(f, "the address space was killed by the OOM killer"),
             Self::Unmapped => write!(f, "the mapping is gone"),
-            Self::Lost { page, cause } => write!(f, "the contents of page {page} are lost: {cause}"),
+            Self::Lost { page, cause } => {
+                write!(f, "the contents of page {page} are lost: {cause}")
+            }
             Self::NoFrame { waited } => write!(
                 f,
                 "no frame came free within {} ms; raise `max`, or pin less",

@@ -167,6 +167,10 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// [`MmuError::Gone`] when the range was changed.
     fn poison(&self, run: PageRun) -> Result<(), MmuError>;
 
+    /// Whether a page is at the address of `page`. For the rare fault on a page that the books
+    /// call mapped: either somebody resolved it meanwhile, or somebody took the page away.
+    fn is_present(&self, page: PageIndex) -> bool;
+
     /// Copies bytes from `offset` bytes into the mapping, as a device would: without asking the
     /// memory manager for the page. `offset..offset + into.len()` lies in one page.
     ///

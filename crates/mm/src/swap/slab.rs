@@ -6,8 +6,7 @@
 //! # Locks
 //!
 //! ```text
-//! class.list ─► pool ─┐
-//!           └─────────┴─► block
+//! class -> pool -> block
 //! ```
 //! A reader takes the block's lock alone. The links of the lists are atomics only because safe
 //! Rust has no other way to say "guarded by the lock of the list that the block is in": they are

@@ -1,0 +1,126 @@
+//! Every bound of the memory manager in one place.
+
+use crate::addr::PAGE_SIZE;
+use core::fmt;
+use core::time::Duration;
+
+/// Pages that reclaim looks at in one step; also the longest run of one machine operation in
+/// reclaim. One bit a page in a `u64`.
+pub const WINDOW_PAGES: u32 = 64;
+
+/// Pages that the reaper asks for at once: one page-table page worth, as zapping goes.
+pub const REAP_CHUNK_PAGES: u32 = 512;
+
+/// The fewest frames a `max` may have: below it, one access that crosses a page boundary and the
+/// reserve of reclaim do not fit together.
+pub const FRAMES_MIN: u64 = 4;
+
+/// The most pages one mapping may have.
+pub const MAPPING_PAGES_MAX: u32 = 1 << 30;
+
+/// How often one page may be pinned at the same time.
+pub const PINS_PER_PAGE_MAX: u32 = 1023;
+
+/// Windows that wait for a blockable bracket.
+pub const REFUSED_QUEUE_MAX: usize = 256;
+
+/// Ranges that count as pinned because their holder did not answer in time.
+pub const STUCK_MAX: usize = 64;
+
+/// Threads that may compress at the same time.
+pub const SCRATCHES: usize = 4;
+
+/// The bounds of one [`Memcg`](crate::Memcg).
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Frames (resident and standby) in bytes, the kernel's `memory.max`.
+    pub max_bytes: u64,
+    /// Compressed bytes, the kernel's `memory.zswap.max`.
+    pub zswap_max_bytes: u64,
+    /// How long a fault waits for a frame before it ends in an error.
+    pub fault_deadline: Duration,
+    /// How long a blockable bracket waits for the devices it told.
+    pub settle_deadline: Duration,
+    /// How often the reaper goes over its victim (the kernel's `MAX_OOM_REAP_RETRIES`).
+    pub reap_passes: u32,
+    /// The pause between two passes of the reaper.
+    pub reap_interval: Duration,
+}
+
+impl Limits {
+    /// The default bounds for `max_bytes` of frames: twice as much compressed.
+    pub fn new(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            zswap_max_bytes: max_bytes.saturating_mul(2),
+            fault_deadline: Duration::from_secs(10),
+            settle_deadline: Duration::from_secs(2),
+            reap_passes: 10,
+            reap_interval: Duration::from_millis(100),
+        }
+    }
+
+    /// Frames under `max`.
+    pub fn frames_max(&self) -> u64 {
+        self.max_bytes / PAGE_SIZE as u64
+    }
+
+    /// Checks the bounds against each other.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError`] when `max` leaves no room for the reserve.
+    pub fn check(&self) -> Result<(), LimitError> {
+        if self.frames_max() < FRAMES_MIN {
+            return Err(LimitError {
+                max_bytes: self.max_bytes,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A `max` that leaves no room for the reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LimitError {
+    /// The bound that was asked for.
+    pub max_bytes: u64,
+}
+
+impl fmt::Display for LimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a limit of {} bytes is too small: the reserve alone needs {} bytes",
+            self.max_bytes,
+            FRAMES_MIN * PAGE_SIZE as u64
+        )
+    }
+}
+
+impl std::error::Error for LimitError {}
+
+/// The marks between which reclaim works, in frames.
+///
+/// Linux counterpart: the zone watermarks and `watermark_scale_factor`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marks {
+    /// Reclaim starts when fewer frames are free.
+    pub low: u64,
+    /// Reclaim stops when as many frames are free.
+    pub high: u64,
+    /// How many frames stand in Standby as their second chance.
+    pub standby: u64,
+}
+
+impl Marks {
+    /// The marks for a `max` of `frames`.
+    pub fn new(frames: u64) -> Self {
+        let low = (frames / 64).clamp(1, 2048);
+        Self {
+            low,
+            high: (2 * low).min(frames / 2),
+            standby: (frames / 8).max(1),
+        }
+    }
+}

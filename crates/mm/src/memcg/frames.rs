@@ -1,0 +1,99 @@
+//! Frames: charged before a page is filled, waited for when there are none.
+
+use super::counter::Counter;
+use crate::env::Clock;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::time::Duration;
+use lockdep::sync::{Condvar, Mutex, Waited};
+
+/// The frames of a memory cgroup and the queue of those who wait for one.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    counter: Counter,
+    nr_waiting: AtomicU64,
+    queue: Mutex<()>,
+    freed: Condvar,
+}
+
+/// A charge that could not be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NoFrame {
+    /// The deadline passed.
+    TimedOut(Duration),
+    /// The one who waited must not go on.
+    Cancelled,
+}
+
+impl Frames {
+    pub(crate) fn new(max: u64) -> Self {
+        Self {
+            counter: Counter::new(max),
+            nr_waiting: AtomicU64::new(0),
+            queue: Mutex::new("mm.frames", ()),
+            freed: Condvar::new("mm.frames.freed"),
+        }
+    }
+
+    pub(crate) fn counter(&self) -> &Counter {
+        &self.counter
+    }
+
+    pub(crate) fn try_charge(&self, n: u64) -> bool {
+        self.counter.try_charge(n).is_some()
+    }
+
+    pub(crate) fn nr_waiting(&self) -> u64 {
+        self.nr_waiting.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn uncharge(&self, n: u64) {
+        if n == 0 {
+            return;
+        }
+        self.counter.uncharge(n);
+        // SeqCst fence: pairs with the one in `charge_wait`. Either this thread sees the waiter,
+        // or the waiter's next look sees the frames.
+        fence(Ordering::SeqCst);
+        if self.nr_waiting() > 0 {
+            self.wake_all();
+        }
+    }
+
+    /// Makes everybody who waits look again.
+    pub(crate) fn wake_all(&self) {
+        drop(self.queue.lock());
+        self.freed.notify_all();
+    }
+
+    /// Charges one frame, waiting up to `deadline` for it.
+    pub(crate) fn charge_wait(
+        &self,
+        clock: &dyn Clock,
+        deadline: Duration,
+        is_cancelled: impl Fn() -> bool,
+    ) -> Result<(), NoFrame> {
+        let started_ns = clock.now_ns();
+        let mut guard = self.queue.lock();
+        self.nr_waiting.fetch_add(1, Ordering::Relaxed);
+        let result = loop {
+            // SeqCst fence: pairs with the one in `uncharge`.
+            fence(Ordering::SeqCst);
+            if is_cancelled() {
+                break Err(NoFrame::Cancelled);
+            }
+            if self.try_charge(1) {
+                break Ok(());
+            }
+            let waited = Duration::from_nanos(clock.now_ns().saturating_sub(started_ns));
+            let Some(left) = deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
+                break Err(NoFrame::TimedOut(waited));
+            };
+            let woken: Waited;
+            (guard, woken) = self.freed.wait_timeout(guard, left);
+            let _ = woken;
+        };
+        drop(guard);
+        self.nr_waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+}

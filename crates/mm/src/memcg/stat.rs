@@ -1,0 +1,103 @@
+//! What a memory cgroup counts, under the kernel's names where it has one.
+
+use crate::histogram::{Histogram, Summary};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters that only grow.
+        #[derive(Debug, Default)]
+        pub(crate) struct Stat {
+            $(pub(crate) $name: AtomicU64,)*
+            pub(crate) soft_fault_ns: Histogram,
+            pub(crate) hard_fault_ns: Histogram,
+        }
+
+        /// The counters of a [`Memcg`](crate::Memcg) at one moment.
+        #[derive(Clone, Debug, Default)]
+        #[non_exhaustive]
+        pub struct StatSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Soft faults: the contents were still in a slot.
+            pub soft_fault: Summary,
+            /// Hard faults: the contents came from the store.
+            pub hard_fault: Summary,
+        }
+
+        impl Stat {
+            pub(crate) fn snapshot(&self) -> StatSnapshot {
+                StatSnapshot {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    soft_fault: self.soft_fault_ns.summary(),
+                    hard_fault: self.hard_fault_ns.summary(),
+                }
+            }
+        }
+
+        impl StatSnapshot {
+            /// Every counter with its name.
+            pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+stats! {
+    /// Faults on pages that were never touched.
+    pgfault_zero,
+    /// Faults that found the page in its slot (the kernel's swap-cache hits).
+    pgfault_soft,
+    /// Faults that read the store.
+    pgmajfault,
+    /// Write faults on write-protected pages.
+    pgfault_wp,
+    /// Faults that waited for a frame.
+    pgfault_waited,
+    /// Faults that ended without a frame.
+    pgfault_noframe,
+    /// Faults that ended because the address space was killed.
+    pgfault_killed,
+    /// Pages moved from their address into their slot.
+    pgdeactivate,
+    /// Pages whose frame was given back by reclaim.
+    pgsteal,
+    /// Pages that were compressed into the store.
+    zswpout,
+    /// Pages that went back to their clean stored copy.
+    clean_drop,
+    /// Pages that the machine refused to move because of a kernel pin.
+    pgbusy,
+    /// Evictions given up because the page was used meanwhile.
+    pgrescued,
+    /// Windows that a notifier refused in non-blockable mode.
+    reclaim_refused,
+    /// Blockable brackets that hit their deadline.
+    reclaim_stuck,
+    /// Stores refused because the compressed store is full.
+    store_full,
+    /// Clean stored copies given back to make room.
+    copies_shed,
+    /// Pages whose contents were lost.
+    pages_lost,
+    /// Pages that were filled or removed by something other than this library.
+    foreign_changes,
+    /// Device accesses through a translation that was no longer valid.
+    stale_dma,
+    /// Faults of engine threads.
+    stale_dma_traps,
+    /// Passes of reclaim that freed nothing.
+    stalls,
+    /// OOM kills.
+    oom_kill,
+}
+
+/// Adds one.
+pub(crate) fn count(counter: &AtomicU64) {
+    add(counter, 1);
+}
+
+/// Adds `n`.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

@@ -1,0 +1,147 @@
+//! Advice: what the program knows of its own future.
+//!
+//! Linux counterpart: `madvise`.
+
+use super::Vma;
+use super::fault::FrameSource;
+use crate::addr::{PageIndex, PageRun};
+use crate::fault::FaultError;
+use crate::limits::REAP_CHUNK_PAGES;
+use crate::mmu_notifier::{BracketError, Event};
+use crate::primary_mmu::Access;
+use core::fmt;
+
+/// What is going to happen to a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// The contents are not needed: the range reads as zeros afterwards (`MADV_DONTNEED`).
+    DontNeed,
+    /// The range will not be used for long: it is moved to the store (`MADV_PAGEOUT`).
+    PageOut,
+    /// The range will be used soon: it is made resident as far as frames are free
+    /// (`MADV_WILLNEED`).
+    WillNeed,
+}
+
+/// Why advice was not taken.
+#[derive(Clone, Debug)]
+pub enum AdviseError {
+    /// The run leaves the mapping.
+    OutOfRange {
+        /// The run.
+        run: PageRun,
+        /// The pages of the mapping.
+        nr_pages: u32,
+    },
+    /// A page is pinned, so its contents cannot be given up. Nothing has changed.
+    Pinned {
+        /// The first such page.
+        page: PageIndex,
+    },
+    /// A device did not let go in time. Pages before the one named by the error's range may have
+    /// been given up.
+    Notifier(BracketError),
+    /// A page cannot be made resident.
+    Fault(FaultError),
+}
+
+impl fmt::Display for AdviseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRange { run, nr_pages } => {
+                write!(f, "{run} is outside of a mapping of {nr_pages} pages")
+            }
+            Self::Pinned { page } => {
+                write!(
+                    f,
+                    "page {page} is pinned; drop its guards and finish its I/O first"
+                )
+            }
+            Self::Notifier(error) => write!(f, "{error}"),
+            Self::Fault(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for AdviseError {}
+
+impl Vma {
+    /// Takes advice for `run`. May block for devices; not callable from a notifier, nor under a
+    /// lock that one takes.
+    ///
+    /// # Errors
+    ///
+    /// See [`AdviseError`].
+    pub fn advise(&self, run: PageRun, advice: Advice) -> Result<(), AdviseError> {
+        if run
+            .first
+            .checked_add(run.nr)
+            .is_none_or(|end| end > self.nr_pages())
+        {
+            return Err(AdviseError::OutOfRange {
+                run,
+                nr_pages: self.nr_pages(),
+            });
+        }
+        if let Some(error) = self.gone() {
+            return Err(AdviseError::Fault(error));
+        }
+        match advice {
+            Advice::DontNeed => self.dont_need(run),
+            Advice::PageOut => self.page_out(run).map_err(AdviseError::Notifier),
+            Advice::WillNeed => self.will_need(run),
+        }
+    }
+
+    fn dont_need(&self, run: PageRun) -> Result<(), AdviseError> {
+        if let Some(page) = run.pages().find(|&page| self.pages.load(page).pins() > 0) {
+            return Err(AdviseError::Pinned { page });
+        }
+        let mut first = run.first;
+        while first < run.end() {
+            let chunk = PageRun::new(first, REAP_CHUNK_PAGES.min(run.end() - first));
+            self.dont_need_chunk(chunk)?;
+            first = chunk.end();
+        }
+        Ok(())
+    }
+
+    fn dont_need_chunk(&self, chunk: PageRun) -> Result<(), AdviseError> {
+        let (start, end) = (self.address(chunk.first), self.address(chunk.end()));
+        let deadline = self.memcg().limits.settle_deadline;
+        // A page that is used between the choice and the change is chosen again: whoever used it
+        // raced with this call, and the race ends when the page is gone.
+        loop {
+            self.choose(chunk);
+            let bracket = self
+                .mm()
+                .notifiers()
+                .start_blockable(start, end, Event::Clear, deadline);
+            let _bracket = match bracket {
+                Ok(bracket) => bracket,
+                Err(error) => {
+                    self.unchoose(chunk);
+                    return Err(AdviseError::Notifier(error));
+                }
+            };
+            let outcome = self.zap_told(chunk);
+            if outcome.busy == 0 || self.gone().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn will_need(&self, run: PageRun) -> Result<(), AdviseError> {
+        for page in run.pages() {
+            if self.pages.load(page).is_mapped() {
+                continue;
+            }
+            match self.fault_in(page, Access::Read, FrameSource::Free) {
+                Ok(()) => {}
+                Err(FaultError::NoFrame { .. }) => return Ok(()),
+                Err(error) => return Err(AdviseError::Fault(error)),
+            }
+        }
+        Ok(())
+    }
+}

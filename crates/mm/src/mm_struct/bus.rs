@@ -1,0 +1,106 @@
+//! The checked bus over a mapping.
+
+use super::Vma;
+use super::fault::FrameSource;
+use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
+use crate::bus::{Bus, BusAddr, Caught, StaleDma};
+use crate::fault::FaultError;
+use crate::memcg::stat::count;
+use crate::page::State;
+use crate::primary_mmu::{Access, DmaFault};
+
+impl Bus for Vma {
+    fn base(&self) -> Vaddr {
+        self.primary().base()
+    }
+
+    fn nr_pages(&self) -> u32 {
+        self.primary().nr_pages()
+    }
+
+    fn fault_range(
+        &self,
+        run: PageRun,
+        access: Access,
+        into: &mut [BusAddr],
+    ) -> Result<(), FaultError> {
+        for (page, into) in run.pages().zip(&mut into[..run.nr as usize]) {
+            *into = self.translate(page, access)?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, at: BusAddr, offset: usize, into: &mut [u8]) -> Result<(), StaleDma> {
+        let len = into.len();
+        self.checked(at, offset, len, |at| self.primary().dma_read(at, into))
+    }
+
+    fn write(&self, at: BusAddr, offset: usize, from: &[u8]) -> Result<(), StaleDma> {
+        if at.access == Access::Read {
+            return self.convict(at, Caught::ReadOnly);
+        }
+        self.checked(at, offset, from.len(), |at| {
+            self.primary().dma_write(at, from)
+        })
+    }
+}
+
+impl Vma {
+    /// Makes `page` resident and returns its translation.
+    fn translate(&self, page: PageIndex, access: Access) -> Result<BusAddr, FaultError> {
+        loop {
+            // Read before the page is looked at: if the frame leaves after that, the translation
+            // is one generation too old, and is convicted if it is used.
+            let generation = self.generation(page);
+            let seen = self.pages.load(page);
+            let is_usable = access == Access::Read || !seen.is_protected();
+            if !(seen.is_mapped() && is_usable) {
+                self.fault_in(page, access, FrameSource::Wait)?;
+                continue;
+            }
+            // Takes the mark of reclaim away: this device may have subscribed after the bracket
+            // was opened, so nobody would tell it.
+            let next = seen.with_state(State::Resident).referenced();
+            if self.pages.try_change(page, seen, next).is_ok() {
+                return Ok(BusAddr {
+                    page,
+                    generation,
+                    access,
+                });
+            }
+        }
+    }
+
+    fn checked(
+        &self,
+        at: BusAddr,
+        offset: usize,
+        len: usize,
+        access: impl FnOnce(u64) -> Result<(), DmaFault>,
+    ) -> Result<(), StaleDma> {
+        assert!(
+            offset + len <= PAGE_SIZE,
+            "a device access crosses the end of its page"
+        );
+        if self.generation(at.page) != at.generation {
+            return self.convict(at, Caught::Before);
+        }
+        let address = u64::from(at.page) * PAGE_SIZE as u64 + offset as u64;
+        if access(address).is_err() {
+            return self.convict(at, Caught::Absent);
+        }
+        if self.generation(at.page) != at.generation {
+            return self.convict(at, Caught::During);
+        }
+        Ok(())
+    }
+
+    fn convict(&self, used: BusAddr, caught: Caught) -> Result<(), StaleDma> {
+        count(&self.stat().stale_dma);
+        Err(StaleDma {
+            used,
+            found: self.generation(used.page),
+            caught,
+        })
+    }
+}

@@ -1,0 +1,329 @@
+//! Faults: a page becomes usable.
+//!
+//! A fault allocates nothing, runs no notifier and waits for none. It may wait for three things:
+//! for a machine operation on its page (microseconds), for a frame (up to a deadline), and for
+//! nothing else.
+//!
+//! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
+
+use super::vma::Owned;
+use super::{Mm, Vma};
+use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
+use crate::fault::{FaultError, FaultHandler, StoreError};
+use crate::memcg::stat::count;
+use crate::page::{State, Word};
+use crate::primary_mmu::{Access, MmuError};
+use crate::swap::Stored;
+use core::sync::atomic::Ordering;
+
+static ZEROS: PageBuf = [0; PAGE_SIZE];
+
+/// Where a fault may take its frame from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FrameSource {
+    /// What is free, or what others free within the deadline.
+    Wait,
+    /// The same, and before it waits it reclaims itself. Not in a fault of the machine.
+    Reclaim,
+    /// What is free now.
+    Free,
+}
+
+impl FaultHandler for Vma {
+    fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
+        self.fault_in(page, access, FrameSource::Wait)
+    }
+
+    fn stale_dma(&self, _page: PageIndex) {
+        count(&self.stat().stale_dma_traps);
+    }
+}
+
+/// A charged frame that goes back unless it is used.
+struct FrameCharge<'a> {
+    vma: &'a Vma,
+    is_charged: bool,
+}
+
+impl FrameCharge<'_> {
+    fn take(&mut self, source: FrameSource) -> Result<(), FaultError> {
+        if self.is_charged {
+            return Ok(());
+        }
+        let (memcg, mm) = (self.vma.memcg(), &**self.vma.mm());
+        match source {
+            FrameSource::Free if memcg.try_charge_frame() => {}
+            FrameSource::Free => {
+                return Err(FaultError::NoFrame {
+                    waited: Default::default(),
+                });
+            }
+            FrameSource::Reclaim if memcg.try_charge_frame() => {}
+            FrameSource::Reclaim => {
+                memcg.reclaim_directly();
+                memcg.charge_fault(mm)?;
+            }
+            FrameSource::Wait => memcg.charge_fault(mm)?,
+        }
+        self.is_charged = true;
+        Ok(())
+    }
+
+    /// The frame is used: from now on the mapping holds it.
+    fn commit(mut self, mm: &Mm) {
+        assert!(self.is_charged, "a page was filled without a charge");
+        mm.rss.frames.fetch_add(1, Ordering::Relaxed);
+        self.is_charged = false;
+    }
+}
+
+impl Drop for FrameCharge<'_> {
+    fn drop(&mut self) {
+        if self.is_charged {
+            self.vma.memcg().frames.uncharge(1);
+        }
+    }
+}
+
+impl Vma {
+    /// Whether nothing may be filled here any more.
+    pub(crate) fn gone(&self) -> Option<FaultError> {
+        if self.mm().is_killed() {
+            return Some(FaultError::Killed);
+        }
+        self.is_dead().then_some(FaultError::Unmapped)
+    }
+
+    /// Makes `page` usable for `access`.
+    pub(crate) fn fault_in(
+        &self,
+        page: PageIndex,
+        access: Access,
+        source: FrameSource,
+    ) -> Result<(), FaultError> {
+        let started_ns = self.memcg().clock.now_ns();
+        let mut charge = FrameCharge {
+            vma: self,
+            is_charged: false,
+        };
+        loop {
+            if let Some(error) = self.gone() {
+                if error == FaultError::Killed {
+                    count(&self.stat().pgfault_killed);
+                }
+                return Err(error);
+            }
+            let seen = self.pages.load(page);
+            match seen.state() {
+                State::Moving => {
+                    self.waiters.wait(&self.pages, page);
+                    continue;
+                }
+                State::Poisoned => {
+                    return Err(FaultError::Lost {
+                        page,
+                        cause: seen.cause(),
+                    });
+                }
+                State::Empty | State::Swapped => charge.take(source)?,
+                _ => {}
+            }
+            let Some(owned) = self.try_own(page, seen) else {
+                continue;
+            };
+            // A killed or unmapped mapping is emptied page by page after the mark was set. Whoever
+            // owns a page after that sees the mark; whoever owned it before is waited for.
+            if let Some(error) = self.gone() {
+                self.restore(owned);
+                return Err(error);
+            }
+            return self.resolve(owned, access, charge, started_ns);
+        }
+    }
+
+    fn resolve(
+        &self,
+        owned: Owned,
+        access: Access,
+        charge: FrameCharge<'_>,
+        started_ns: u64,
+    ) -> Result<(), FaultError> {
+        let elapsed_ns = || self.memcg().clock.now_ns().saturating_sub(started_ns);
+        match owned.was.state() {
+            State::Empty => self.fill_zero(owned, access, charge),
+            State::Swapped => {
+                self.fill_stored(owned, access, charge)?;
+                self.stat().hard_fault_ns.record(elapsed_ns());
+                Ok(())
+            }
+            State::Standby | State::Storing => {
+                self.reattach(owned)?;
+                self.stat().soft_fault_ns.record(elapsed_ns());
+                Ok(())
+            }
+            State::Resident | State::Evicting => self.refault(owned, access),
+            State::Moving | State::Poisoned => unreachable!("handled before the page was owned"),
+        }
+    }
+
+    /// A fault on a page that is mapped: a write to a protected page, a race that somebody else
+    /// won, or a page that was taken away behind the library's back.
+    fn refault(&self, owned: Owned, access: Access) -> Result<(), FaultError> {
+        let (page, was) = (owned.page, owned.was.with_state(State::Resident));
+        if access == Access::Write && was.is_protected() {
+            return self.unprotect(owned);
+        }
+        if self.primary().is_present(page) {
+            self.publish(owned, was);
+            return Ok(());
+        }
+        count(&self.stat().foreign_changes);
+        self.bump_generation(page);
+        match was.copy() {
+            Some(_) if !was.is_dirty() => {
+                self.publish(owned, was.with_state(State::Swapped).unprotected());
+                self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
+                self.uncharge(1);
+                Ok(()) // The access faults again and finds the stored copy.
+            }
+            _ => {
+                self.lose(owned, StoreError::Misplaced)?;
+                self.uncharge(1);
+                Err(FaultError::Lost {
+                    page,
+                    cause: StoreError::Misplaced,
+                })
+            }
+        }
+    }
+
+    /// Lets writes through to a mapped page; it is dirty from now on.
+    pub(crate) fn unprotect(&self, owned: Owned) -> Result<(), FaultError> {
+        let was = owned.was.with_state(State::Resident);
+        if let Err(error) = self
+            .primary()
+            .protect(PageRun::single(owned.page), Access::Write)
+        {
+            self.publish(owned, was);
+            return Err(error.into());
+        }
+        self.publish(owned, was.unprotected().dirty().without_copy());
+        self.free_copy(was.copy());
+        count(&self.stat().pgfault_wp);
+        Ok(())
+    }
+
+    fn fill_zero(
+        &self,
+        owned: Owned,
+        access: Access,
+        charge: FrameCharge<'_>,
+    ) -> Result<(), FaultError> {
+        let page = owned.page;
+        let filled = self.install(page, || match access {
+            Access::Read => self.primary().map_zero(PageRun::single(page)),
+            Access::Write => self.primary().map_filled(page, &ZEROS, Access::Write),
+        });
+        if let Err(error) = filled {
+            self.restore(owned);
+            return Err(error.into());
+        }
+        charge.commit(self.mm());
+        // A zero page cannot be write-protected, so the page counts as dirty from the start.
+        let next = owned.was.with_state(State::Resident).dirty();
+        self.publish(owned, next);
+        count(&self.stat().pgfault_zero);
+        Ok(())
+    }
+
+    fn fill_stored(
+        &self,
+        owned: Owned,
+        access: Access,
+        charge: FrameCharge<'_>,
+    ) -> Result<(), FaultError> {
+        let (page, zswap) = (owned.page, &self.memcg().zswap);
+        let stored = owned.was.copy().expect("a swapped page has a stored copy");
+        let mut contents = [0; PAGE_SIZE];
+        if let Err(cause) = zswap.load(self.owner(page), stored, &mut contents) {
+            self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
+            self.lose(owned, cause)?;
+            return Err(FaultError::Lost { page, cause });
+        }
+        // A clean page need not be stored again. Its copy is kept while the store has room, as
+        // the kernel keeps its swap cache.
+        let has_room = zswap.bytes() * 2 <= zswap.max_bytes();
+        let is_kept = access == Access::Read && (has_room || stored.is_same_filled());
+        let access = if is_kept { Access::Read } else { Access::Write };
+        let filled = self.install(page, || match stored {
+            Stored::SameFilled(0) if is_kept => self.primary().map_zero(PageRun::single(page)),
+            _ => self.primary().map_filled(page, &contents, access),
+        });
+        if let Err(error) = filled {
+            self.restore(owned);
+            return Err(error.into());
+        }
+        charge.commit(self.mm());
+        self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
+        let next = owned.was.with_state(State::Resident);
+        // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
+        if is_kept && stored != Stored::SameFilled(0) {
+            self.publish(owned, next.protected().clean());
+        } else {
+            self.publish(owned, next.dirty().without_copy());
+            self.free_copy(Some(stored));
+        }
+        count(&self.stat().pgmajfault);
+        Ok(())
+    }
+
+    /// The second chance: the page goes back from its slot.
+    fn reattach(&self, owned: Owned) -> Result<(), FaultError> {
+        let page = owned.page;
+        let back = self.install(page, || self.primary().reattach(PageRun::single(page)));
+        if let Err(error) = back {
+            // The storer of a page found `Storing` gives up when it sees `Standby`.
+            let was = owned.was.with_state(State::Standby);
+            self.publish(owned, was);
+            return Err(error.into());
+        }
+        // The move drops the write protection, so the page counts as dirty.
+        let was = owned.was;
+        let next = was
+            .with_state(State::Resident)
+            .unprotected()
+            .dirty()
+            .referenced();
+        self.publish(owned, next.without_copy());
+        self.free_copy(was.copy());
+        count(&self.stat().pgfault_soft);
+        Ok(())
+    }
+
+    /// Puts a page at its address. What somebody else put there is taken away, and counted: it
+    /// is never accepted in place of the contents.
+    fn install(
+        &self,
+        page: PageIndex,
+        put: impl Fn() -> Result<(), MmuError>,
+    ) -> Result<(), MmuError> {
+        match put() {
+            Err(MmuError::ForeignFill { .. }) => {
+                count(&self.stat().foreign_changes);
+                self.primary().zap(PageRun::single(page))?;
+                put()
+            }
+            result => result,
+        }
+    }
+
+    /// The contents of an owned page are lost: every access ends in an error from now on.
+    fn lose(&self, owned: Owned, cause: StoreError) -> Result<(), FaultError> {
+        count(&self.stat().pages_lost);
+        let was = owned.was;
+        let poisoned = self.primary().poison(PageRun::single(owned.page));
+        self.publish(owned, Word::lost(cause).with_pins_of(was));
+        self.free_copy(was.copy());
+        Ok(poisoned?)
+    }
+}

@@ -1,0 +1,205 @@
+//! Address spaces and their mappings.
+//!
+//! An [`Mm`] is an address space: it has subscriptions, mappings, charges, and can be killed. A
+//! [`Vma`] is one mapping: a range of pages with a state word each, on a [`PrimaryMmu`].
+//!
+//! One verb a file: [`Mm::map`] in `map`, [`Mm::unmap`] in `unmap`, [`Vma::advise`] in `advise`,
+//! faults in `fault`, [`Vma::pin`] in `pin`, device translations in `bus`.
+//!
+//! Linux counterpart: `struct mm_struct`, `struct vm_area_struct`.
+
+mod advise;
+mod bus;
+mod fault;
+mod map;
+mod pin;
+mod unmap;
+mod vma;
+mod zap;
+
+pub use advise::{Advice, AdviseError};
+pub use map::MapError;
+pub use pin::{Pin, PinError};
+pub use unmap::UnmapError;
+pub(crate) use vma::Owned;
+pub use vma::{Vma, VmaId};
+pub(crate) use zap::ZapOutcome;
+
+use crate::memcg::Memcg;
+use crate::mmu_notifier::{MmId, Notifiers};
+use core::fmt;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use lockdep::sync::RwLock;
+use std::sync::Arc;
+
+#[cfg(doc)]
+use crate::primary_mmu::PrimaryMmu;
+
+/// An address space.
+pub struct Mm {
+    id: MmId,
+    name: Arc<str>,
+    memcg: Arc<Memcg>,
+    notifiers: Notifiers,
+    vmas: RwLock<Vec<Arc<Vma>>>,
+    pub(crate) rss: Rss,
+    killed: AtomicBool,
+    oom_score_adj: AtomicI32,
+    on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
+}
+
+/// What an address space holds, in pages.
+///
+/// Linux counterpart: `struct mm_rss_stat`.
+#[derive(Debug, Default)]
+pub(crate) struct Rss {
+    pub(crate) frames: AtomicU64,
+    pub(crate) swapped: AtomicU64,
+    pub(crate) pins: AtomicU64,
+}
+
+impl fmt::Debug for Mm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mm")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Memcg {
+    /// A new address space that is charged to this memory cgroup.
+    pub fn new_mm(self: &Arc<Self>, name: &str) -> MmHandle {
+        let id = MmId(self.next_id());
+        let mm = Arc::new(Mm {
+            id,
+            name: Arc::from(name),
+            memcg: Arc::clone(self),
+            notifiers: Notifiers::new(id),
+            vmas: RwLock::new("mm.vmas", Vec::new()),
+            rss: Rss::default(),
+            killed: AtomicBool::new(false),
+            oom_score_adj: AtomicI32::new(0),
+            on_kill: RwLock::new("mm.on_kill", None),
+        });
+        self.add_mm(&mm);
+        MmHandle { mm }
+    }
+}
+
+impl Mm {
+    /// Its number.
+    pub fn id(&self) -> MmId {
+        self.id
+    }
+
+    /// Its name, for reports.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Who pays for its memory.
+    pub fn memcg(&self) -> &Arc<Memcg> {
+        &self.memcg
+    }
+
+    /// Its subscriptions.
+    pub fn notifiers(&self) -> &Notifiers {
+        &self.notifiers
+    }
+
+    /// Frames it is charged for: resident and standby.
+    pub fn nr_frames(&self) -> u64 {
+        self.rss.frames.load(Ordering::Relaxed)
+    }
+
+    /// Pages of it that are in the store only.
+    pub fn nr_swapped(&self) -> u64 {
+        self.rss.swapped.load(Ordering::Relaxed)
+    }
+
+    /// Pins on its pages.
+    pub fn nr_pins(&self) -> u64 {
+        self.rss.pins.load(Ordering::Relaxed)
+    }
+
+    /// Whether the OOM killer chose it: every access ends in an error from then on.
+    pub fn is_killed(&self) -> bool {
+        // Acquire: pairs with the Release in `mark_killed`.
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Marks it killed; false when it was already.
+    pub(crate) fn mark_killed(&self) -> bool {
+        // AcqRel: Release pairs with `is_killed`, so that a fault which sees the mark sees the
+        // decision behind it; Acquire orders this kill after an earlier one.
+        !self.killed.swap(true, Ordering::AcqRel)
+    }
+
+    /// The share of the limit, in thousandths, that is added to its badness; -1000 means never
+    /// (the kernel's `oom_score_adj`).
+    pub fn oom_score_adj(&self) -> i32 {
+        self.oom_score_adj.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Mm::oom_score_adj`]; values outside -1000..=1000 are moved to the nearer end.
+    pub fn set_oom_score_adj(&self, adj: i32) {
+        self.oom_score_adj
+            .store(adj.clamp(-1000, 1000), Ordering::Relaxed);
+    }
+
+    /// Sets what is called once when the OOM killer chooses this address space.
+    ///
+    /// It runs on the thread that found the memory cgroup out of memory: it must not block,
+    /// touch managed memory, or allocate.
+    pub fn set_on_kill(&self, on_kill: impl Fn() + Send + Sync + 'static) {
+        *self.on_kill.write() = Some(Box::new(on_kill));
+    }
+
+    pub(crate) fn call_on_kill(&self) {
+        if let Some(on_kill) = &*self.on_kill.read() {
+            on_kill();
+        }
+    }
+
+    /// The mapping number `index`; allocates nothing.
+    pub(crate) fn vma_at(&self, index: usize) -> Option<Arc<Vma>> {
+        self.vmas.read().get(index).cloned()
+    }
+
+    /// The mappings, oldest first.
+    pub fn vmas(&self) -> Vec<Arc<Vma>> {
+        self.vmas.read().clone()
+    }
+}
+
+/// Owns an address space: its drop tears it down.
+///
+/// Pages that are pinned, or that a device does not give back, stay charged and mapped until they
+/// are let go; everything else is free when the drop returns.
+#[derive(Debug)]
+pub struct MmHandle {
+    mm: Arc<Mm>,
+}
+
+impl MmHandle {
+    /// The address space, shared.
+    pub fn share(&self) -> Arc<Mm> {
+        Arc::clone(&self.mm)
+    }
+}
+
+impl Deref for MmHandle {
+    type Target = Arc<Mm>;
+
+    fn deref(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+}
+
+impl Drop for MmHandle {
+    fn drop(&mut self) {
+        self.mm.exit();
+    }
+}

@@ -1,0 +1,173 @@
+//! Pins: pages that stay where they are.
+//!
+//! A pin makes its pages resident and keeps them so: reclaim passes over them before it asks any
+//! notifier. It is both the way in which the processor uses memory without a trap (a *guard*) and
+//! the way in which an operation of a device is protected from submission to completion.
+//!
+//! Linux counterpart: `pin_user_pages`, `unpin_user_pages`.
+
+use super::Vma;
+use super::fault::FrameSource;
+use crate::addr::{PageIndex, PageRun};
+use crate::fault::FaultError;
+use crate::gfp::Gfp;
+use crate::page::State;
+use crate::primary_mmu::Access;
+use core::fmt;
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+/// Why pages cannot be pinned. Nothing stays pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PinError {
+    /// A page cannot be made resident.
+    Fault {
+        /// The page.
+        page: PageIndex,
+        /// Why.
+        error: FaultError,
+    },
+    /// The page is pinned as often as a page can be.
+    TooManyPins {
+        /// The page.
+        page: PageIndex,
+    },
+    /// The run leaves the mapping.
+    OutOfRange {
+        /// The run.
+        run: PageRun,
+        /// The pages of the mapping.
+        nr_pages: u32,
+    },
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault { page, error } => write!(f, "page {page} cannot be pinned: {error}"),
+            Self::TooManyPins { page } => write!(f, "page {page} has too many pins already"),
+            Self::OutOfRange { run, nr_pages } => {
+                write!(f, "{run} is outside of a mapping of {nr_pages} pages")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PinError {}
+
+/// Keeps pages resident until it is dropped.
+#[derive(Debug)]
+#[must_use = "the pages are unpinned when this is dropped"]
+pub struct Pin {
+    vma: Arc<Vma>,
+    run: PageRun,
+    access: Access,
+}
+
+impl Vma {
+    /// Pins the pages of `run` for `access`. Not callable under a lock that a notifier takes, nor
+    /// from a notifier.
+    ///
+    /// # Errors
+    ///
+    /// See [`PinError`].
+    pub fn pin(self: &Arc<Self>, run: PageRun, access: Access, gfp: Gfp) -> Result<Pin, PinError> {
+        if run
+            .first
+            .checked_add(run.nr)
+            .is_none_or(|end| end > self.nr_pages())
+        {
+            return Err(PinError::OutOfRange {
+                run,
+                nr_pages: self.nr_pages(),
+            });
+        }
+        let source = match gfp {
+            Gfp::Kernel => FrameSource::Reclaim,
+            Gfp::NoWait => FrameSource::Free,
+        };
+        // Grows page by page, so that an error unpins what is pinned so far.
+        let mut pin = Pin {
+            vma: Arc::clone(self),
+            run: PageRun::new(run.first, 0),
+            access,
+        };
+        for page in run.pages() {
+            self.pin_page(page, access, source)?;
+            pin.run.nr += 1;
+        }
+        Ok(pin)
+    }
+
+    fn pin_page(
+        &self,
+        page: PageIndex,
+        access: Access,
+        source: FrameSource,
+    ) -> Result<(), PinError> {
+        loop {
+            if let Some(error) = self.gone() {
+                return Err(PinError::Fault { page, error });
+            }
+            let seen = self.pages.load(page);
+            let is_usable = access == Access::Read || !seen.is_protected();
+            if !(seen.is_mapped() && is_usable) {
+                self.fault_in(page, access, source)
+                    .map_err(|error| PinError::Fault { page, error })?;
+                continue;
+            }
+            let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;
+            // This also rescues a page that reclaim has chosen.
+            let next = pinned.with_state(State::Resident).referenced();
+            if self.pages.try_change(page, seen, next).is_ok() {
+                self.mm().rss.pins.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+    }
+
+    fn unpin_page(&self, page: PageIndex) {
+        loop {
+            let seen = self.pages.load(page);
+            if seen.state() == State::Moving {
+                self.waiters.wait(&self.pages, page);
+                continue;
+            }
+            if self.pages.try_change(page, seen, seen.unpinned()).is_ok() {
+                break;
+            }
+        }
+        self.mm().rss.pins.fetch_sub(1, Ordering::Relaxed);
+        if self.mm().is_killed() {
+            self.memcg().oom.wake_reaper();
+        } else if self.is_dead() {
+            // Unmapped while it was pinned: every device was told then, so it may go now.
+            let _ = self.zap_told(PageRun::single(page));
+        }
+    }
+}
+
+impl Pin {
+    /// The mapping.
+    pub fn vma(&self) -> &Arc<Vma> {
+        &self.vma
+    }
+
+    /// The pages.
+    pub fn run(&self) -> PageRun {
+        self.run
+    }
+
+    /// What the pages are pinned for.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        for page in self.run.pages() {
+            self.vma.unpin_page(page);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! One mapping: its pages, their state words and generations.
+
+use super::Mm;
+use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
+use crate::limits::WINDOW_PAGES;
+use crate::memcg::Memcg;
+use crate::memcg::stat::Stat;
+use crate::page::{PageTable, State, Word};
+use crate::primary_mmu::PrimaryMmu;
+use crate::swap::{Owner, Stored};
+use crate::wait::PageWaiters;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::Arc;
+
+/// Names one mapping among all of a memory cgroup, in the order in which they were made.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmaId(pub u64);
+
+/// How many pages of a window are where; a hint that spares the hands of reclaim empty windows.
+#[derive(Debug, Default)]
+struct Window {
+    mapped: AtomicU8,
+    detached: AtomicU8,
+}
+
+/// A mapping of an [`Mm`].
+pub struct Vma {
+    id: VmaId,
+    mm: Arc<Mm>,
+    primary: Arc<dyn PrimaryMmu>,
+    pub(crate) pages: PageTable,
+    generations: Box<[AtomicU32]>,
+    windows: Box<[Window]>,
+    pub(crate) waiters: PageWaiters,
+    dead: AtomicBool,
+}
+
+impl fmt::Debug for Vma {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vma")
+            .field("id", &self.id)
+            .field("mm", &self.mm.name())
+            .field("base", &self.base())
+            .field("nr_pages", &self.nr_pages())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vma {
+    pub(super) fn new(id: VmaId, mm: Arc<Mm>, primary: Arc<dyn PrimaryMmu>) -> Self {
+        let nr_pages = primary.nr_pages();
+        let nr_windows = nr_pages.div_ceil(WINDOW_PAGES);
+        Self {
+            id,
+            mm,
+            pages: PageTable::new(nr_pages),
+            generations: (0..nr_pages).map(|_| AtomicU32::new(0)).collect(),
+            windows: (0..nr_windows).map(|_| Window::default()).collect(),
+            waiters: PageWaiters::new(),
+            dead: AtomicBool::new(false),
+            primary,
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VmaId {
+        self.id
+    }
+
+    /// The address space it belongs to.
+    pub fn mm(&self) -> &Arc<Mm> {
+        &self.mm
+    }
+
+    /// The address of its first page.
+    pub fn base(&self) -> Vaddr {
+        self.primary.base()
+    }
+
+    /// How many pages it has.
+    pub fn nr_pages(&self) -> u32 {
+        self.primary.nr_pages()
+    }
+
+    /// All of its pages.
+    pub fn all(&self) -> PageRun {
+        PageRun::new(0, self.nr_pages())
+    }
+
+    /// The state of a page, for reports and tests: it may change at once.
+    pub fn page_state(&self, page: PageIndex) -> State {
+        self.pages.load(page).state()
+    }
+
+    /// Whether it was unmapped.
+    pub fn is_dead(&self) -> bool {
+        // Acquire: pairs with the Release in `mark_dead`.
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Marks it unmapped; false when it was already.
+    pub(super) fn mark_dead(&self) -> bool {
+        // AcqRel: Release pairs with `is_dead`; Acquire orders this unmap after an earlier one.
+        !self.dead.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes the mark of [`Vma::mark_dead`] away, when the unmapping failed.
+    pub(super) fn mark_alive(&self) {
+        // Release: pairs with `is_dead`.
+        self.dead.store(false, Ordering::Release);
+    }
+
+    /// Bytes that the library itself keeps for this mapping.
+    pub fn metadata_bytes(&self) -> usize {
+        let per_page = size_of::<Word>() + size_of::<AtomicU32>();
+        size_of::<Self>() + self.nr_pages() as usize * per_page + size_of_val(&*self.windows)
+    }
+
+    pub(crate) fn memcg(&self) -> &Memcg {
+        self.mm.memcg()
+    }
+
+    pub(crate) fn stat(&self) -> &Stat {
+        &self.memcg().stat
+    }
+
+    pub(crate) fn primary(&self) -> &dyn PrimaryMmu {
+        &*self.primary
+    }
+
+    /// The address of `page`.
+    pub fn address(&self, page: PageIndex) -> Vaddr {
+        Vaddr(self.base().0 + u64::from(page) * PAGE_SIZE as u64)
+    }
+
+    /// Whom a stored copy of `page` belongs to.
+    pub(crate) fn owner(&self, page: PageIndex) -> Owner {
+        // Mappings are numbered one by one; four billion of them do not live at the same time.
+        Owner::new(self.id.0 as u32, page)
+    }
+
+    /// The generation of the frame of `page`.
+    pub(crate) fn generation(&self, page: PageIndex) -> u32 {
+        // Acquire: pairs with the Release in `bump_generation`.
+        self.generations[page as usize].load(Ordering::Acquire)
+    }
+
+    /// The frame of `page` is about to leave its address. Called by the owner of the page, after
+    /// the devices were told and before the machine changes anything.
+    pub(crate) fn bump_generation(&self, page: PageIndex) {
+        // AcqRel: Release pairs with `generation`; Acquire keeps the change of the page after it.
+        self.generations[page as usize].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes ownership of `page`, found as `seen`.
+    pub(crate) fn try_own(&self, page: PageIndex, seen: Word) -> Option<Owned> {
+        lockdep::scheduler::scheduler_point("mm.page", page as usize);
+        let was = self.pages.try_own(page, seen).ok()?;
+        Some(Owned { page, was })
+    }
+
+    /// Ends an ownership: `next` is what everybody sees now.
+    pub(crate) fn publish(&self, owned: Owned, next: Word) {
+        let Owned { page, was } = owned;
+        self.count_places(page, was, next);
+        if self.pages.publish(page, next) {
+            self.waiters.wake(page);
+        }
+    }
+
+    /// Ends an ownership that changed nothing.
+    pub(crate) fn restore(&self, owned: Owned) {
+        let was = owned.was;
+        self.publish(owned, was);
+    }
+
+    fn count_places(&self, page: PageIndex, was: Word, next: Word) {
+        let window = &self.windows[(page / WINDOW_PAGES) as usize];
+        for (counter, before, after) in [
+            (&window.mapped, was.is_mapped(), next.is_mapped()),
+            (&window.detached, was.is_detached(), next.is_detached()),
+        ] {
+            match (before, after) {
+                (false, true) => drop(counter.fetch_add(1, Ordering::Relaxed)),
+                (true, false) => drop(counter.fetch_sub(1, Ordering::Relaxed)),
+                _ => {}
+            }
+        }
+        let nr_standby = &self.memcg().reclaim.nr_standby;
+        match (was.is_detached(), next.is_detached()) {
+            (false, true) => drop(nr_standby.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(nr_standby.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+    }
+
+    /// How many pages of the window are mapped; a hint.
+    pub(crate) fn nr_mapped_in(&self, window: u32) -> u8 {
+        self.windows[window as usize].mapped.load(Ordering::Relaxed)
+    }
+
+    /// How many pages of the window are in their slots; a hint.
+    pub(crate) fn nr_detached_in(&self, window: u32) -> u8 {
+        self.windows[window as usize]
+            .detached
+            .load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn nr_windows(&self) -> u32 {
+        self.windows.len() as u32
+    }
+
+    /// The pages of a window.
+    pub(crate) fn window(&self, window: u32) -> PageRun {
+        let first = window * WINDOW_PAGES;
+        PageRun::new(first, WINDOW_PAGES.min(self.nr_pages() - first))
+    }
+
+    /// Gives a stored copy back.
+    pub(crate) fn free_copy(&self, copy: Option<Stored>) {
+        if let Some(stored) = copy {
+            self.memcg().zswap.free(stored);
+        }
+    }
+
+    /// Gives `n` frames of this mapping back to the memory cgroup.
+    pub(crate) fn uncharge(&self, n: u64) {
+        self.mm.rss.frames.fetch_sub(n, Ordering::Relaxed);
+        self.memcg().frames.uncharge(n);
+    }
+}
+
+/// A page that this thread owns: its word says `Moving` until it is published.
+#[derive(Debug)]
+#[must_use = "a page that is not published stays locked for ever"]
+pub(crate) struct Owned {
+    pub(crate) page: PageIndex,
+    /// The word that was found.
+    pub(crate) was: Word,
+}

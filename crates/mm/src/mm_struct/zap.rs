@@ -1,0 +1,193 @@
+//! Zapping: frames and stored copies go back, contents are given up.
+//!
+//! Linux counterpart: `zap_page_range`, `unmap_vmas`.
+
+use super::Vma;
+use super::vma::Owned;
+use crate::addr::{PageIndex, PageRun};
+use crate::limits::REAP_CHUNK_PAGES;
+use crate::page::{State, Word};
+use core::sync::atomic::Ordering;
+
+/// How often a zap looks at a page that somebody else is moving before it leaves it out.
+const PATIENCE: u32 = 3;
+
+/// What a zap did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct ZapOutcome {
+    /// Frames given back.
+    pub(crate) frames: u64,
+    /// Stored copies given back, of pages without a frame.
+    pub(crate) swapped: u64,
+    /// Pages left alone because they are pinned.
+    pub(crate) pinned: u64,
+    /// Pages left alone because they were used after the devices were told, or are moving.
+    pub(crate) busy: u64,
+}
+
+impl core::ops::AddAssign for ZapOutcome {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.swapped += other.swapped;
+        self.pinned += other.pinned;
+        self.busy += other.busy;
+    }
+}
+
+impl Vma {
+    /// Marks the mapped pages of `run` as chosen, before the devices are told. A page that is
+    /// used between this and the change loses its mark, and is left alone: so a device that
+    /// subscribes after the bracket was opened is never surprised.
+    pub(crate) fn choose(&self, run: PageRun) {
+        for page in run.pages() {
+            let seen = self.pages.load(page);
+            if seen.state() == State::Resident && seen.pins() == 0 {
+                let _ = self
+                    .pages
+                    .try_change(page, seen, seen.with_state(State::Evicting));
+            }
+        }
+    }
+
+    /// Takes the marks of [`Vma::choose`] away again.
+    pub(crate) fn unchoose(&self, run: PageRun) {
+        for page in run.pages() {
+            let seen = self.pages.load(page);
+            if seen.state() == State::Evicting {
+                let _ = self
+                    .pages
+                    .try_change(page, seen, seen.with_state(State::Resident));
+            }
+        }
+    }
+
+    /// Whether any page of `run` has something to give back.
+    pub(crate) fn has_contents(&self, run: PageRun) -> bool {
+        run.pages().any(|page| self.pages.load(page) != Word::EMPTY)
+    }
+
+    /// Zaps what is in `run`, all of which the devices were told of. Pages that are pinned or were
+    /// used since are left alone.
+    pub(crate) fn zap_told(&self, run: PageRun) -> ZapOutcome {
+        let mut outcome = ZapOutcome::default();
+        let mut first = run.first;
+        while first < run.end() {
+            let chunk = PageRun::new(first, REAP_CHUNK_PAGES.min(run.end() - first));
+            outcome += self.zap_chunk(chunk);
+            first = chunk.end();
+        }
+        outcome
+    }
+
+    fn zap_chunk(&self, chunk: PageRun) -> ZapOutcome {
+        let mut outcome = ZapOutcome::default();
+        let mut batch = Batch::new();
+        for page in chunk.pages() {
+            match self.own_to_zap(page) {
+                Ok(owned) => batch.push(owned),
+                Err(why) => {
+                    outcome += why;
+                    outcome += self.zap_batch(&mut batch);
+                }
+            }
+        }
+        outcome += self.zap_batch(&mut batch);
+        outcome
+    }
+
+    fn own_to_zap(&self, page: PageIndex) -> Result<Owned, ZapOutcome> {
+        for _ in 0..PATIENCE {
+            let seen = self.pages.load(page);
+            if seen.pins() > 0 {
+                return Err(ZapOutcome {
+                    pinned: 1,
+                    ..Default::default()
+                });
+            }
+            match seen.state() {
+                State::Moving => self.waiters.wait(&self.pages, page),
+                // A dead mapping cannot be used any more: everybody was told, nobody comes late.
+                State::Resident if !self.is_dead() => break,
+                _ => match self.try_own(page, seen) {
+                    Some(owned) => return Ok(owned),
+                    None => continue,
+                },
+            }
+        }
+        Err(ZapOutcome {
+            busy: 1,
+            ..Default::default()
+        })
+    }
+
+    /// Zaps neighbouring pages that this thread owns.
+    fn zap_batch(&self, batch: &mut Batch) -> ZapOutcome {
+        let mut outcome = ZapOutcome::default();
+        let Some(run) = batch.run() else {
+            return outcome;
+        };
+        let words = &batch.words[..batch.nr];
+        for (page, was) in run.pages().zip(words) {
+            if was.is_mapped() {
+                self.bump_generation(page);
+            }
+        }
+        // An error means that the range is gone already: somebody unmapped it behind our back.
+        if words
+            .iter()
+            .any(|was| was.is_mapped() || was.state() == State::Poisoned)
+        {
+            let _ = self.primary().zap(run);
+        }
+        if words.iter().any(|was| was.is_detached()) {
+            let _ = self.primary().free_detached(run);
+        }
+        for (page, &was) in run.pages().zip(words) {
+            self.publish(Owned { page, was }, Word::EMPTY);
+            self.free_copy(was.copy());
+            outcome.frames += u64::from(was.is_mapped() || was.is_detached());
+            outcome.swapped += u64::from(was.state() == State::Swapped);
+        }
+        self.mm()
+            .rss
+            .swapped
+            .fetch_sub(outcome.swapped, Ordering::Relaxed);
+        self.uncharge(outcome.frames);
+        batch.nr = 0;
+        outcome
+    }
+}
+
+/// Neighbouring owned pages.
+struct Batch {
+    first: PageIndex,
+    nr: usize,
+    words: [Word; REAP_CHUNK_PAGES as usize],
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            first: 0,
+            nr: 0,
+            words: [Word::EMPTY; REAP_CHUNK_PAGES as usize],
+        }
+    }
+
+    fn push(&mut self, owned: Owned) {
+        if self.nr == 0 {
+            self.first = owned.page;
+        }
+        assert_eq!(
+            self.first + self.nr as u32,
+            owned.page,
+            "a batch has no gaps"
+        );
+        self.words[self.nr] = owned.was;
+        self.nr += 1;
+    }
+
+    fn run(&self) -> Option<PageRun> {
+        (self.nr > 0).then(|| PageRun::new(self.first, self.nr as u32))
+    }
+}

@@ -1,0 +1,63 @@
+//! Out of memory: who has to go, and the story told of it.
+//!
+//! Memory has run out when a whole pass of reclaim freed nothing, somebody waits for a frame, and
+//! nothing is under way that could free one: no refused range that a device is still asked for,
+//! no window that a thread works on, no earlier victim that is still being reaped.
+//!
+//! Linux counterpart: `mm/oom_kill.c`.
+
+mod badness;
+mod kill;
+mod reaper;
+mod report;
+
+pub use report::{OomReport, Skipped};
+
+use crate::mm_struct::Mm;
+use crate::mmu_notifier::MmId;
+use lockdep::sync::{Condvar, Mutex};
+use std::sync::Arc;
+
+/// Reports that are kept; older ones are dropped.
+const REPORTS_MAX: usize = 64;
+
+/// The state of the OOM killer of a memory cgroup.
+pub(crate) struct Control {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+struct State {
+    /// Who is being reaped. While there is somebody, nobody else is killed.
+    victim: Option<Arc<Mm>>,
+    /// A pin of a reaped victim was dropped: there may be more to free.
+    is_woken: bool,
+    /// Reaped once, with something left behind.
+    leftovers: Vec<Arc<Mm>>,
+    reports: Vec<OomReport>,
+}
+
+impl Control {
+    pub(crate) fn new() -> Self {
+        let state = State {
+            victim: None,
+            is_woken: false,
+            leftovers: Vec::with_capacity(REPORTS_MAX),
+            reports: Vec::with_capacity(REPORTS_MAX),
+        };
+        Self {
+            state: Mutex::new("mm.oom", state),
+            wake: Condvar::new("mm.oom.wake"),
+        }
+    }
+
+    pub(crate) fn wake_reaper(&self) {
+        self.state.lock().is_woken = true;
+        self.wake.notify_all();
+    }
+
+    /// The address space is gone.
+    pub(crate) fn forget(&self, mm: MmId) {
+        self.state.lock().leftovers.retain(|left| left.id() != mm);
+    }
+}

@@ -1,0 +1,195 @@
+//! The reaper: takes a victim's memory back without waiting for its threads or its devices.
+//!
+//! Every bracket is non-blockable. A device that refuses a chunk is asked again for its halves,
+//! down to single pages, so that only what it really holds stays behind; that is tried again in
+//! the next pass. After the last pass the rest is left to whoever holds it, by name.
+//!
+//! Linux counterpart: `oom_reap_task`, `__oom_reap_task_mm`.
+
+use super::report::{OomReport, SKIPPED_MAX, Skipped};
+use crate::addr::PageRun;
+use crate::limits::REAP_CHUNK_PAGES;
+use crate::memcg::Memcg;
+use crate::mm_struct::{Mm, Vma, ZapOutcome};
+use crate::mmu_notifier::Event;
+use std::sync::Arc;
+
+/// What one pass over a victim did.
+struct ReapPass {
+    outcome: ZapOutcome,
+    skipped: Vec<Skipped>,
+    first_page_ns: Option<u64>,
+}
+
+impl ReapPass {
+    fn skip(&mut self, holder: &Arc<str>, pages: u64) {
+        if let Some(known) = self
+            .skipped
+            .iter_mut()
+            .find(|known| known.holder == *holder)
+        {
+            known.pages += pages;
+        } else if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.push(Skipped {
+                holder: Arc::clone(holder),
+                pages,
+            });
+        }
+    }
+}
+
+/// Names for what holds memory and is no subscription; made before they are needed.
+struct Holders {
+    pin: Arc<str>,
+    user: Arc<str>,
+}
+
+impl Memcg {
+    /// The loop of the reaper, until [`Memcg::stop`]. One thread. It waits for no device, takes
+    /// no lock of a victim but by trying, and allocates nothing while it frees.
+    pub fn run_reaper(&self) {
+        let holders = Holders {
+            pin: Arc::from("a pin"),
+            user: Arc::from("a thread in a fault"),
+        };
+        let mut pass = ReapPass {
+            outcome: ZapOutcome::default(),
+            skipped: Vec::with_capacity(SKIPPED_MAX),
+            first_page_ns: None,
+        };
+        while let Some(work) = self.next_victim() {
+            match work {
+                Work::Victim(victim) => self.reap_victim(&victim, &mut pass, &holders),
+                Work::Leftovers => self.reap_leftovers(&mut pass, &holders),
+            }
+        }
+    }
+
+    fn next_victim(&self) -> Option<Work> {
+        let mut state = self.oom.state.lock();
+        loop {
+            if self.is_stopped() {
+                return None;
+            }
+            if let Some(victim) = &state.victim {
+                return Some(Work::Victim(Arc::clone(victim)));
+            }
+            if core::mem::take(&mut state.is_woken) && !state.leftovers.is_empty() {
+                return Some(Work::Leftovers);
+            }
+            state = self.oom.wake.wait(state);
+        }
+    }
+
+    fn reap_victim(&self, victim: &Arc<Mm>, pass: &mut ReapPass, holders: &Holders) {
+        for attempt in 1..=self.limits.reap_passes {
+            self.reap_pass(victim, pass, holders);
+            let is_clean = pass.skipped.is_empty();
+            let is_last = is_clean || attempt == self.limits.reap_passes;
+            self.record(pass, attempt, is_last);
+            if is_last || self.is_stopped() {
+                break;
+            }
+            lockdep::sync::sleep("mm.oom.reaper", self.limits.reap_interval);
+        }
+        let is_clean = pass.skipped.is_empty();
+        let mut state = self.oom.state.lock();
+        state.victim = None;
+        if !is_clean && state.leftovers.len() < state.leftovers.capacity() {
+            state.leftovers.push(Arc::clone(victim));
+        }
+    }
+
+    /// Somebody let go of a page of a victim that was reaped before.
+    fn reap_leftovers(&self, pass: &mut ReapPass, holders: &Holders) {
+        for index in 0.. {
+            let victim = self.oom.state.lock().leftovers.get(index).cloned();
+            let Some(victim) = victim else { break };
+            self.reap_pass(&victim, pass, holders);
+            let mut state = self.oom.state.lock();
+            let of_victim = |report: &&mut OomReport| report.victim == *victim.name();
+            if let Some(report) = state.reports.iter_mut().rev().find(of_victim) {
+                report.freed_frames += pass.outcome.frames;
+                report.freed_swapped += pass.outcome.swapped;
+            }
+        }
+    }
+
+    fn reap_pass(&self, victim: &Mm, pass: &mut ReapPass, holders: &Holders) {
+        pass.outcome = ZapOutcome::default();
+        pass.skipped.clear();
+        pass.first_page_ns = None;
+        let mut index = 0;
+        while let Some(vma) = victim.vma_at(index) {
+            let mut first = 0;
+            while first < vma.nr_pages() {
+                let nr = REAP_CHUNK_PAGES.min(vma.nr_pages() - first);
+                self.reap_run(&vma, PageRun::new(first, nr), pass, holders);
+                first += nr;
+            }
+            index += 1;
+        }
+    }
+
+    fn reap_run(&self, vma: &Vma, run: PageRun, pass: &mut ReapPass, holders: &Holders) {
+        if !vma.has_contents(run) {
+            return;
+        }
+        vma.choose(run);
+        let (start, end) = (vma.address(run.first), vma.address(run.end()));
+        match vma
+            .mm()
+            .notifiers()
+            .start_nonblock(start, end, Event::Unmap)
+        {
+            Ok(_bracket) => {
+                let outcome = vma.zap_told(run);
+                if pass.first_page_ns.is_none() && outcome.frames + outcome.swapped > 0 {
+                    pass.first_page_ns = Some(self.clock.now_ns());
+                }
+                if outcome.pinned > 0 {
+                    pass.skip(&holders.pin, outcome.pinned);
+                }
+                if outcome.busy > 0 {
+                    pass.skip(&holders.user, outcome.busy);
+                }
+                pass.outcome += outcome;
+            }
+            Err(refused) if run.nr == 1 => {
+                vma.unchoose(run);
+                pass.skip(&refused.holder, 1);
+            }
+            Err(_) => {
+                vma.unchoose(run);
+                let half = run.nr / 2;
+                self.reap_run(vma, PageRun::new(run.first, half), pass, holders);
+                let rest = PageRun::new(run.first + half, run.nr - half);
+                self.reap_run(vma, rest, pass, holders);
+            }
+        }
+    }
+
+    fn record(&self, pass: &mut ReapPass, attempt: u32, is_last: bool) {
+        let now_ns = self.clock.now_ns();
+        let mut state = self.oom.state.lock();
+        let Some(report) = state.reports.last_mut() else {
+            return;
+        };
+        let after = |ns: u64| ns.saturating_sub(report.killed_at_ns);
+        report.passes = attempt;
+        report.first_page_ns = report.first_page_ns.or(pass.first_page_ns.map(after));
+        report.first_pass_ns = report.first_pass_ns.or(Some(after(now_ns)));
+        report.done_ns = is_last.then_some(after(now_ns));
+        report.freed_frames += pass.outcome.frames;
+        report.freed_swapped += pass.outcome.swapped;
+        pass.skipped
+            .sort_unstable_by_key(|skipped| core::cmp::Reverse(skipped.pages));
+        report.skipped.clear();
+        report.skipped.extend(pass.skipped.iter().cloned());
+    }
+}
+
+enum Work {
+    Victim(Arc<Mm>),
+    Leftovers,
+}

@@ -1,0 +1,409 @@
+//! The state word of a page.
+//!
+//! Eight bytes hold everything the memory manager knows of a page. The word changes by
+//! compare-and-swap only, and whoever puts it into [`State::Moving`] owns the page until he
+//! publishes the next state: no two machine operations ever meet on one page.
+//!
+//! ```text
+//!           fault: zero or fill              detach                    store
+//!   Empty ─────────────────────► Resident ◄────────► Evicting ──► Standby ◄──► Storing ──► Swapped
+//!     ▲                             ▲        rescue                 │ reattach   │            │
+//!     │ zap, unmap, reap            └───────────────────────────────┴────────────┘            │
+//!     └──────────────────────────────── (each arrow passes through Moving) ◄───── fill ───────┘
+//! ```
+//!
+//! * `Evicting`: still mapped, told to the devices or about to be. A fault or a pin *rescues* the
+//!   page by taking the mark away; nobody waits for a notifier.
+//! * `Storing`: still in its slot, being compressed from a copy. A fault rescues it too.
+//! * `Moving`: a machine operation is under way; waiting for it is short.
+
+use crate::addr::PageIndex;
+use crate::fault::StoreError;
+use crate::swap::Stored;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Where a page is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// No frame and no contents: reads as zeros.
+    Empty,
+    /// Mapped.
+    Resident,
+    /// Mapped, and chosen by reclaim.
+    Evicting,
+    /// Owned by a thread that changes it.
+    Moving,
+    /// In its slot, mapped by nobody.
+    Standby,
+    /// In its slot, being compressed.
+    Storing,
+    /// In the store only.
+    Swapped,
+    /// The contents are lost; an access ends in an error.
+    Poisoned,
+}
+
+const STATES: [State; 8] = [
+    State::Empty,
+    State::Resident,
+    State::Evicting,
+    State::Moving,
+    State::Standby,
+    State::Storing,
+    State::Swapped,
+    State::Poisoned,
+];
+
+/// Why contents can be lost, by the number that a poisoned word keeps.
+const CAUSES: [StoreError; 2] = [StoreError::Corrupt, StoreError::Misplaced];
+
+const STATE_MASK: u64 = 0xf;
+const DIRTY: u64 = 1 << 4;
+const REFERENCED: u64 = 1 << 5;
+const PROTECTED: u64 = 1 << 6;
+const HAS_COPY: u64 = 1 << 7;
+const SAME_FILLED: u64 = 1 << 8;
+const WAITERS: u64 = 1 << 9;
+const PINS_SHIFT: u32 = 12;
+const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
+const TAG_SHIFT: u32 = 22;
+const TAG_MASK: u64 = 0x3ff << TAG_SHIFT;
+const PAYLOAD_SHIFT: u32 = 32;
+const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLOAD_SHIFT);
+
+/// A value of the state word.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 0..4 | [`State`] |
+/// | 4 | dirty: the stored copy, if any, is out of date |
+/// | 5 | referenced: proven in use since the front hand passed |
+/// | 6 | write-protected at its address |
+/// | 7, 8 | has a stored copy; the copy is a fill pattern |
+/// | 9 | somebody waits for the end of `Moving` |
+/// | 12..22 | pins |
+/// | 22..32 | tag of the stored copy |
+/// | 32..64 | slot, or fill pattern |
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Word(u64);
+
+impl Word {
+    /// A page that was never touched.
+    pub const EMPTY: Self = Self(State::Empty as u64);
+
+    /// A state without any flag.
+    pub const fn of(state: State) -> Self {
+        Self(state as u64)
+    }
+
+    /// A page whose contents are lost, and why.
+    pub fn lost(cause: StoreError) -> Self {
+        let code = CAUSES.iter().position(|&known| known == cause).unwrap_or(0) as u64;
+        Self(State::Poisoned as u64 | code << PAYLOAD_SHIFT)
+    }
+
+    /// Why the contents of a poisoned page are lost.
+    pub fn cause(self) -> StoreError {
+        CAUSES[(self.0 >> PAYLOAD_SHIFT) as usize % CAUSES.len()]
+    }
+
+    /// The same word with as many pins as `other`.
+    #[must_use]
+    pub const fn with_pins_of(self, other: Self) -> Self {
+        Self((self.0 & !PINS_MASK) | (other.0 & PINS_MASK))
+    }
+
+    /// The state.
+    pub fn state(self) -> State {
+        STATES[(self.0 & STATE_MASK) as usize & 7]
+    }
+
+    /// The same word in another state.
+    #[must_use]
+    pub const fn with_state(self, state: State) -> Self {
+        Self((self.0 & !STATE_MASK) | state as u64)
+    }
+
+    /// Whether the contents differ from the stored copy.
+    pub const fn is_dirty(self) -> bool {
+        self.0 & DIRTY != 0
+    }
+
+    /// Whether the page was proven in use since the front hand passed.
+    pub const fn is_referenced(self) -> bool {
+        self.0 & REFERENCED != 0
+    }
+
+    /// Whether a write traps.
+    pub const fn is_protected(self) -> bool {
+        self.0 & PROTECTED != 0
+    }
+
+    /// Whether somebody waits.
+    pub const fn has_waiters(self) -> bool {
+        self.0 & WAITERS != 0
+    }
+
+    /// How often the page is pinned.
+    pub const fn pins(self) -> u32 {
+        ((self.0 & PINS_MASK) >> PINS_SHIFT) as u32
+    }
+
+    /// Marks the page dirty: it is no longer what its copy says.
+    #[must_use]
+    pub const fn dirty(self) -> Self {
+        Self(self.0 | DIRTY)
+    }
+
+    /// Marks the page clean.
+    #[must_use]
+    pub const fn clean(self) -> Self {
+        Self(self.0 & !DIRTY)
+    }
+
+    /// Sets the referenced mark.
+    #[must_use]
+    pub const fn referenced(self) -> Self {
+        Self(self.0 | REFERENCED)
+    }
+
+    /// Takes the referenced mark away.
+    #[must_use]
+    pub const fn unreferenced(self) -> Self {
+        Self(self.0 & !REFERENCED)
+    }
+
+    /// Marks the page write-protected.
+    #[must_use]
+    pub const fn protected(self) -> Self {
+        Self(self.0 | PROTECTED)
+    }
+
+    /// Marks the page writable.
+    #[must_use]
+    pub const fn unprotected(self) -> Self {
+        Self(self.0 & !PROTECTED)
+    }
+
+    const fn waiters(self) -> Self {
+        Self(self.0 | WAITERS)
+    }
+
+    const fn no_waiters(self) -> Self {
+        Self(self.0 & !WAITERS)
+    }
+
+    /// One pin more, or `None` when the page has as many as it can have.
+    pub fn pinned(self) -> Option<Self> {
+        (self.pins() < crate::limits::PINS_PER_PAGE_MAX).then_some(Self(self.0 + (1 << PINS_SHIFT)))
+    }
+
+    /// One pin less.
+    ///
+    /// # Panics
+    ///
+    /// If the page has no pin: pins come and go through guards, so this is a bug of this crate.
+    #[must_use]
+    pub fn unpinned(self) -> Self {
+        assert!(self.pins() > 0, "unpinned a page without a pin");
+        Self(self.0 - (1 << PINS_SHIFT))
+    }
+
+    /// The stored copy, if there is one.
+    pub fn copy(self) -> Option<Stored> {
+        if self.0 & HAS_COPY == 0 {
+            return None;
+        }
+        let payload = (self.0 >> PAYLOAD_SHIFT) as u32;
+        if self.0 & SAME_FILLED != 0 {
+            return Some(Stored::SameFilled(payload));
+        }
+        let tag = ((self.0 & TAG_MASK) >> TAG_SHIFT) as u16;
+        Some(Stored::from_slot_parts(payload, tag))
+    }
+
+    /// The same word with a stored copy.
+    #[must_use]
+    pub fn with_copy(self, stored: Stored) -> Self {
+        let same_filled = if stored.is_same_filled() {
+            SAME_FILLED
+        } else {
+            0
+        };
+        Self(
+            (self.0 & !COPY_MASK)
+                | HAS_COPY
+                | same_filled
+                | ((u64::from(stored.tag()) << TAG_SHIFT) & TAG_MASK)
+                | (u64::from(stored.payload()) << PAYLOAD_SHIFT),
+        )
+    }
+
+    /// The same word without a stored copy.
+    #[must_use]
+    pub const fn without_copy(self) -> Self {
+        Self(self.0 & !COPY_MASK)
+    }
+
+    /// Whether the page is mapped and may be used through its address.
+    pub fn is_mapped(self) -> bool {
+        matches!(self.state(), State::Resident | State::Evicting)
+    }
+
+    /// Whether the contents are in the slot.
+    pub fn is_detached(self) -> bool {
+        matches!(self.state(), State::Standby | State::Storing)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.state())?;
+        for (is_set, name) in [
+            (self.is_dirty(), "dirty"),
+            (self.is_referenced(), "referenced"),
+            (self.is_protected(), "protected"),
+            (self.has_waiters(), "waiters"),
+        ] {
+            if is_set {
+                write!(f, "+{name}")?;
+            }
+        }
+        if self.pins() > 0 {
+            write!(f, "+pins={}", self.pins())?;
+        }
+        if let Some(copy) = self.copy() {
+            write!(f, "+{copy:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The state words of a mapping.
+#[derive(Debug)]
+pub(crate) struct PageTable {
+    words: Box<[AtomicU64]>,
+}
+
+impl PageTable {
+    pub(crate) fn new(nr_pages: u32) -> Self {
+        Self {
+            words: (0..nr_pages)
+                .map(|_| AtomicU64::new(Word::EMPTY.0))
+                .collect(),
+        }
+    }
+
+    /// The word of `page`.
+    pub(crate) fn load(&self, page: PageIndex) -> Word {
+        // Acquire: pairs with the Release of `publish` and `try_change`, so that what the last
+        // owner did to the page is seen by whoever acts on its new state.
+        Word(self.words[page as usize].load(Ordering::Acquire))
+    }
+
+    /// Puts `next` in place of `seen`; fails when the word has changed since.
+    pub(crate) fn try_change(&self, page: PageIndex, seen: Word, next: Word) -> Result<(), Word> {
+        let word = &self.words[page as usize];
+        // AcqRel: Acquire pairs with the last owner's `publish`; Release makes what this thread
+        // did before visible to whoever finds the new state. The failed read acts on what it
+        // found, hence Acquire.
+        match word.compare_exchange(seen.0, next.0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(found) => Err(Word(found)),
+        }
+    }
+
+    /// Takes ownership of a page found as `seen`.
+    pub(crate) fn try_own(&self, page: PageIndex, seen: Word) -> Result<Word, Word> {
+        assert!(
+            seen.state() != State::Moving,
+            "owned a page that has an owner"
+        );
+        self.try_change(page, seen, seen.with_state(State::Moving))
+            .map(|()| seen)
+    }
+
+    /// Ends an ownership; returns whether somebody waits for it.
+    pub(crate) fn publish(&self, page: PageIndex, next: Word) -> bool {
+        assert!(
+            next.state() != State::Moving,
+            "published a page that still moves"
+        );
+        let word = &self.words[page as usize];
+        // Release: pairs with the Acquire of `load`; the machine operation is done before anybody
+        // sees the new state. Acquire: takes over the WAITERS mark that a waiter set.
+        let before = Word(word.swap(next.no_waiters().0, Ordering::AcqRel));
+        assert!(
+            before.state() == State::Moving,
+            "published a page that was not owned"
+        );
+        before.has_waiters()
+    }
+
+    /// Notes that somebody waits for the owner of `page`; false when nobody owns it any more.
+    pub(crate) fn note_waiter(&self, page: PageIndex) -> bool {
+        let seen = self.load(page);
+        seen.state() == State::Moving
+            && (seen.has_waiters() || self.try_change(page, seen, seen.waiters()).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(word: Word, expected: &str) {
+        assert_eq!(format!("{word:?}"), expected);
+    }
+
+    #[test]
+    fn words_keep_their_parts_apart() {
+        let stored = Stored::from_slot_parts(0xdead_beef, 0x3ff);
+        let word = Word::of(State::Resident).dirty().with_copy(stored);
+        assert_eq!(word.copy(), Some(stored));
+        let pinned = word.pinned().expect("room for a pin");
+        assert_eq!((pinned.pins(), pinned.copy()), (1, Some(stored)));
+        assert_eq!(pinned.unpinned(), word);
+        assert_eq!(pinned.without_copy().pins(), 1);
+        check(Word::EMPTY, "Empty");
+        check(
+            Word::of(State::Standby).dirty().referenced(),
+            "Standby+dirty+referenced",
+        );
+        check(
+            word.without_copy().clean().protected(),
+            "Resident+protected",
+        );
+        for state in STATES {
+            assert_eq!(word.with_state(state).state(), state);
+        }
+    }
+
+    #[test]
+    fn pins_end_at_their_bound() {
+        let mut word = Word::of(State::Resident);
+        for _ in 0..crate::limits::PINS_PER_PAGE_MAX {
+            word = word.pinned().expect("below the bound");
+        }
+        assert_eq!(word.pinned(), None);
+        assert_eq!((word.state(), word.copy()), (State::Resident, None));
+    }
+
+    #[test]
+    fn an_owner_is_told_of_waiters() {
+        let table = PageTable::new(2);
+        assert!(!table.note_waiter(1));
+        let seen = table.try_own(1, Word::EMPTY).expect("nobody owns it");
+        assert!(table.note_waiter(1));
+        assert!(
+            table
+                .try_change(1, seen, Word::of(State::Resident))
+                .is_err()
+        );
+        assert!(table.publish(1, Word::of(State::Resident)));
+        check(table.load(1), "Resident");
+    }
+}

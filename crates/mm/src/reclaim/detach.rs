@@ -1,0 +1,287 @@
+//! The front hand: mapped pages go into their slots.
+
+use super::settle::RefusedWindow;
+use crate::addr::{PageIndex, PageRun};
+use crate::fault::StoreError;
+use crate::limits::WINDOW_PAGES;
+use crate::memcg::stat::{add, count};
+use crate::mm_struct::{Owned, Vma};
+use crate::mmu_notifier::{BracketError, Event};
+use crate::page::{State, Word};
+use crate::primary_mmu::Detached;
+use core::sync::atomic::Ordering;
+
+/// A set of pages of one window.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct PageSet(u64);
+
+impl PageSet {
+    pub(super) fn insert(&mut self, index: u32) {
+        self.0 |= 1 << index;
+    }
+
+    pub(super) fn contains(self, index: u32) -> bool {
+        self.0 >> index & 1 != 0
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The shortest run of the window starting at `first` that holds the set.
+    pub(super) fn hull(self, first: PageIndex) -> PageRun {
+        let low = self.0.trailing_zeros();
+        PageRun::new(first + low, WINDOW_PAGES - self.0.leading_zeros() - low)
+    }
+}
+
+impl Vma {
+    /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
+    /// how many were detached.
+    pub(super) fn detach_window(&self, run: PageRun) -> u64 {
+        let chosen = self.choose_unreferenced(run);
+        if chosen.is_empty() {
+            return 0;
+        }
+        let hull = chosen.hull(run.first);
+        let (start, end) = (self.address(hull.first), self.address(hull.end()));
+        match self
+            .mm()
+            .notifiers()
+            .start_nonblock(start, end, Event::Clear)
+        {
+            Ok(_bracket) => self.detach_told(run, chosen),
+            Err(_refused) => {
+                self.unchoose(hull);
+                count(&self.stat().reclaim_refused);
+                self.memcg().reclaim.refused.push(RefusedWindow {
+                    vma: self.id(),
+                    run: hull,
+                });
+                0
+            }
+        }
+    }
+
+    /// The same with devices that are waited for. Not from a thread that a fault waits for.
+    pub(super) fn detach_window_blockable(&self, run: PageRun) -> Result<u64, BracketError> {
+        let chosen = self.choose_unreferenced(run);
+        if chosen.is_empty() {
+            return Ok(0);
+        }
+        let hull = chosen.hull(run.first);
+        let (start, end) = (self.address(hull.first), self.address(hull.end()));
+        let deadline = self.memcg().limits.settle_deadline;
+        match self
+            .mm()
+            .notifiers()
+            .start_blockable(start, end, Event::Clear, deadline)
+        {
+            Ok(_bracket) => Ok(self.detach_told(run, chosen)),
+            Err(error) => {
+                self.unchoose(hull);
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the pages of `run` to the store, because the program said that it does not need them
+    /// for long. Pinned pages stay.
+    pub(crate) fn page_out(&self, run: PageRun) -> Result<(), BracketError> {
+        let mut first = run.first;
+        while first < run.end() {
+            let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
+            for page in chunk.pages() {
+                let seen = self.pages.load(page);
+                if seen.is_referenced() && seen.state() == State::Resident {
+                    let _ = self.pages.try_change(page, seen, seen.unreferenced());
+                }
+            }
+            self.detach_window_blockable(chunk)?;
+            self.memcg()
+                .with_scratch(|scratch| self.store_window(chunk, scratch));
+            first = chunk.end();
+        }
+        Ok(())
+    }
+
+    /// Chooses the mapped pages of a window that are neither pinned nor referenced, and takes the
+    /// referenced marks away.
+    fn choose_unreferenced(&self, run: PageRun) -> PageSet {
+        let mut chosen = PageSet::default();
+        let stuck = &self.memcg().reclaim.stuck;
+        for (index, page) in (0..).zip(run.pages()) {
+            let seen = self.pages.load(page);
+            if seen.state() != State::Resident || seen.pins() > 0 || stuck.holds(self.id(), page) {
+                continue;
+            }
+            let next = if seen.is_referenced() {
+                seen.unreferenced()
+            } else {
+                seen.with_state(State::Evicting)
+            };
+            let changed = self.pages.try_change(page, seen, next).is_ok();
+            if changed && next.state() == State::Evicting {
+                chosen.insert(index);
+            }
+        }
+        chosen
+    }
+
+    /// Detaches the chosen pages of a window; the devices were told of all of them. A page that
+    /// was used since then is left alone.
+    fn detach_told(&self, window: PageRun, chosen: PageSet) -> u64 {
+        let mut detached = 0;
+        let mut batch = Batch::new();
+        let hull = chosen.hull(window.first);
+        for page in hull.pages() {
+            let is_chosen = chosen.contains(page - window.first);
+            match self.own_to_detach(page, is_chosen) {
+                Some(owned) => batch.push(owned, is_chosen),
+                None => {
+                    if is_chosen {
+                        count(&self.stat().pgrescued);
+                    }
+                    detached += self.detach_batch(&mut batch);
+                }
+            }
+        }
+        detached + self.detach_batch(&mut batch)
+    }
+
+    /// Owns a chosen page, or a page between two chosen ones that has nothing at its address: it
+    /// must stay so while one machine operation goes over the whole run.
+    fn own_to_detach(&self, page: PageIndex, is_chosen: bool) -> Option<Owned> {
+        let seen = self.pages.load(page);
+        let is_fit = match seen.state() {
+            State::Evicting => is_chosen && seen.pins() == 0,
+            State::Empty | State::Swapped | State::Standby => !is_chosen,
+            _ => false,
+        };
+        if is_fit {
+            self.try_own(page, seen)
+        } else {
+            None
+        }
+    }
+
+    fn detach_batch(&self, batch: &mut Batch) -> u64 {
+        batch.drop_unchosen_tail(self);
+        let Some(run) = batch.run() else { return 0 };
+        for (index, page) in (0..).zip(run.pages()) {
+            if batch.chosen.contains(index) {
+                self.bump_generation(page);
+            }
+        }
+        let mut outcome = [Detached::Hole; WINDOW_PAGES as usize];
+        // An error is in the outcome too: pages that did not move are `Busy` or `Hole`.
+        let _ = self.primary().detach(run, &mut outcome[..run.nr as usize]);
+        let mut detached = 0;
+        for (index, page) in (0..).zip(run.pages()) {
+            let owned = Owned {
+                page,
+                was: batch.words[index as usize],
+            };
+            if batch.chosen.contains(index) {
+                detached += u64::from(self.publish_detached(owned, outcome[index as usize]));
+            } else {
+                self.restore(owned);
+            }
+        }
+        add(&self.stat().pgdeactivate, detached);
+        batch.clear();
+        detached
+    }
+
+    fn publish_detached(&self, owned: Owned, outcome: Detached) -> bool {
+        let was = owned.was;
+        match outcome {
+            Detached::Done => {
+                // Dirty is what the word says now: whoever writes marks the page first.
+                self.publish(
+                    owned,
+                    was.with_state(State::Standby).unprotected().unreferenced(),
+                );
+                true
+            }
+            Detached::Busy => {
+                // Something holds the frame that nobody told us of. It gets one more round.
+                count(&self.stat().pgbusy);
+                self.publish(owned, was.with_state(State::Resident).referenced());
+                false
+            }
+            Detached::Hole => {
+                self.lose_foreign(owned);
+                false
+            }
+        }
+    }
+
+    /// A mapped page was found gone: something else took it away.
+    fn lose_foreign(&self, owned: Owned) {
+        count(&self.stat().foreign_changes);
+        let was = owned.was;
+        if was.copy().is_some() && !was.is_dirty() {
+            self.publish(owned, was.with_state(State::Swapped).unprotected());
+            self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
+        } else {
+            count(&self.stat().pages_lost);
+            let _ = self.primary().poison(PageRun::single(owned.page));
+            self.publish(owned, Word::lost(StoreError::Misplaced));
+            self.free_copy(was.copy());
+        }
+        self.uncharge(1);
+    }
+}
+
+/// Neighbouring owned pages of a window, some of them to be detached.
+struct Batch {
+    first: PageIndex,
+    nr: u32,
+    chosen: PageSet,
+    words: [Word; WINDOW_PAGES as usize],
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            first: 0,
+            nr: 0,
+            chosen: PageSet::default(),
+            words: [Word::EMPTY; WINDOW_PAGES as usize],
+        }
+    }
+
+    fn push(&mut self, owned: Owned, is_chosen: bool) {
+        if self.nr == 0 {
+            self.first = owned.page;
+        }
+        assert_eq!(self.first + self.nr, owned.page, "a batch has no gaps");
+        if is_chosen {
+            self.chosen.insert(self.nr);
+        }
+        self.words[self.nr as usize] = owned.was;
+        self.nr += 1;
+    }
+
+    /// Gives back the pages after the last chosen one.
+    fn drop_unchosen_tail(&mut self, vma: &Vma) {
+        while self.nr > 0 && !self.chosen.contains(self.nr - 1) {
+            self.nr -= 1;
+            let page = self.first + self.nr;
+            vma.restore(Owned {
+                page,
+                was: self.words[self.nr as usize],
+            });
+        }
+    }
+
+    fn run(&self) -> Option<PageRun> {
+        (self.nr > 0).then(|| PageRun::new(self.first, self.nr))
+    }
+
+    fn clear(&mut self) {
+        self.nr = 0;
+        self.chosen = PageSet::default();
+    }
+}

@@ -1,0 +1,226 @@
+//! Reclaim: frames come back.
+//!
+//! Two hands go round all pages of a memory cgroup, one behind the other. The *front hand* detaches
+//! mapped pages: they stand by in their slots, mapped by nobody. The *back hand* gives back the
+//! frames of those that still stand by when it arrives: clean pages fall back on their stored
+//! copy, dirty ones are compressed first. The time between the hands is a page's second chance: a
+//! page that is touched meanwhile goes back at the price of a soft fault, and is passed over the
+//! next time.
+//!
+//! No list is kept: the hands read the state words, which lie in the order of the addresses, so
+//! that neighbours are found together and moved by one machine operation.
+//!
+//! Paper: the two-handed clock of 4.3BSD (Leffler et al., 1989). Linux counterpart: `mm/vmscan.c`.
+
+mod detach;
+mod hands;
+mod settle;
+mod shed;
+mod store;
+
+use crate::memcg::Memcg;
+use crate::memcg::stat::count;
+use crate::swap::Scratch;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use hands::{Hand, Hands};
+use lockdep::sync::{Condvar, Mutex};
+use settle::{RefusedQueue, StuckTable};
+
+/// Frames that a thread reclaims for itself before it tries again.
+const DIRECT_FRAMES: u64 = 32;
+
+/// How long a worker sleeps between two looks when somebody waits and nothing can be freed, or
+/// when a wake-up was missed by a hair.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// The state of reclaim in a memory cgroup.
+pub(crate) struct Control {
+    hands: Mutex<Hands>,
+    kicked: AtomicBool,
+    idle: Mutex<()>,
+    wake: Condvar,
+    scratches: [Mutex<Scratch>; crate::limits::SCRATCHES],
+    pub(crate) refused: RefusedQueue,
+    pub(crate) stuck: StuckTable,
+    /// Pages that stand by.
+    pub(crate) nr_standby: AtomicU64,
+    /// Windows of all mappings.
+    pub(crate) nr_windows: AtomicU64,
+    /// Windows that some thread works on now.
+    pub(crate) in_flight: AtomicU64,
+    /// Grows whenever a frame comes free or a page is detached, by anybody.
+    pub(crate) progress: AtomicU64,
+}
+
+/// How a pass of reclaim ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pass {
+    /// As many frames are free as was asked for.
+    Done,
+    /// Both hands went round and found nothing to do.
+    Stalled,
+}
+
+/// How hard a pass tries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Effort {
+    /// In a thread that needs a frame: it can wait for the worker instead.
+    Direct,
+    /// In the worker, whose stall means that memory has run out.
+    Worker,
+}
+
+impl Control {
+    pub(crate) fn new() -> Self {
+        Self {
+            hands: Mutex::new("mm.reclaim.hands", Hands::default()),
+            kicked: AtomicBool::new(false),
+            idle: Mutex::new("mm.reclaim.idle", ()),
+            wake: Condvar::new("mm.reclaim.wake"),
+            scratches: core::array::from_fn(|_| Mutex::new("mm.reclaim.scratch", Scratch::new())),
+            refused: RefusedQueue::new(),
+            stuck: StuckTable::new(),
+            nr_standby: AtomicU64::new(0),
+            nr_windows: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
+        }
+    }
+
+    /// Wakes a worker; cheap when one was woken already.
+    pub(crate) fn kick(&self) {
+        // AcqRel: Release pairs with the swap in `wait_for_work`, so that the worker sees the
+        // shortage; Acquire orders this kick after the worker took the last one.
+        if !self.kicked.load(Ordering::Relaxed) && !self.kicked.swap(true, Ordering::AcqRel) {
+            self.wake_all();
+        }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        drop(self.idle.lock());
+        self.wake.notify_all();
+        self.refused.wake_all();
+    }
+
+    fn wait_for_work(&self, is_stopped: impl Fn() -> bool, timeout: Option<Duration>) {
+        let mut guard = self.idle.lock();
+        // AcqRel: pairs with the swap in `kick`.
+        while !self.kicked.swap(false, Ordering::AcqRel) && !is_stopped() {
+            guard = match timeout {
+                None => self.wake.wait(guard),
+                Some(timeout) => {
+                    drop(self.wake.wait_timeout(guard, timeout));
+                    return;
+                }
+            };
+        }
+    }
+
+    pub(crate) fn note_progress(&self, n: u64) {
+        self.progress.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Counts a window as worked on, from before it is taken until it is done.
+struct InFlight<'a>(&'a Control);
+
+impl<'a> InFlight<'a> {
+    fn new(control: &'a Control) -> Self {
+        control.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(control)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Memcg {
+    /// The loop of a reclaim worker: keeps free frames between the marks, until
+    /// [`Memcg::stop`]. One thread is enough; more may run.
+    pub fn run_reclaim(&self) {
+        while !self.is_stopped() {
+            let pass = self.reclaim_pass(self.marks.high, Effort::Worker);
+            let somebody_waits = self.frames.nr_waiting() > 0;
+            if pass == Pass::Stalled && somebody_waits {
+                self.out_of_memory();
+            }
+            let timeout = somebody_waits.then_some(IDLE);
+            self.reclaim.wait_for_work(|| self.is_stopped(), timeout);
+        }
+    }
+
+    /// Reclaims in the thread that needs a frame. Not in a fault, nor under a notifier's lock.
+    pub(crate) fn reclaim_directly(&self) {
+        let _ = self.reclaim_pass(DIRECT_FRAMES.min(self.marks.high), Effort::Direct);
+    }
+
+    /// Frees frames until `target_free` are free or nothing more can be done.
+    fn reclaim_pass(&self, target_free: u64, effort: Effort) -> Pass {
+        let wanted = self.marks.standby.max(target_free);
+        let mut front_is_idle = false;
+        let mut stalls = 0;
+        while self.frames.counter().free() < target_free && !self.is_stopped() {
+            if !front_is_idle && self.reclaim.nr_standby.load(Ordering::Relaxed) < wanted {
+                front_is_idle = !self.advance(Hand::Front);
+            }
+            if self.advance(Hand::Back) {
+                stalls = 0;
+                continue;
+            }
+            // Nothing that stands by can go: the store is full, or nothing stands by. A clean
+            // page may still be among those that are mapped.
+            stalls += 1;
+            if stalls > 1 || effort == Effort::Direct || !self.detach_all() {
+                count(&self.stat.stalls);
+                return Pass::Stalled;
+            }
+        }
+        Pass::Done
+    }
+
+    /// Sends the front hand once round; false when it found nothing.
+    fn detach_all(&self) -> bool {
+        let mut windows = 0;
+        while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
+            && !self.is_stopped()
+            && self.advance(Hand::Front)
+        {
+            windows += 1;
+        }
+        windows > 0
+    }
+
+    /// Moves a hand on until it did something; false when it went all the way round (the front
+    /// hand twice: the first time only takes marks away) without.
+    fn advance(&self, hand: Hand) -> bool {
+        let mut lap = self.start_lap(hand);
+        loop {
+            let in_flight = InFlight::new(&self.reclaim);
+            let Some((vma, run)) = self.next_window(hand, &mut lap) else {
+                return false;
+            };
+            let done = match hand {
+                Hand::Front => vma.detach_window(run),
+                Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch)),
+                Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
+            };
+            drop(in_flight);
+            if done > 0 {
+                self.reclaim.note_progress(done);
+                return true;
+            }
+        }
+    }
+
+    /// Lends the caller a scratch; waits for one when all are in use.
+    pub(crate) fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> R {
+        let scratches = &self.reclaim.scratches;
+        let free = scratches.iter().find_map(|scratch| scratch.try_lock());
+        let mut scratch = free.unwrap_or_else(|| scratches[0].lock());
+        work(&mut scratch)
+    }
+}

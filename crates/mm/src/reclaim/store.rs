@@ -1,0 +1,189 @@
+//! The back hand: frames of detached pages come free.
+
+use super::detach::PageSet;
+use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
+use crate::fault::StoreError;
+use crate::limits::WINDOW_PAGES;
+use crate::memcg::stat::{add, count};
+use crate::mm_struct::{Owned, Vma};
+use crate::page::{State, Word};
+use crate::swap::{Scratch, Stored};
+use core::sync::atomic::Ordering;
+
+/// Clean copies that are given back at a time when the store is full.
+const SHED_PAGES: u64 = 64;
+
+/// What is known of the pages of a window whose frames may go.
+struct Ready {
+    pages: PageSet,
+    /// What was stored for them; `None` where the copy that the page has is good.
+    stored: [Option<Stored>; WINDOW_PAGES as usize],
+    /// The generation of the frame that was stored. A page that was rescued, changed, detached
+    /// again and is being stored by somebody else looks the same but for this.
+    generations: [u32; WINDOW_PAGES as usize],
+}
+
+impl Vma {
+    /// Gives back the frames of the pages of a window that stand by. Returns how many.
+    pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch) -> u64 {
+        let mut ready = Ready {
+            pages: PageSet::default(),
+            stored: [None; WINDOW_PAGES as usize],
+            generations: [0; WINDOW_PAGES as usize],
+        };
+        for (index, page) in (0..).zip(run.pages()) {
+            ready.generations[index as usize] = self.generation(page);
+            if let Some(stored) = self.prepare(page, scratch) {
+                ready.pages.insert(index);
+                ready.stored[index as usize] = stored;
+            }
+        }
+        if ready.pages.is_empty() {
+            return 0;
+        }
+        self.free_ready(run, &ready)
+    }
+
+    /// Makes sure that the contents of a page that stands by are in the store. The page can be
+    /// rescued until [`Vma::free_ready`]. `Some(None)` means that its old copy is good.
+    fn prepare(&self, page: PageIndex, scratch: &mut Scratch) -> Option<Option<Stored>> {
+        let seen = self.pages.load(page);
+        if seen.state() != State::Standby {
+            return None;
+        }
+        if !seen.is_dirty() && seen.copy().is_some() {
+            return Some(None);
+        }
+        // The copy is taken while nobody can move the page away, compressed after that.
+        let owned = self.try_own(page, seen)?;
+        let mut contents = [0; PAGE_SIZE];
+        self.primary().read_detached(page, &mut contents);
+        self.publish(owned, seen.with_state(State::Storing));
+        match self.store_or_shed(page, &contents, scratch) {
+            Ok(stored) => Some(Some(stored)),
+            Err(_full) => {
+                count(&self.stat().store_full);
+                let storing = seen.with_state(State::Storing);
+                // Fails when the page was rescued, which is as good.
+                let _ = self
+                    .pages
+                    .try_change(page, storing, seen.with_state(State::Standby));
+                None
+            }
+        }
+    }
+
+    fn store_or_shed(
+        &self,
+        page: PageIndex,
+        contents: &[u8; PAGE_SIZE],
+        scratch: &mut Scratch,
+    ) -> Result<Stored, StoreError> {
+        let memcg = self.memcg();
+        match memcg.zswap.store(self.owner(page), contents, scratch) {
+            Err(StoreError::Full) if memcg.shed_copies(SHED_PAGES) > 0 => {
+                memcg.zswap.store(self.owner(page), contents, scratch)
+            }
+            result => result,
+        }
+    }
+
+    /// Frees the slots of the pages that still stand by, in runs.
+    fn free_ready(&self, window: PageRun, ready: &Ready) -> u64 {
+        let mut freed = 0;
+        let mut batch: (PageIndex, u32) = (0, 0);
+        let mut words = [(Word::EMPTY, false); WINDOW_PAGES as usize];
+        for page in ready.pages.hull(window.first).pages() {
+            let index = page - window.first;
+            let is_ready = ready.pages.contains(index);
+            let owned = self.own_to_free(page, index as usize, is_ready, ready);
+            if is_ready && owned.is_none() {
+                // Rescued. What was stored for it is not needed.
+                self.free_copy(ready.stored[index as usize]);
+            }
+            match owned {
+                Some(owned) => {
+                    if batch.1 == 0 {
+                        batch.0 = page;
+                    }
+                    words[batch.1 as usize] = (owned.was, is_ready);
+                    batch.1 += 1;
+                }
+                None => {
+                    freed += self.free_batch(batch, &words, window, ready);
+                    batch.1 = 0;
+                }
+            }
+        }
+        freed += self.free_batch(batch, &words, window, ready);
+        add(&self.stat().pgsteal, freed);
+        freed
+    }
+
+    /// Owns a page whose frame may go, or a page between two such whose slot is empty: it must
+    /// stay so while one machine operation goes over the whole run.
+    fn own_to_free(
+        &self,
+        page: PageIndex,
+        index: usize,
+        is_ready: bool,
+        ready: &Ready,
+    ) -> Option<Owned> {
+        let seen = self.pages.load(page);
+        let is_fit = match (seen.state(), ready.stored[index]) {
+            (State::Storing, Some(_)) => is_ready,
+            (State::Standby, None) => is_ready && !seen.is_dirty() && seen.copy().is_some(),
+            (State::Empty | State::Swapped, _) => !is_ready,
+            _ => false,
+        };
+        let owned = if is_fit {
+            self.try_own(page, seen)
+        } else {
+            None
+        }?;
+        if is_ready && self.generation(page) != ready.generations[index] {
+            self.restore(owned);
+            return None;
+        }
+        Some(owned)
+    }
+
+    fn free_batch(
+        &self,
+        (first, nr): (PageIndex, u32),
+        words: &[(Word, bool); WINDOW_PAGES as usize],
+        window: PageRun,
+        ready: &Ready,
+    ) -> u64 {
+        if nr == 0 {
+            return 0;
+        }
+        let run = PageRun::new(first, nr);
+        // An error means that the slots were taken from us; they are empty then, as they should.
+        let _ = self.primary().free_detached(run);
+        let mut freed = 0;
+        for (page, &(was, is_ready)) in run.pages().zip(words) {
+            let owned = Owned { page, was };
+            if !is_ready {
+                self.restore(owned);
+                continue;
+            }
+            let next = was.with_state(State::Swapped).clean().unreferenced();
+            match ready.stored[(page - window.first) as usize] {
+                Some(stored) => {
+                    self.publish(owned, next.with_copy(stored));
+                    self.free_copy(was.copy());
+                    count(&self.stat().zswpout);
+                }
+                None => {
+                    self.publish(owned, next);
+                    count(&self.stat().clean_drop);
+                }
+            }
+            freed += 1;
+        }
+        self.mm().rss.swapped.fetch_add(freed, Ordering::Relaxed);
+        self.uncharge(freed);
+        freed
+    }
+}
