@@ -1,1 +1,31 @@
-//! pinless-host.
+//! The real machine under Pinless: memory, userfaultfd, signals and system calls.
+//!
+//! This is the one crate that calls the system and the one that needs `unsafe` for it. It holds
+//! mechanism only: what to evict, whom to kill and when to try again is decided in `pinless-mm`.
+//! `SOUNDNESS.md` beside this crate says, module by module, why the unsafe code is sound.
+//!
+//! [`HostMapping`] is where to begin: a mapping whose pages can be taken away while programs use
+//! it. [`PrivateMmu`] is what the memory manager drives, [`FaultService`] and [`attach_thread`]
+//! are the two ways to have faults resolved, and [`mark_engine_thread`] is for threads that stand
+//! in for devices.
+//!
+//! Linux counterparts: `fs/userfaultfd.c`, `mm/userfaultfd.c`.
+
+mod errno;
+mod fault_thread;
+mod mapping;
+mod pagemap;
+mod primary_mmu;
+mod region;
+mod registry;
+mod sigbus;
+mod thread;
+pub mod uaccess;
+mod uffd;
+
+pub use errno::Errno;
+pub use fault_thread::FaultService;
+pub use mapping::{AccessError, HostMapping, Resolver};
+pub use primary_mmu::{CreateError, FaultMode, PrivateMmu};
+pub use thread::{AttachedThread, EngineThread, attach_thread, last_fault, mark_engine_thread};
+pub use uffd::{Source, Unavailable};
