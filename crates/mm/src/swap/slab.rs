@@ -260,7 +260,7 @@ impl Block {
         }
     }
 
-    /// Cuts an empty block into slots of `class`, all free. What they hold is what the block held before.
+    /// Cuts an empty block into slots of `class`, all free; they hold what the block held before.
     fn format(&mut self, class: SizeClass) {
         assert_eq!(self.nr_used, 0, "a block in use changed its size class");
         self.nr_slots = class.slots_per_block() as u32;

@@ -71,7 +71,7 @@ fn page(kind: Kind, seed: u64) -> PageBuf {
         Kind::Pointers => {
             for word in page.as_chunks_mut().0 {
                 let bits = next(&mut state) % (1 << 20) * 16 + 0x7f12_3400_0000;
-                *word = if bits % 3 == 0 {
+                *word = if bits.is_multiple_of(3) {
                     [0; 8]
                 } else {
                     bits.to_le_bytes()
@@ -426,7 +426,7 @@ fn many_threads_stay_under_the_bound_and_read_what_they_wrote() {
 }
 
 #[test]
-fn a_mixed_set_wastes_at_most_a_quarter() {
+fn a_mixed_set_wastes_less_than_a_sixth() {
     let store = Zswap::new(64 * MIB);
     let mut scratch = Scratch::new();
     let mut state = 1;
@@ -454,9 +454,16 @@ fn a_mixed_set_wastes_at_most_a_quarter() {
             let nth = next(&mut state) as usize % held.len();
             store.free(held.swap_remove(nth));
         }
+        // Two of three free slots are as good as lost until pages of their size come again.
         let thinned = store.stats().fragmentation_permille();
-        println!("generation {generation}: waste {full} permille filled, {thinned} thinned out");
-        assert!(full <= 250, "{:?}", store.stats());
+        assert!(
+            full <= 150,
+            "generation {generation}, filled: {full} permille"
+        );
+        assert!(
+            thinned <= 750,
+            "generation {generation}, thinned out: {thinned} permille"
+        );
     }
 }
 
