@@ -313,6 +313,7 @@ fn paths_keep_out() {
         (MM, "fn a(rand: u64) { b(rand) }", &[]),
         (MM, "use std::collections::{BTreeMap, HashMap};", found),
         (MM_TEST, "use std::thread;", &[]),
+        (MM, "fn a() { std::thread::panicking() }", &[]),
         ("crates/mm/src/page/tests.rs", "use std::thread;", &[]),
         (
             MM,
