@@ -145,6 +145,53 @@ fn one_completion_frees_a_sleeper_whatever_follows() {
 }
 
 #[test]
+fn resetting_what_is_not_done_frees_nobody() {
+    for seed in world::seeds() {
+        let completion = Completion::new("completion");
+        let waiter = || {
+            assert_eq!(
+                completion.wait_timeout(Duration::from_secs(2)),
+                Waited::TimedOut
+            );
+        };
+        let resetter = || {
+            lockdep::sync::sleep("until the waiter sleeps", Duration::from_secs(1));
+            completion.reset();
+        };
+        World::Scheduled { seed }.run(vec![Box::new(waiter), Box::new(resetter)]);
+    }
+}
+
+/// The window in which a wake-up could get lost is a few instructions wide, so the two meet often,
+/// each time a little earlier or later.
+#[test]
+fn a_signal_meets_a_wait_at_any_moment() {
+    const NR_ROUNDS: usize = 20_000;
+    let fences: Vec<Fence> = (0..NR_ROUNDS).map(|_| Fence::new("fence")).collect();
+    let nr_met = AtomicUsize::new(0);
+    let meet = |round: usize| {
+        nr_met.fetch_add(1, Ordering::Relaxed);
+        spin_wait("both met", 0, || {
+            nr_met.load(Ordering::Relaxed) >= 2 * round + 2
+        });
+    };
+    let signaller = || {
+        for (round, fence) in fences.iter().enumerate() {
+            meet(round);
+            (0..round % 512).for_each(|step| _ = std::hint::black_box(step));
+            fence.signal();
+        }
+    };
+    let waiter = || {
+        for (round, fence) in fences.iter().enumerate() {
+            meet(round);
+            fence.wait();
+        }
+    };
+    World::Threads.run(vec![Box::new(signaller), Box::new(waiter)]);
+}
+
+#[test]
 fn a_token_ends_one_park() {
     let run = || {
         let parker = Parker::new("parker");
