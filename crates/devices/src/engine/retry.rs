@@ -1,0 +1,51 @@
+//! Trying again, slower each time and not for ever.
+
+use core::time::Duration;
+use lockdep::sync::{sleep, spin_wait};
+
+/// The first tries come one after the other.
+const QUICK: u32 = 8;
+
+/// How often a device asks for a page that keeps changing: about two seconds, given [`PAUSE_MAX`].
+const TRIES_MAX: u32 = 2048;
+
+const PAUSE_MAX: Duration = Duration::from_millis(1);
+
+/// The tries of one access.
+#[derive(Debug)]
+pub struct Retry {
+    nr: u32,
+}
+
+impl Retry {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { nr: 0 }
+    }
+
+    /// Pauses before the next try; false when there were enough.
+    pub fn pause(&mut self) -> bool {
+        self.nr += 1;
+        if self.nr >= TRIES_MAX {
+            return false;
+        }
+        match self.nr.checked_sub(QUICK) {
+            None => {
+                // One look that fails and one that succeeds: somebody else runs in between.
+                let mut looks = 0..2;
+                spin_wait("devices.retry", 0, || looks.next().is_none());
+            }
+            Some(slow) => {
+                let pause = Duration::from_micros(1 << slow.min(10));
+                sleep("devices.retry", pause.min(PAUSE_MAX));
+            }
+        }
+        true
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new()
+    }
+}

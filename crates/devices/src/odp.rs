@@ -1,0 +1,308 @@
+//! On-demand paging: a network card whose translations change only by commands to its engine.
+//!
+//! The card reads and writes memory through its own table. The driver cannot touch that table: it
+//! posts commands to a bounded queue, and the engine ([`DmaDevice::serve`]) carries them out one
+//! after the other. So a start has to wait for the engine's answer, and refuses where it may not
+//! wait, but only if the card may hold a translation of the range: the driver knows which it may.
+//!
+//! The engine must answer whatever happens to memory: it takes no page faults, allocates nothing
+//! that a start waits for, and waits only for accesses in flight, which end by themselves.
+//!
+//! Linux counterpart: drivers/infiniband/hw/mlx5/odp.c
+
+use crate::engine::{
+    Command, Counters, Fifo, Operation, PageSet, Retry, Rounds, Tlb, fetch, ranges_of, run_of,
+    spare,
+};
+use crate::{DeviceStats, DmaDevice, DmaError};
+use core::time::Duration;
+use lockdep::sync::{Completion, Fence, RwLock, ShortLock, Waited};
+use pinless_mm::addr::{PageIndex, PageRun};
+use pinless_mm::bus::Bus;
+use pinless_mm::mmu_notifier::{
+    Blockable, Context, EndContext, Notifier, Notifiers, Range, Subscription,
+};
+use pinless_mm::primary_mmu::Access;
+use std::sync::Arc;
+
+/// How long an access waits for the engine before it calls the device hung.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The network card, and its driver.
+pub struct Odp {
+    name: Box<str>,
+    bus: Arc<dyn Bus>,
+    /// The card's table. An access holds it shared to its end; the engine changes it, and so has
+    /// waited for the accesses in flight when it answers. Taken before `host`.
+    card: RwLock<Tlb>,
+    host: ShortLock<Host>,
+    /// There may be something to do.
+    work: Completion,
+    counters: Counters,
+}
+
+/// What the driver knows.
+struct Host {
+    rounds: Rounds,
+    /// The pages of which the card may hold a translation.
+    held: PageSet,
+    fifo: Fifo,
+    state: State,
+    /// The engine takes no command.
+    is_hung: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    /// The memory is gone: no new translations.
+    Released,
+    /// The engine is gone too.
+    Stopped,
+}
+
+impl Notifier for Odp {
+    fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        let Some(run) = run_of(&*self.bus, range) else {
+            return Ok(()); // not ours: never a reason to refuse
+        };
+        self.counters.answered(self.invalidate(run, cx))
+    }
+
+    fn end(&self, range: &Range, cx: &EndContext<'_>) {
+        if run_of(&*self.bus, range).is_some() {
+            cx.short(&self.host).rounds.end();
+        }
+    }
+
+    fn release(&self, cx: &Blockable<'_>) {
+        let mut host = cx.short(&self.host);
+        if host.state == State::Running {
+            host.state = State::Released;
+        }
+        if host.held.nr() == 0 {
+            return;
+        }
+        let invalidated = host.fifo.post_invalidate(self.all());
+        drop(host);
+        self.work.complete_all();
+        let Ok(()) = cx.settle(&invalidated);
+    }
+}
+
+impl Odp {
+    /// Makes a card for the mapping behind `bus`, and subscribes its driver.
+    ///
+    /// Stop the device before the subscription ends.
+    pub fn attach(
+        notifiers: &Notifiers,
+        bus: Arc<dyn Bus>,
+        name: &str,
+    ) -> (Arc<Self>, Subscription) {
+        let host = Host {
+            rounds: Rounds::new(),
+            held: PageSet::new(bus.nr_pages()),
+            fifo: Fifo::new(),
+            state: State::Running,
+            is_hung: false,
+        };
+        let ranges = ranges_of(&*bus);
+        let device = Arc::new(Self {
+            name: name.into(),
+            card: RwLock::new("devices.odp.card", Tlb::new(bus.nr_pages())),
+            bus,
+            host: ShortLock::new("devices.odp.host", host),
+            work: Completion::new("devices.odp.work"),
+            counters: Counters::default(),
+        });
+        let subscription = notifiers.subscribe(name, ranges, Arc::clone(&device));
+        (device, subscription)
+    }
+
+    fn all(&self) -> PageRun {
+        PageRun::new(0, self.bus.nr_pages())
+    }
+
+    fn invalidate<C: Context>(&self, run: PageRun, cx: &C) -> Result<(), C::Refusal> {
+        let mut host = cx.short(&self.host);
+        if host.held.overlaps(run) {
+            drop(host);
+            cx.would_block()?;
+            host = cx.short(&self.host);
+        }
+        // From here on nothing is refused. A map command on its way will not be fresh.
+        host.rounds.begin(run);
+        if !host.held.overlaps(run) {
+            return Ok(());
+        }
+        let invalidated = host.fifo.post_invalidate(run);
+        drop(host);
+        self.work.complete_all();
+        cx.settle(&invalidated)
+    }
+
+    /// The data path: through the card's table, or by a fault and again.
+    fn access(
+        &self,
+        page: PageIndex,
+        offset: usize,
+        mut operation: Operation<'_>,
+    ) -> Result<(), DmaError> {
+        let mut retry = Retry::new();
+        let mut is_retry = false;
+        loop {
+            let card = self.card.read();
+            if let Some(at) = card.get(page, operation.access()) {
+                let outcome = operation.run(&*self.bus, at, offset);
+                drop(card);
+                return match outcome {
+                    Ok(()) => {
+                        self.counters.done(&operation);
+                        Ok(())
+                    }
+                    Err(stale) => {
+                        self.counters.stale.add();
+                        self.forget(page); // one report for each invalidation missed
+                        Err(DmaError::Stale(stale))
+                    }
+                };
+            }
+            drop(card);
+            if is_retry && !retry.pause() {
+                return Err(DmaError::Starved);
+            }
+            self.fault(page, operation.access())?;
+            is_retry = true;
+        }
+    }
+
+    /// Asks for a translation and has the engine install it, if that comes in time.
+    fn fault(&self, page: PageIndex, access: Access) -> Result<(), DmaError> {
+        let host = self.host.lock();
+        let (state, is_hung, sequence) = (host.state, host.is_hung, host.rounds.sequence());
+        drop(host);
+        match state {
+            State::Running if is_hung => return Err(DmaError::Hung),
+            State::Running => {}
+            State::Released | State::Stopped => return Err(DmaError::Stopped),
+        }
+        self.counters.faults.add();
+        let at = fetch(&*self.bus, page, access).map_err(DmaError::Fault)?;
+        let mapped = Fence::new("devices.odp.mapped");
+        let mut host = self.host.lock();
+        if host.state != State::Running {
+            return Err(DmaError::Stopped);
+        }
+        let posted = host.fifo.post_map(at, sequence, mapped.clone());
+        drop(host);
+        self.work.complete_all();
+        // A full queue is no failure: the access tries again later.
+        if posted.is_ok() && mapped.wait_timeout(COMMAND_TIMEOUT) == Waited::TimedOut {
+            return Err(DmaError::Hung);
+        }
+        Ok(())
+    }
+
+    /// Has the engine drop a translation that turned out to be stale.
+    fn forget(&self, page: PageIndex) {
+        let mut host = self.host.lock();
+        if host.state == State::Stopped {
+            return;
+        }
+        let _: Fence = host.fifo.post_invalidate(PageRun::single(page));
+        drop(host);
+        self.work.complete_all();
+    }
+
+    /// The engine carries out one command.
+    fn carry_out(&self, command: Command) {
+        match command {
+            Command::Map { at, sequence, done } => {
+                let mut card = self.card.write();
+                let mut host = self.host.lock();
+                let is_fresh = host.state == State::Running
+                    && host.rounds.is_fresh(PageRun::single(at.page), sequence);
+                if is_fresh {
+                    host.held.insert(at.page);
+                }
+                drop(host);
+                if is_fresh {
+                    card.install(at);
+                } else {
+                    self.counters.retries.add();
+                }
+                drop(card);
+                done.signal();
+            }
+            Command::Invalidate { run, done } => {
+                self.card.write().zap(run);
+                self.host.lock().held.remove(run, |_| ());
+                done.signal();
+                let spare = spare();
+                self.host.lock().fifo.restock(spare);
+            }
+        }
+    }
+}
+
+impl DmaDevice for Odp {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
+        self.access(page, offset, Operation::Read(into))
+    }
+
+    fn write(&self, page: PageIndex, offset: usize, from: &[u8]) -> Result<(), DmaError> {
+        self.access(page, offset, Operation::Write(from))
+    }
+
+    fn hang(&self, hang: bool) {
+        self.host.lock().is_hung = hang;
+        self.work.complete_all();
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.counters.snapshot()
+    }
+
+    fn holds(&self) -> u32 {
+        self.host.lock().held.nr()
+    }
+
+    /// The card's engine. It is what starts wait for, so nothing here may wait for memory.
+    fn serve(&self) {
+        loop {
+            // Whoever changes `host` after the look below completes after the reset.
+            self.work.reset();
+            let mut host = self.host.lock();
+            if host.state == State::Stopped {
+                return;
+            }
+            let command = if host.is_hung { None } else { host.fifo.take() };
+            drop(host);
+            match command {
+                Some(command) => self.carry_out(command),
+                None => self.work.wait(),
+            }
+        }
+    }
+
+    /// Resets the card without asking its engine.
+    fn stop(&self) {
+        self.host.lock().state = State::Stopped;
+        self.card.write().zap(self.all());
+        self.host.lock().held.remove(self.all(), |_| ());
+        loop {
+            let command = self.host.lock().fifo.take();
+            match command {
+                Some(Command::Map { done, .. } | Command::Invalidate { done, .. }) => {
+                    done.signal();
+                }
+                None => break,
+            }
+        }
+        self.work.complete_all();
+    }
+}

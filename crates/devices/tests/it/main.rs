@@ -1,0 +1,4 @@
+//! The drivers against real notifiers and a machine made of a few frames.
+
+mod drivers;
+mod machine;
