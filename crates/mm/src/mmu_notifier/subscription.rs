@@ -179,8 +179,8 @@ impl Registry {
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        // SeqCst pairs with the SeqCst fence in `publish`: a thread that has claimed a page (SeqCst)
-        // and then reads zero here comes first, so the new subscriber finds the page claimed.
+        // SeqCst pairs with the SeqCst fence in `publish`: a thread that has claimed a page
+        // (SeqCst) and then reads zero here comes first, so the new subscriber finds the claim.
         self.nr.load(Ordering::SeqCst) == 0
     }
 
