@@ -1,0 +1,302 @@
+//! Service threads: they resolve the faults of threads that wait in the kernel.
+//!
+//! A service has one or more threads, and each mapping belongs to one of them (its *shard*). So
+//! one mapping's faults are resolved in the order in which they came, and a fault that waits for a
+//! frame keeps the other mappings of its shard waiting, but nobody else: give a mapping whose
+//! faults may wait long a service, or a shard, of its own.
+//!
+//! A service thread never touches managed memory (it would wait for itself) and never unmaps or
+//! discards any. It blocks every signal but those that its own instructions raise.
+//!
+//! Linux counterpart: `fs/userfaultfd.c`.
+
+use crate::errno::Errno;
+use crate::primary_mmu::PrivateMmu;
+use crate::thread::{self, EngineAccess};
+use crate::uffd::{Fault, MESSAGE_BATCH};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use lockdep::sync::Mutex;
+use pinless_mm::addr::PAGE_SIZE;
+use pinless_mm::fault::FaultHandler;
+use pinless_mm::primary_mmu::{Access, PrimaryMmu};
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// The key of the descriptor that stops a shard; mappings have keys from 1 on.
+const STOP_KEY: u64 = 0;
+
+/// Descriptors told about in one wait.
+const NR_EVENTS_MAX: usize = 16;
+
+/// Signals that an instruction of the thread's own raises.
+const OWN_SIGNALS: [i32; 6] = [
+    libc::SIGBUS,
+    libc::SIGSEGV,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+];
+
+/// A mapping that a shard serves.
+struct Served {
+    mmu: Arc<PrivateMmu>,
+    handler: Arc<dyn FaultHandler>,
+    /// Held while faults of the mapping are resolved; true when the mapping is to be left alone.
+    is_closed: Mutex<bool>,
+}
+
+struct Shard {
+    epoll: OwnedFd,
+    stop: OwnedFd,
+    is_stopping: AtomicBool,
+    served: Mutex<BTreeMap<u64, Arc<Served>>>,
+}
+
+/// A shard and its thread, which is taken when it ends.
+type RunningShard = (Arc<Shard>, Option<JoinHandle<()>>);
+
+/// Threads that resolve faults for mappings of [`crate::FaultMode::Service`].
+///
+/// They end when the service is dropped, which is after the last mapping that uses it.
+pub struct FaultService {
+    shards: Box<[RunningShard]>,
+    nr_mappings: AtomicUsize,
+    next_key: AtomicU64,
+}
+
+impl FaultService {
+    /// Starts a service with `nr_threads` threads, at least one.
+    ///
+    /// # Errors
+    ///
+    /// The error number of the system call that failed.
+    pub fn start(nr_threads: usize) -> Result<Arc<Self>, Errno> {
+        // In the first shard that fails, those before it are dropped, which ends their threads.
+        let mut service = Self {
+            shards: Box::default(),
+            nr_mappings: AtomicUsize::new(0),
+            next_key: AtomicU64::new(STOP_KEY + 1),
+        };
+        let mut shards = Vec::with_capacity(nr_threads.max(1));
+        for _ in 0..nr_threads.max(1) {
+            match Shard::start() {
+                Ok(shard) => shards.push(shard),
+                Err(errno) => {
+                    service.shards = shards.into();
+                    return Err(errno);
+                }
+            }
+        }
+        service.shards = shards.into();
+        Ok(Arc::new(service))
+    }
+
+    /// How many threads there are.
+    pub fn nr_threads(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Serves a mapping, in the shard whose turn it is, until the answer is dropped.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        mmu: Arc<PrivateMmu>,
+        handler: Arc<dyn FaultHandler>,
+    ) -> Result<Service, Errno> {
+        // Relaxed: only distinct numbers are wanted.
+        let turn = self.nr_mappings.fetch_add(1, Ordering::Relaxed);
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let shard = &self.shards[turn % self.shards.len()].0;
+        let served = Arc::new(Served {
+            mmu,
+            handler,
+            is_closed: Mutex::new("host.served", false),
+        });
+        shard.served.lock().insert(key, Arc::clone(&served));
+        let service = Service {
+            _service: Arc::clone(self),
+            shard: Arc::clone(shard),
+            key,
+            served,
+        };
+        // A failure drops `service`, which takes the mapping out again.
+        let uffd = service.served.mmu.uffd().as_raw_fd();
+        service.shard.watch(libc::EPOLL_CTL_ADD, uffd, key)?;
+        Ok(service)
+    }
+}
+
+impl Drop for FaultService {
+    fn drop(&mut self) {
+        for (shard, thread) in &mut self.shards {
+            shard.stop();
+            if let Some(thread) = thread.take() {
+                // An error says that the thread panicked, and it has said so itself.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for FaultService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultService")
+            .field("nr_threads", &self.nr_threads())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A mapping is served, until this is dropped. The drop waits for a fault that is being resolved.
+pub(crate) struct Service {
+    /// The thread lives as long as what it serves.
+    _service: Arc<FaultService>,
+    shard: Arc<Shard>,
+    key: u64,
+    served: Arc<Served>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let uffd = self.served.mmu.uffd().as_raw_fd();
+        // Fails only if the mapping was never watched.
+        let _ = self.shard.watch(libc::EPOLL_CTL_DEL, uffd, self.key);
+        self.shard.served.lock().remove(&self.key);
+        // The thread may have taken the mapping from the map before. It holds this lock while it
+        // works for it, and looks at the flag first.
+        *self.served.is_closed.lock() = true;
+    }
+}
+
+impl Shard {
+    fn start() -> Result<RunningShard, Errno> {
+        // SAFETY: the calls take flags by value, and each descriptor that they make belongs to
+        // nobody else.
+        let (epoll, stop) = unsafe {
+            let epoll = Errno::check(libc::epoll_create1(libc::EPOLL_CLOEXEC).into())?;
+            let epoll = OwnedFd::from_raw_fd(epoll as RawFd);
+            let stop = Errno::check(libc::eventfd(0, libc::EFD_CLOEXEC).into())?;
+            (epoll, OwnedFd::from_raw_fd(stop as RawFd))
+        };
+        let shard = Arc::new(Self {
+            epoll,
+            stop,
+            is_stopping: AtomicBool::new(false),
+            served: Mutex::new("host.shard", BTreeMap::new()),
+        });
+        shard.watch(libc::EPOLL_CTL_ADD, shard.stop.as_raw_fd(), STOP_KEY)?;
+        let thread = std::thread::Builder::new()
+            .name("pinless-fault".into())
+            .spawn({
+                let shard = Arc::clone(&shard);
+                move || shard.run()
+            })
+            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
+        Ok((shard, Some(thread)))
+    }
+
+    fn watch(&self, operation: i32, fd: RawFd, key: u64) -> Result<(), Errno> {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: key,
+        };
+        // SAFETY: `event` is valid and borrowed for the call.
+        let done =
+            unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, fd, &raw mut event) };
+        Errno::check(done.into()).map(drop)
+    }
+
+    fn stop(&self) {
+        // Release: pairs with the acquire in `run`.
+        self.is_stopping.store(true, Ordering::Release);
+        let one = 1_u64;
+        // SAFETY: the call reads the 8 bytes of `one`.
+        unsafe { libc::write(self.stop.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// The life of a service thread. Allocates nothing after its start.
+    fn run(&self) {
+        block_signals();
+        // For as long as it lives: a fault of this thread in managed memory is a bug.
+        let _depth = thread::enter_handler();
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; NR_EVENTS_MAX];
+        // Acquire: pairs with the release in `stop`.
+        while !self.is_stopping.load(Ordering::Acquire) {
+            // SAFETY: the buffer holds as many events as the call is told, and is borrowed for
+            // it.
+            let nr = unsafe {
+                libc::epoll_wait(
+                    self.epoll.as_raw_fd(),
+                    events.as_mut_ptr(),
+                    NR_EVENTS_MAX as i32,
+                    -1,
+                )
+            };
+            // Negative when a debugger interrupted the wait: look again.
+            for event in events.iter().take(usize::try_from(nr).unwrap_or(0)) {
+                let key = event.u64;
+                let served = self.served.lock().get(&key).cloned();
+                if let Some(served) = served {
+                    served.resolve_waiting();
+                }
+            }
+        }
+    }
+}
+
+impl Served {
+    /// Resolves one batch of the faults that wait. What is left raises the next event, so that a
+    /// busy mapping does not keep the others of its shard waiting.
+    fn resolve_waiting(&self) {
+        let is_closed = self.is_closed.lock();
+        if *is_closed {
+            return;
+        }
+        // An error says that the descriptor cannot be read, and then nobody waits there.
+        let nr = self.mmu.uffd().read_faults(|fault| self.resolve(fault));
+        debug_assert!(nr.is_ok_and(|nr| nr <= MESSAGE_BATCH));
+    }
+
+    fn resolve(&self, fault: Fault) {
+        let Some(page) = self.mmu.page_at(fault.address) else {
+            return;
+        };
+        let page_address = self.mmu.base().0 as usize + page as usize * PAGE_SIZE;
+        match thread::engine_access(fault.thread, page_address) {
+            EngineAccess::NotAnEngine => {}
+            EngineAccess::Repeated => return,
+            EngineAccess::New => {
+                self.handler.stale_dma(page);
+                // Not by poison: the page may be there, but protected against writes; and the
+                // program may have it, at any time.
+                return thread::interrupt_engine(fault.thread, fault.address);
+            }
+        }
+        let access = if fault.is_write {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        match self.handler.fault(page, access) {
+            // The page may have been there already, for a message that came twice, and then
+            // nothing woke the thread.
+            Ok(()) => self.mmu.wake(page),
+            Err(_) => self.mmu.deny(page),
+        }
+    }
+}
+
+/// Blocks all signals in this thread but those that its own instructions raise.
+fn block_signals() {
+    // SAFETY: zero is a valid value of a set; the calls read and write it and nothing else.
+    unsafe {
+        let mut set: libc::sigset_t = core::mem::zeroed();
+        libc::sigfillset(&mut set);
+        for signal in OWN_SIGNALS {
+            libc::sigdelset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, core::ptr::null_mut());
+    }
+}

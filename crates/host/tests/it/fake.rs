@@ -1,0 +1,190 @@
+//! A memory manager small enough to be seen through: one lock, one state a page.
+
+use lockdep::sync::Mutex;
+use pinless_host::{
+    CreateError, FaultMode, FaultService, HostMapping, PrivateMmu, Resolver, Unavailable,
+};
+use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
+use pinless_mm::fault::{FaultError, FaultHandler};
+use pinless_mm::primary_mmu::{Access, Detached, PrimaryMmu};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Where a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Stored,
+    Standby,
+    Mapped,
+}
+
+pub(crate) struct Books {
+    pub(crate) place: Vec<Place>,
+    store: Vec<PageBuf>,
+    /// Pages whose faults end in an error.
+    pub(crate) refused: BTreeMap<PageIndex, FaultError>,
+}
+
+pub(crate) struct Fake {
+    mmu: Arc<PrivateMmu>,
+    pub(crate) books: Mutex<Books>,
+    pub(crate) nr_read_faults: AtomicUsize,
+    pub(crate) nr_write_faults: AtomicUsize,
+    pub(crate) nr_stale: AtomicUsize,
+}
+
+/// The first contents of a page: its number in every word, and the place of the word.
+pub(crate) fn pattern(page: PageIndex) -> PageBuf {
+    let mut buf = [0; PAGE_SIZE];
+    for (i, word) in buf.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&word_of(page, i).to_ne_bytes());
+    }
+    buf
+}
+
+pub(crate) fn word_of(page: PageIndex, i: usize) -> u64 {
+    u64::from(page) << 32 | i as u64
+}
+
+impl Fake {
+    /// A manager with every page stored.
+    pub(crate) fn new(mmu: Arc<PrivateMmu>) -> Arc<Self> {
+        let nr = mmu.nr_pages();
+        Arc::new(Self {
+            books: Mutex::new(
+                "test.books",
+                Books {
+                    place: vec![Place::Stored; nr as usize],
+                    store: (0..nr).map(pattern).collect(),
+                    refused: BTreeMap::new(),
+                },
+            ),
+            mmu,
+            nr_read_faults: AtomicUsize::new(0),
+            nr_write_faults: AtomicUsize::new(0),
+            nr_stale: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes pages away, to standby. Answers how many it got.
+    pub(crate) fn detach(&self, run: PageRun) -> usize {
+        let mut books = self.books.lock();
+        let mut outcome = vec![Detached::Hole; run.nr as usize];
+        self.mmu.detach(run, &mut outcome).unwrap();
+        for (page, outcome) in run.pages().zip(&outcome) {
+            let place = &mut books.place[page as usize];
+            match outcome {
+                Detached::Done => {
+                    assert_ne!(*place, Place::Stored, "page {page} was done");
+                    *place = Place::Standby;
+                }
+                Detached::Busy => assert_eq!(*place, Place::Mapped, "page {page} was busy"),
+                Detached::Hole => assert_eq!(*place, Place::Stored, "page {page} was a hole"),
+            }
+        }
+        let done = outcome.iter().filter(|o| **o == Detached::Done);
+        done.count()
+    }
+
+    /// Stores the pages that are in standby.
+    pub(crate) fn store(&self, run: PageRun) {
+        let mut books = self.books.lock();
+        for page in run.pages() {
+            if books.place[page as usize] == Place::Standby {
+                self.mmu
+                    .read_detached(page, &mut books.store[page as usize]);
+                self.mmu.free_detached(PageRun::single(page)).unwrap();
+                books.place[page as usize] = Place::Stored;
+            }
+        }
+    }
+
+    pub(crate) fn refuse(&self, page: PageIndex, error: FaultError) {
+        self.books.lock().refused.insert(page, error);
+    }
+
+    pub(crate) fn nr_faults(&self) -> usize {
+        self.nr_read_faults.load(Ordering::Relaxed) + self.nr_write_faults.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn nr_stale(&self) -> usize {
+        self.nr_stale.load(Ordering::Relaxed)
+    }
+}
+
+impl FaultHandler for Fake {
+    fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
+        let nr = match access {
+            Access::Read => &self.nr_read_faults,
+            Access::Write => &self.nr_write_faults,
+        };
+        nr.fetch_add(1, Ordering::Relaxed);
+        let mut books = self.books.lock();
+        if let Some(error) = books.refused.get(&page) {
+            return Err(*error);
+        }
+        let run = PageRun::single(page);
+        match books.place[page as usize] {
+            Place::Mapped if access == Access::Write => self.mmu.protect(run, Access::Write)?,
+            Place::Mapped => {}
+            Place::Standby => self.mmu.reattach(run)?,
+            Place::Stored => self
+                .mmu
+                .map_filled(page, &books.store[page as usize], access)?,
+        }
+        books.place[page as usize] = Place::Mapped;
+        Ok(())
+    }
+
+    fn stale_dma(&self, _page: PageIndex) {
+        self.nr_stale.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether the machine lacks what the test needs, said aloud.
+pub(crate) fn is_missing(error: CreateError) -> bool {
+    match error {
+        CreateError::Unavailable(Unavailable { .. }) | CreateError::Features(_) => {
+            skip(&error.to_string());
+            true
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub(crate) fn skip(what: &str) {
+    eprintln!("skipped: no {what}");
+}
+
+/// A bare MMU, or nothing where the machine has none.
+pub(crate) fn mmu(nr_pages: u32, mode: FaultMode) -> Option<PrivateMmu> {
+    match PrivateMmu::create(nr_pages, mode) {
+        Ok(mmu) => Some(mmu),
+        Err(error) => {
+            is_missing(error);
+            None
+        }
+    }
+}
+
+/// A mapping with a fake manager behind it.
+pub(crate) fn managed(nr_pages: u32, mode: FaultMode) -> Option<(HostMapping, Arc<Fake>)> {
+    let resolver = match mode {
+        FaultMode::Service => Resolver::Service(FaultService::start(1).unwrap()),
+        FaultMode::InThread => Resolver::InThread,
+    };
+    let mut mapping = match HostMapping::create(nr_pages, resolver) {
+        Ok(mapping) => mapping,
+        Err(error) => {
+            is_missing(error);
+            return None;
+        }
+    };
+    let fake = Fake::new(mapping.mmu());
+    mapping.attach(fake.clone()).unwrap();
+    Some((mapping, fake))
+}
+
+pub(crate) const MODES: [FaultMode; 2] = [FaultMode::Service, FaultMode::InThread];

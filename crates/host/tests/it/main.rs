@@ -1,0 +1,10 @@
+//! Tests of the real machine: one program, since its SIGBUS handler serves a whole process.
+
+mod engines;
+mod fake;
+mod faults;
+mod forks;
+mod operations;
+mod pins;
+mod races;
+mod signals;

@@ -1,0 +1,108 @@
+//! The shared suite on real memory: with faults resolved by service threads and in the faulting
+//! thread.
+
+use pinless_host::{AccessError, CreateError, FaultService, HostMapping, Resolver, attach_thread};
+use pinless_mm::env::Clock;
+use pinless_mm::fault::FaultError;
+use pinless_mm::mm_struct::{Mm, Vma};
+use pinless_mm::suite::{CASES, Join, Machine, Mapping};
+use std::sync::Arc;
+use std::time::Instant;
+
+struct TestClock(Instant);
+
+impl Clock for TestClock {
+    fn now_ns(&self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
+
+struct RealMachine {
+    clock: Arc<TestClock>,
+    resolver: Resolver,
+}
+
+struct RealMapping {
+    host: HostMapping,
+    vma: Arc<Vma>,
+}
+
+fn fault_error(error: AccessError) -> FaultError {
+    match error {
+        AccessError::Fault { error, .. } => error,
+        other => panic!("{other}"),
+    }
+}
+
+impl Mapping for RealMapping {
+    fn vma(&self) -> &Arc<Vma> {
+        &self.vma
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FaultError> {
+        self.host.read_at(offset, into).map_err(fault_error)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), FaultError> {
+        self.host.write_at(offset, from).map_err(fault_error)
+    }
+}
+
+impl Machine for RealMachine {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock) as Arc<dyn Clock>
+    }
+
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        let mut host = HostMapping::create(nr_pages, self.resolver.clone()).expect("probed before");
+        let vma = mm.map(host.mmu()).expect("an address space that lives");
+        host.attach(Arc::clone(&vma) as _).expect("registered");
+        Arc::new(RealMapping { host, vma })
+    }
+
+    fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {
+        let run = move || {
+            let _attached = attach_thread().expect("a signal stack");
+            body();
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(run)
+            .expect("a thread");
+        Box::new(move || {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        })
+    }
+}
+
+fn check(resolver: Resolver) {
+    match HostMapping::create(1, resolver.clone()) {
+        Ok(_) => {}
+        Err(CreateError::Unavailable(why)) => {
+            println!("skipped: no userfaultfd: {why}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    }
+    let _attached = attach_thread().expect("a signal stack");
+    let machine = RealMachine {
+        clock: Arc::new(TestClock(Instant::now())),
+        resolver,
+    };
+    for case in CASES {
+        println!("{}", case.name);
+        (case.run)(&machine);
+    }
+}
+
+#[test]
+fn the_suite_holds_with_service_threads() {
+    check(Resolver::Service(FaultService::start(1).expect("threads")));
+}
+
+#[test]
+fn the_suite_holds_in_the_faulting_thread() {
+    check(Resolver::InThread);
+}
