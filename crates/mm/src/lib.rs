@@ -28,6 +28,8 @@ mod reclaim;
 pub mod swap;
 
 pub mod histogram;
+#[doc(hidden)]
+pub mod suite;
 
 pub use memcg::Memcg;
 pub use mm_struct::{Advice, Mm, MmHandle, Pin, Vma};

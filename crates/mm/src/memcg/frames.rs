@@ -4,7 +4,7 @@ use super::counter::Counter;
 use crate::env::Clock;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
-use lockdep::sync::{Condvar, Mutex, Waited};
+use lockdep::sync::{Condvar, Mutex};
 
 /// The frames of a memory cgroup and the queue of those who wait for one.
 #[derive(Debug)]
@@ -65,16 +65,22 @@ impl Frames {
         self.freed.notify_all();
     }
 
-    /// Charges one frame, waiting up to `deadline` for it.
+    /// Charges one frame, waiting up to `deadline` for it. `is_cancelled` is asked whenever
+    /// something may have changed; `kick` is called once it is known that somebody waits.
     pub(crate) fn charge_wait(
         &self,
         clock: &dyn Clock,
         deadline: Duration,
         is_cancelled: impl Fn() -> bool,
+        kick: impl FnOnce(),
     ) -> Result<(), NoFrame> {
         let started_ns = clock.now_ns();
-        let mut guard = self.queue.lock();
         self.nr_waiting.fetch_add(1, Ordering::Relaxed);
+        // SeqCst fence: pairs with the one in `wait_for_work`. A worker that took the last kick
+        // sees this waiter, or this kick comes after it and is not dropped.
+        fence(Ordering::SeqCst);
+        kick();
+        let mut guard = self.queue.lock();
         let result = loop {
             // SeqCst fence: pairs with the one in `uncharge`.
             fence(Ordering::SeqCst);
@@ -88,9 +94,7 @@ impl Frames {
             let Some(left) = deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
                 break Err(NoFrame::TimedOut(waited));
             };
-            let woken: Waited;
-            (guard, woken) = self.freed.wait_timeout(guard, left);
-            let _ = woken;
+            guard = self.freed.wait_timeout(guard, left).0;
         };
         drop(guard);
         self.nr_waiting.fetch_sub(1, Ordering::Relaxed);

@@ -136,11 +136,11 @@ impl Memcg {
             return Ok(());
         }
         count(&self.stat.pgfault_waited);
+        let is_cancelled = || mm.is_killed() || self.is_stopped();
+        let (clock, deadline) = (&*self.clock, self.limits.fault_deadline);
         let charged = self
             .frames
-            .charge_wait(&*self.clock, self.limits.fault_deadline, || {
-                mm.is_killed() || self.is_stopped()
-            });
+            .charge_wait(clock, deadline, is_cancelled, || self.reclaim.kick());
         match charged {
             Ok(()) => Ok(()),
             Err(NoFrame::Cancelled) if mm.is_killed() => Err(FaultError::Killed),

@@ -13,6 +13,7 @@ use crate::fault::{FaultError, FaultHandler, StoreError};
 use crate::memcg::stat::count;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
+use crate::reclaim::InFlight;
 use crate::swap::Stored;
 use core::sync::atomic::Ordering;
 
@@ -128,6 +129,7 @@ impl Vma {
                 State::Empty | State::Swapped => charge.take(source)?,
                 _ => {}
             }
+            let _in_flight = InFlight::new(&self.memcg().reclaim);
             let Some(owned) = self.try_own(page, seen) else {
                 continue;
             };

@@ -35,6 +35,19 @@ impl core::ops::AddAssign for ZapOutcome {
 }
 
 impl Vma {
+    /// The word of `page` when no machine operation is under way on it. A fault is resolved for
+    /// the one who faulted a moment before its word says so; whoever acts on behalf of a program
+    /// waits for that moment.
+    pub(crate) fn load_settled(&self, page: PageIndex) -> Word {
+        loop {
+            let seen = self.pages.load(page);
+            if seen.state() != State::Moving {
+                return seen;
+            }
+            self.waiters.wait(&self.pages, page);
+        }
+    }
+
     /// Marks the mapped pages of `run` as chosen, before the devices are told. A page that is
     /// used between this and the change loses its mark, and is left alone: so a device that
     /// subscribes after the bracket was opened is never surprised.

@@ -92,7 +92,7 @@ impl Vma {
         while first < run.end() {
             let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
             for page in chunk.pages() {
-                let seen = self.pages.load(page);
+                let seen = self.load_settled(page);
                 if seen.is_referenced() && seen.state() == State::Resident {
                     let _ = self.pages.try_change(page, seen, seen.unreferenced());
                 }

@@ -1,6 +1,7 @@
-//! The hands of the clock: which window comes next.
+//! The hands of the clock: which pages come next.
 
-use crate::addr::PageRun;
+use crate::addr::{PageIndex, PageRun};
+use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::mm_struct::{Vma, VmaId};
 use core::sync::atomic::Ordering;
@@ -17,15 +18,15 @@ pub(super) enum Hand {
     Shed,
 }
 
-/// Where a hand stands: the next window it looks at.
+/// Where a hand stands: the next page it looks at.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     vma: VmaId,
-    window: u32,
+    page: PageIndex,
 }
 
-/// Where the hands stand. A hand gives a window to whoever moves it, and no lock is held while
-/// that window is worked on: the state words keep two workers apart.
+/// Where the hands stand. A hand gives a run to whoever moves it, and no lock is held while that
+/// run is worked on: the state words keep two workers apart.
 #[derive(Debug)]
 pub(super) struct Hands {
     front: Position,
@@ -37,7 +38,7 @@ impl Default for Hands {
     fn default() -> Self {
         let start = Position {
             vma: VmaId(0),
-            window: 0,
+            page: 0,
         };
         Self {
             front: start,
@@ -67,8 +68,14 @@ impl Memcg {
         }
     }
 
-    /// Moves `hand` to the next window that has pages for it.
-    pub(super) fn next_window(&self, hand: Hand, lap: &mut Lap) -> Option<(Arc<Vma>, PageRun)> {
+    /// Moves `hand` on to the next pages that have work for it: a part of one window, as
+    /// long as holds `wanted` such pages, which are one at least.
+    pub(super) fn next_run(
+        &self,
+        hand: Hand,
+        lap: &mut Lap,
+        wanted: u64,
+    ) -> Option<(Arc<Vma>, PageRun)> {
         let vmas = self.vmas.read();
         let mut hands = self.reclaim.hands.lock();
         let at = match hand {
@@ -80,27 +87,48 @@ impl Memcg {
             let next = vmas.range(at.vma..).next().or_else(|| vmas.iter().next());
             let (&id, vma) = next?;
             if id != at.vma {
-                *at = Position { vma: id, window: 0 };
+                *at = Position { vma: id, page: 0 };
             }
-            while at.window < vma.nr_windows() && lap.windows_left > 0 {
-                let window = at.window;
-                at.window += 1;
-                lap.windows_left -= 1;
+            while at.page < vma.nr_pages() && lap.windows_left > 0 {
+                let window = at.page / WINDOW_PAGES;
+                let rest = vma.window(window).end() - at.page;
                 let nr = match hand {
                     Hand::Front | Hand::Shed => vma.nr_mapped_in(window),
                     Hand::Back => vma.nr_detached_in(window),
                 };
+                let nr_pages = match nr {
+                    0 => rest,
+                    _ => hand.part_with(wanted, vma, PageRun::new(at.page, rest)),
+                };
+                let run = PageRun::new(at.page, nr_pages);
+                at.page = run.end();
+                lap.windows_left -= u64::from(nr_pages == rest);
                 if nr > 0 {
-                    return Some((Arc::clone(vma), vma.window(window)));
+                    return Some((Arc::clone(vma), run));
                 }
             }
-            if at.window >= vma.nr_windows() {
+            if at.page >= vma.nr_pages() {
                 *at = Position {
                     vma: VmaId(id.0 + 1),
-                    window: 0,
+                    page: 0,
                 };
             }
         }
         None
+    }
+}
+
+impl Hand {
+    /// How far to go in `run` for `wanted` pages that this hand can work on.
+    fn part_with(self, wanted: u64, vma: &Vma, run: PageRun) -> u32 {
+        let is_fit = |page: &PageIndex| {
+            let word = vma.pages.load(*page);
+            match self {
+                Self::Front | Self::Shed => word.is_mapped(),
+                Self::Back => word.is_detached(),
+            }
+        };
+        let last = run.pages().filter(is_fit).nth(wanted as usize - 1);
+        last.map_or(run.nr, |last| last + 1 - run.first)
     }
 }

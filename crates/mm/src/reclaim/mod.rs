@@ -18,10 +18,11 @@ mod settle;
 mod shed;
 mod store;
 
+use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::swap::Scratch;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use core::time::Duration;
 use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
@@ -30,9 +31,13 @@ use settle::{RefusedQueue, StuckTable};
 /// Frames that a thread reclaims for itself before it tries again.
 const DIRECT_FRAMES: u64 = 32;
 
-/// How long a worker sleeps between two looks when somebody waits and nothing can be freed, or
-/// when a wake-up was missed by a hair.
-const IDLE: Duration = Duration::from_millis(20);
+/// The pause between two passes when somebody waits and nothing could be freed.
+const STALL_PAUSE: Duration = Duration::from_millis(5);
+
+/// Passes in a row that must free nothing before memory has run out: a pin that is about to be
+/// dropped, or a page that a thread is just moving, is no reason to kill (the kernel's
+/// `MAX_RECLAIM_RETRIES`).
+const STALLS_MAX: u32 = 16;
 
 /// The state of reclaim in a memory cgroup.
 pub(crate) struct Control {
@@ -47,10 +52,8 @@ pub(crate) struct Control {
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
     pub(crate) nr_windows: AtomicU64,
-    /// Windows that some thread works on now.
+    /// Faults and pieces of reclaim that some thread works on now.
     pub(crate) in_flight: AtomicU64,
-    /// Grows whenever a frame comes free or a page is detached, by anybody.
-    pub(crate) progress: AtomicU64,
 }
 
 /// How a pass of reclaim ended.
@@ -84,7 +87,6 @@ impl Control {
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
-            progress: AtomicU64::new(0),
         }
     }
 
@@ -111,22 +113,20 @@ impl Control {
                 None => self.wake.wait(guard),
                 Some(timeout) => {
                     drop(self.wake.wait_timeout(guard, timeout));
-                    return;
+                    break;
                 }
             };
         }
-    }
-
-    pub(crate) fn note_progress(&self, n: u64) {
-        self.progress.fetch_add(n, Ordering::Relaxed);
+        // SeqCst fence: pairs with the one in `charge_wait`.
+        fence(Ordering::SeqCst);
     }
 }
 
-/// Counts a window as worked on, from before it is taken until it is done.
-struct InFlight<'a>(&'a Control);
+/// Counts something as worked on: memory has not run out while somebody works on it.
+pub(crate) struct InFlight<'a>(&'a Control);
 
 impl<'a> InFlight<'a> {
-    fn new(control: &'a Control) -> Self {
+    pub(crate) fn new(control: &'a Control) -> Self {
         control.in_flight.fetch_add(1, Ordering::Relaxed);
         Self(control)
     }
@@ -142,14 +142,20 @@ impl Memcg {
     /// The loop of a reclaim worker: keeps free frames between the marks, until
     /// [`Memcg::stop`]. One thread is enough; more may run.
     pub fn run_reclaim(&self) {
+        let mut stalls = 0;
         while !self.is_stopped() {
             let pass = self.reclaim_pass(self.marks.high, Effort::Worker);
-            let somebody_waits = self.frames.nr_waiting() > 0;
-            if pass == Pass::Stalled && somebody_waits {
+            if pass == Pass::Done || self.frames.nr_waiting() == 0 {
+                stalls = 0;
+                self.reclaim.wait_for_work(|| self.is_stopped(), None);
+                continue;
+            }
+            stalls += 1;
+            if stalls >= STALLS_MAX {
                 self.out_of_memory();
             }
-            let timeout = somebody_waits.then_some(IDLE);
-            self.reclaim.wait_for_work(|| self.is_stopped(), timeout);
+            self.reclaim
+                .wait_for_work(|| self.is_stopped(), Some(STALL_PAUSE));
         }
     }
 
@@ -164,10 +170,12 @@ impl Memcg {
         let mut front_is_idle = false;
         let mut stalls = 0;
         while self.frames.counter().free() < target_free && !self.is_stopped() {
-            if !front_is_idle && self.reclaim.nr_standby.load(Ordering::Relaxed) < wanted {
-                front_is_idle = !self.advance(Hand::Front);
+            let standby = self.reclaim.nr_standby.load(Ordering::Relaxed);
+            if !front_is_idle && standby < wanted {
+                front_is_idle = !self.advance(Hand::Front, wanted - standby);
             }
-            if self.advance(Hand::Back) {
+            let missing = target_free.saturating_sub(self.frames.counter().free());
+            if self.advance(Hand::Back, missing.max(1)) {
                 stalls = 0;
                 continue;
             }
@@ -187,20 +195,22 @@ impl Memcg {
         let mut windows = 0;
         while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
             && !self.is_stopped()
-            && self.advance(Hand::Front)
+            && self.advance(Hand::Front, u64::from(WINDOW_PAGES))
         {
             windows += 1;
         }
         windows > 0
     }
 
-    /// Moves a hand on until it did something; false when it went all the way round (the front
+    /// Moves a hand on until it did something for about `wanted` pages; false when it went all the way round (the front
     /// hand twice: the first time only takes marks away) without.
-    fn advance(&self, hand: Hand) -> bool {
+    fn advance(&self, hand: Hand, wanted: u64) -> bool {
         let mut lap = self.start_lap(hand);
         loop {
             let in_flight = InFlight::new(&self.reclaim);
-            let Some((vma, run)) = self.next_window(hand, &mut lap) else {
+            let Some((vma, run)) =
+                self.next_run(hand, &mut lap, wanted.min(u64::from(WINDOW_PAGES)))
+            else {
                 return false;
             };
             let done = match hand {
@@ -210,7 +220,6 @@ impl Memcg {
             };
             drop(in_flight);
             if done > 0 {
-                self.reclaim.note_progress(done);
                 return true;
             }
         }

@@ -160,7 +160,8 @@ impl Memcg {
         let vma = self.vmas.read().get(&refused.vma).cloned();
         let Some(vma) = vma else { return };
         match vma.detach_window_blockable(refused.run) {
-            Ok(detached) => self.reclaim.note_progress(detached),
+            // What stands by now can be stored.
+            Ok(_detached) => self.reclaim.kick(),
             Err(error) => {
                 count(&self.stat.reclaim_stuck);
                 let (holder, fence) = match error {

@@ -15,7 +15,7 @@ impl Memcg {
         let mut lap = self.start_lap(Hand::Shed);
         let mut shed = 0;
         while shed < target {
-            let Some((vma, run)) = self.next_window(Hand::Shed, &mut lap) else {
+            let Some((vma, run)) = self.next_run(Hand::Shed, &mut lap, target) else {
                 break;
             };
             shed += vma.shed_window(run);

@@ -1,0 +1,102 @@
+//! Many threads at once.
+
+use super::{Machine, Mapping, Rng, World, offset_of};
+use crate::addr::{PAGE_SIZE, PageRun};
+use crate::gfp::Gfp;
+use crate::mm_struct::{Advice, PinError};
+use crate::primary_mmu::Access;
+use std::sync::Arc;
+
+const WRITERS: u32 = 3;
+const PAGES_EACH: u32 = 24;
+const STEPS: u32 = 1500;
+
+/// Each writer owns every third page: neighbours are under different writers, and each counts up
+/// in its pages. What is read is what was last written.
+fn write_and_verify(mapping: &dyn Mapping, writer: u32, steps: u32) {
+    let mut rng = Rng(u64::from(writer));
+    let mut model = vec![0u64; PAGES_EACH as usize];
+    for _ in 0..steps {
+        let mine = rng.below(u64::from(PAGES_EACH));
+        let page = mine as u32 * WRITERS + writer;
+        let at = offset_of(page) + u64::from(writer) * 8;
+        let mut word = [0; 8];
+        mapping.read(at, &mut word).expect("contents");
+        let (found, expected) = (u64::from_le_bytes(word), model[mine as usize]);
+        assert_eq!(found, expected, "page {page} of writer {writer}");
+        if rng.below(2) == 0 {
+            let next = rng.next();
+            mapping.write(at, &next.to_le_bytes()).expect("room");
+            model[mine as usize] = next;
+        }
+    }
+}
+
+/// G10.
+pub(super) fn writers_lose_nothing_under_reclaim(machine: &dyn Machine) {
+    for frames in [4, 6, 16, 40] {
+        let world = World::new(machine, frames);
+        let mm = world.memcg.new_mm("writers");
+        let mapping = world.map(&mm, WRITERS * PAGES_EACH);
+        let tasks: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let mapping = Arc::clone(&mapping);
+                world.spawn("writer", move || write_and_verify(&*mapping, writer, STEPS))
+            })
+            .collect();
+        let vma = Arc::clone(mapping.vma());
+        for round in 0..40 {
+            let first = round * 7 % (WRITERS * PAGES_EACH - 8);
+            vma.advise(PageRun::new(first, 8), Advice::PageOut)
+                .expect("nobody refuses");
+        }
+        for join in tasks {
+            join();
+        }
+        world.check_bounds();
+    }
+}
+
+/// G11.
+pub(super) fn pins_and_reclaim_respect_each_other(machine: &dyn Machine) {
+    let world = World::new(machine, 12);
+    let mm = world.memcg.new_mm("pinners");
+    let mapping = world.map(&mm, 48);
+    let tasks: Vec<_> = (0..2u32)
+        .map(|pinner| {
+            let mapping = Arc::clone(&mapping);
+            world.spawn("pinner", move || pin_and_verify(&*mapping, pinner))
+        })
+        .collect();
+    for join in tasks {
+        join();
+    }
+    assert_eq!(mm.nr_pins(), 0);
+}
+
+fn pin_and_verify(mapping: &dyn Mapping, pinner: u32) {
+    let mut rng = Rng(u64::from(pinner) + 100);
+    let mut model = [0u64; 24];
+    for _ in 0..400 {
+        let mine = rng.below(24);
+        let page = mine as u32 * 2 + pinner;
+        let run = PageRun::single(page);
+        let _pin = match mapping.vma().pin(run, Access::Write, Gfp::Kernel) {
+            Ok(pin) => pin,
+            Err(PinError::Fault { error, .. }) => panic!("page {page}: {error}"),
+            Err(error) => panic!("{error}"),
+        };
+        let at = offset_of(page) + PAGE_SIZE as u64 - 8;
+        let mut word = [0; 8];
+        mapping.read(at, &mut word).expect("pinned");
+        assert_eq!(
+            u64::from_le_bytes(word),
+            model[mine as usize],
+            "page {page}"
+        );
+        model[mine as usize] = rng.next();
+        mapping
+            .write(at, &model[mine as usize].to_le_bytes())
+            .expect("pinned");
+    }
+}

@@ -1,0 +1,224 @@
+//! The test suite that every machine must pass, real or simulated.
+//!
+//! A machine under test implements [`Machine`]; [`CASES`] are the tests, each of which names the
+//! guarantee that it shows. Not part of the library's promise: it is here because the tests of
+//! several crates run it.
+
+mod basics;
+mod concurrent;
+mod devices;
+mod failures;
+mod oom;
+
+use crate::addr::PAGE_SIZE;
+use crate::env::Clock;
+use crate::fault::FaultError;
+use crate::limits::Limits;
+use crate::memcg::Memcg;
+use crate::mm_struct::{Mm, Vma};
+use std::sync::Arc;
+
+/// Ends a task that [`Machine::spawn`] began: waits for it.
+pub type Join = Box<dyn FnOnce() + Send>;
+
+/// A machine under test.
+pub trait Machine {
+    /// Its clock.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// A mapping of `nr_pages` pages in `mm`, whose faults are resolved.
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping>;
+
+    /// Runs `body` beside the test.
+    fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join;
+}
+
+/// A mapping as a program sees it: every access may trap and is resolved, or ends in an error.
+pub trait Mapping: Send + Sync {
+    /// The mapping in the books.
+    fn vma(&self) -> &Arc<Vma>;
+
+    /// Loads bytes. Stays in one page.
+    ///
+    /// # Errors
+    ///
+    /// What the fault ended with.
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FaultError>;
+
+    /// Stores bytes. Stays in one page.
+    ///
+    /// # Errors
+    ///
+    /// What the fault ended with.
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), FaultError>;
+}
+
+/// One test.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// What it shows.
+    pub name: &'static str,
+    /// The test itself; it panics when it fails.
+    pub run: fn(&dyn Machine),
+}
+
+macro_rules! cases {
+    ($($module:ident::$name:ident,)*) => {
+        /// Every test of the suite.
+        pub const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $module::$name },)*];
+    };
+}
+
+cases! {
+    basics::untouched_pages_read_as_zeros,
+    basics::contents_survive_eviction_under_every_limit,
+    basics::a_clean_page_is_not_stored_twice,
+    basics::a_page_that_stands_by_comes_back_softly,
+    basics::pinned_pages_stay_until_they_are_let_go,
+    basics::advice_not_to_need_gives_zeros_and_frees_everything,
+    basics::unmapping_gives_everything_back,
+    basics::willneed_fills_what_fits,
+    concurrent::writers_lose_nothing_under_reclaim,
+    concurrent::pins_and_reclaim_respect_each_other,
+    devices::a_refusal_without_blocking_is_settled_by_a_worker,
+    devices::a_device_that_does_not_answer_is_named_and_left_alone,
+    devices::a_translation_is_stale_after_its_page_moved,
+    failures::a_lost_store_is_an_error_of_its_page,
+    failures::a_corrupt_slot_is_an_error_of_its_page,
+    failures::a_fault_without_frames_ends_in_an_error,
+    oom::the_leaker_is_killed_and_the_others_live,
+    oom::what_a_device_holds_is_left_behind_by_name,
+    oom::no_second_victim_before_the_first_is_reaped,
+}
+
+/// A memory cgroup with its workers, for one test.
+struct World<'a> {
+    machine: &'a dyn Machine,
+    memcg: Arc<Memcg>,
+    workers: Vec<Join>,
+}
+
+impl<'a> World<'a> {
+    fn new(machine: &'a dyn Machine, frames: u64) -> Self {
+        let mut limits = Limits::new(frames * PAGE_SIZE as u64);
+        // Room for all that the tests keep, so that nothing is killed.
+        limits.zswap_max_bytes = 8 * limits.max_bytes;
+        Self::with_limits(machine, limits)
+    }
+
+    fn with_limits(machine: &'a dyn Machine, limits: Limits) -> Self {
+        let memcg = Memcg::new(limits, machine.clock()).expect("limits that leave a reserve");
+        let loops: [(&str, fn(&Memcg)); 3] = [
+            ("reclaim", Memcg::run_reclaim),
+            ("settle", Memcg::run_settle),
+            ("reaper", Memcg::run_reaper),
+        ];
+        let workers = loops.map(|(name, run)| {
+            let memcg = Arc::clone(&memcg);
+            machine.spawn(name, Box::new(move || run(&memcg)))
+        });
+        Self {
+            machine,
+            memcg,
+            workers: workers.into(),
+        }
+    }
+
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        self.machine.map(mm, nr_pages)
+    }
+
+    fn spawn(&self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Join {
+        self.machine.spawn(name, Box::new(body))
+    }
+
+    /// Waits until `condition` holds; other tasks run meanwhile.
+    #[track_caller]
+    fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        // Bounded in rounds, not in time: a condition that never comes true fails the test.
+        for _ in 0..20_000 {
+            if condition() {
+                return;
+            }
+            lockdep::sync::sleep("suite.wait_until", core::time::Duration::from_micros(500));
+        }
+        panic!("{what} did not come true");
+    }
+
+    /// What must be true at every moment.
+    #[track_caller]
+    fn check_bounds(&self) {
+        let (frames, zswap) = (self.memcg.frames(), self.memcg.zswap());
+        assert!(
+            frames.peak() <= frames.max(),
+            "frames above their bound: {frames:?}"
+        );
+        assert!(
+            zswap.peak_bytes() <= zswap.max_bytes(),
+            "compressed bytes above their bound"
+        );
+    }
+}
+
+impl Drop for World<'_> {
+    fn drop(&mut self) {
+        self.memcg.stop();
+        for join in self.workers.drain(..) {
+            join();
+        }
+        if !std::thread::panicking() {
+            self.check_bounds();
+        }
+    }
+}
+
+/// Random numbers that a seed repeats.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        // splitmix64 (Steele, Lea, Flood 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// A page that no codec makes smaller.
+    fn incompressible(&mut self) -> Vec<u8> {
+        (0..PAGE_SIZE / 8)
+            .flat_map(|_| self.next().to_le_bytes())
+            .collect()
+    }
+
+    /// A page of which half can be compressed away.
+    fn half_compressible(&mut self) -> Vec<u8> {
+        let mut page = self.incompressible();
+        page[PAGE_SIZE / 2..].fill(7);
+        page
+    }
+}
+
+fn offset_of(page: u32) -> u64 {
+    u64::from(page) * PAGE_SIZE as u64
+}
+
+fn read_page(mapping: &dyn Mapping, page: u32) -> Vec<u8> {
+    let mut contents = vec![0; PAGE_SIZE];
+    mapping
+        .read(offset_of(page), &mut contents)
+        .expect("a page that can be read");
+    contents
+}
+
+#[track_caller]
+fn write_page(mapping: &dyn Mapping, page: u32, contents: &[u8]) {
+    mapping
+        .write(offset_of(page), contents)
+        .expect("a page that can be written");
+}

@@ -1,0 +1,165 @@
+//! Running out of memory.
+
+use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use crate::addr::PAGE_SIZE;
+use crate::fault::FaultError;
+use crate::limits::Limits;
+use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
+
+/// Writes pages that cannot be compressed until the address space is killed.
+fn leak(mapping: &dyn Mapping, nr_pages: u32, seed: u64) -> u32 {
+    let mut rng = Rng(seed);
+    for page in 0..nr_pages {
+        match mapping.write(offset_of(page), &rng.incompressible()) {
+            Ok(()) => {}
+            Err(FaultError::Killed) => return page,
+            Err(error) => panic!("page {page}: {error}"),
+        }
+    }
+    panic!("nobody was killed after {nr_pages} pages");
+}
+
+fn limits(frames: u64) -> Limits {
+    let mut limits = Limits::new(frames * PAGE_SIZE as u64);
+    limits.zswap_max_bytes = 2 * limits.max_bytes;
+    limits.reap_interval = Duration::from_millis(2);
+    limits
+}
+
+/// G7, G16.
+pub(super) fn the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let (good, bad) = (world.memcg.new_mm("good"), world.memcg.new_mm("bad"));
+    let (kept, leaked) = (world.map(&good, 16), world.map(&bad, 512));
+    let mut rng = Rng(21);
+    let contents: Vec<_> = (0..16).map(|_| rng.half_compressible()).collect();
+    for page in 0..16 {
+        write_page(&*kept, page, &contents[page as usize]);
+    }
+    static CALLED: AtomicBool = AtomicBool::new(false);
+    bad.set_on_kill(|| CALLED.store(true, Ordering::Relaxed));
+    leak(&*leaked, 512, 22);
+    assert!(CALLED.load(Ordering::Relaxed));
+    assert!(bad.is_killed() && !good.is_killed());
+    world.wait_until("the reaper is done", || {
+        world
+            .memcg
+            .oom_reports()
+            .iter()
+            .all(|report| report.done_ns.is_some())
+    });
+    let reports = world.memcg.oom_reports();
+    assert_eq!(reports.len(), 1, "one victim is enough: {reports:?}");
+    assert_eq!((&*reports[0].victim, reports[0].candidates), ("bad", 2));
+    assert_eq!(reports[0].skipped, []);
+    assert_eq!(
+        (bad.nr_frames(), bad.nr_swapped()),
+        (0, 0),
+        "everything came back"
+    );
+    for page in [0, 100, 511] {
+        assert_eq!(
+            leaked.read(offset_of(page), &mut [0]),
+            Err(FaultError::Killed)
+        );
+    }
+    for page in 0..16 {
+        assert!(
+            read_page(&*kept, page) == contents[page as usize],
+            "page {page} of the other"
+        );
+    }
+}
+
+/// Refuses while it hangs.
+struct Holder {
+    hangs: Arc<AtomicBool>,
+}
+
+impl Notifier for Holder {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        if self.hangs.load(Ordering::Relaxed) {
+            cx.would_block()?;
+        }
+        Ok(())
+    }
+}
+
+/// G8: the reaper takes what it can, and names who holds the rest.
+pub(super) fn what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 512);
+    let vma = mapping.vma();
+    let hangs = Arc::new(AtomicBool::new(true));
+    let held = vma.address(2)..vma.address(5);
+    let holder = Arc::new(Holder {
+        hangs: Arc::clone(&hangs),
+    });
+    let subscription = mm
+        .notifiers()
+        .subscribe("nic0", Ranges::Only(vec![held]), holder);
+    leak(&*mapping, 512, 23);
+    world.wait_until("the reaper gives up", || {
+        world
+            .memcg
+            .oom_reports()
+            .iter()
+            .all(|report| report.done_ns.is_some())
+    });
+    let report = &world.memcg.oom_reports()[0];
+    assert_eq!(report.passes, world.memcg.limits().reap_passes);
+    assert_eq!(report.skipped.len(), 1, "{report}");
+    assert_eq!(
+        (&*report.skipped[0].holder, report.skipped[0].pages),
+        ("nic0", 3)
+    );
+    assert!(
+        mm.nr_frames() + mm.nr_swapped() <= 3,
+        "only what is held is left"
+    );
+    assert!(report.first_page_ns.is_some());
+    hangs.store(false, Ordering::Relaxed);
+    drop(subscription);
+}
+
+/// G9.
+pub(super) fn no_second_victim_before_the_first_is_reaped(machine: &dyn Machine) {
+    let limits = Limits {
+        reap_passes: 10_000,
+        ..limits(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let first = world.memcg.new_mm("first");
+    let second = world.memcg.new_mm("second");
+    let (a, b) = (world.map(&first, 512), world.map(&second, 512));
+    let hangs = Arc::new(AtomicBool::new(true));
+    let holder = Arc::new(Holder {
+        hangs: Arc::clone(&hangs),
+    });
+    let _subscription = first.notifiers().subscribe("nic1", Ranges::WholeMm, holder);
+    let task = {
+        let b = Arc::clone(&b);
+        let mut rng = Rng(25);
+        // Enough to be in need of frames while the first is reaped, not enough to be to blame.
+        world.spawn("second", move || {
+            for page in 0..40 {
+                write_page(&*b, page, &rng.half_compressible());
+            }
+        })
+    };
+    leak(&*a, 512, 24);
+    // The first victim gives nothing back while its device hangs, and still nobody else goes.
+    assert!(first.is_killed() && !second.is_killed());
+    hangs.store(false, Ordering::Relaxed);
+    task();
+    assert!(!second.is_killed());
+    let reports = world.memcg.oom_reports();
+    assert_eq!(
+        reports.iter().map(|r| &*r.victim).collect::<Vec<_>>(),
+        ["first"]
+    );
+}
