@@ -11,11 +11,13 @@
 //!
 //! Linux counterparts: `fs/userfaultfd.c`, `mm/userfaultfd.c`.
 
+mod clock;
 mod errno;
 mod fault_thread;
 mod mapping;
 mod pagemap;
 mod primary_mmu;
+mod probe;
 mod region;
 mod registry;
 mod sigbus;
@@ -23,9 +25,11 @@ mod thread;
 pub mod uaccess;
 mod uffd;
 
+pub use clock::MonotonicClock;
 pub use errno::Errno;
 pub use fault_thread::FaultService;
 pub use mapping::{AccessError, HostMapping, Resolver};
 pub use primary_mmu::{CreateError, FaultMode, PrivateMmu};
+pub use probe::{Capabilities, Feature, ProbeError, probe};
 pub use thread::{AttachedThread, EngineThread, attach_thread, last_fault, mark_engine_thread};
 pub use uffd::{Source, Unavailable};

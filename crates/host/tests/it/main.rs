@@ -1,10 +1,12 @@
 //! Tests of the real machine: one program, since its SIGBUS handler serves a whole process.
 
+mod child;
 mod engines;
 mod fake;
 mod faults;
 mod forks;
 mod operations;
 mod pins;
+mod probes;
 mod races;
 mod signals;

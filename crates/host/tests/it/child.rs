@@ -1,0 +1,45 @@
+//! Scenarios that end the process, or change it for good, run in a process of their own: this
+//! program again, with the one test that asks for it.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+
+const VARIABLE: &str = "PINLESS_HOST_SCENARIO";
+
+/// Runs `scenario` in a process of its own, and tells how it ended. `test` is the full name of
+/// the test that calls this.
+pub(crate) fn run(test: &str, name: &str, scenario: impl FnOnce()) -> Output {
+    if std::env::var(VARIABLE).is_ok_and(|wanted| wanted == name) {
+        scenario();
+        std::process::exit(0);
+    }
+    let program = std::env::current_exe().unwrap();
+    Command::new(program)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(VARIABLE, name)
+        .output()
+        .unwrap()
+}
+
+/// The scenario ended by itself, without a complaint.
+#[track_caller]
+pub(crate) fn assert_ended_well(output: &Output) {
+    assert!(output.status.success(), "{}", described(output));
+}
+
+/// A signal ended the scenario.
+#[track_caller]
+pub(crate) fn assert_killed_by(output: &Output, signal: i32) {
+    let found = output.status.signal();
+    assert_eq!(found, Some(signal), "{}", described(output));
+}
+
+/// What the scenario said on its standard error.
+pub(crate) fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn described(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout);
+    format!("{}\n{said}\n{}", output.status, words(output))
+}
