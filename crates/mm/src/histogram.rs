@@ -113,7 +113,7 @@ mod tests {
             let end = upper_end(bucket_of(ns));
             assert!(end >= ns, "{ns} above its bucket's end {end}");
             assert!(
-                end - ns <= ns / 8 + 2,
+                end - ns <= ns / 8 + 3,
                 "{ns} far below its bucket's end {end}"
             );
         }

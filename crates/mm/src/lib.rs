@@ -10,6 +10,7 @@
 pub mod addr;
 pub mod env;
 pub mod limits;
+pub mod lock_order;
 pub mod primary_mmu;
 
 pub mod page;

@@ -66,6 +66,8 @@ const PROTECTED: u64 = 1 << 6;
 const HAS_COPY: u64 = 1 << 7;
 const SAME_FILLED: u64 = 1 << 8;
 const WAITERS: u64 = 1 << 9;
+const CHOICE_SHIFT: u32 = 10;
+const CHOICE_MASK: u64 = 3 << CHOICE_SHIFT;
 const PINS_SHIFT: u32 = 12;
 const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
@@ -83,6 +85,7 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 /// | 6 | write-protected at its address |
 /// | 7, 8 | has a stored copy; the copy is a fill pattern |
 /// | 9 | somebody waits for the end of `Moving` |
+/// | 10..12 | how often the page was chosen, modulo four: tells one choice from the next |
 /// | 12..22 | pins |
 /// | 22..32 | tag of the stored copy |
 /// | 32..64 | slot, or fill pattern |
@@ -124,6 +127,15 @@ impl Word {
     #[must_use]
     pub const fn with_state(self, state: State) -> Self {
         Self((self.0 & !STATE_MASK) | state as u64)
+    }
+
+    /// The same word, chosen by reclaim or for a zap. Whoever chose it compares the whole word
+    /// before it changes the page: a page that was rescued, and chosen again by somebody else
+    /// whose bracket may not have begun, is not his.
+    #[must_use]
+    pub const fn chosen(self) -> Self {
+        let next = (self.0 + (1 << CHOICE_SHIFT)) & CHOICE_MASK;
+        Self((self.0 & !CHOICE_MASK) | next).with_state(State::Evicting)
     }
 
     /// Whether the contents differ from the stored copy.
@@ -368,6 +380,12 @@ mod tests {
         assert_eq!((pinned.pins(), pinned.copy()), (1, Some(stored)));
         assert_eq!(pinned.unpinned(), word);
         assert_eq!(pinned.without_copy().pins(), 1);
+        let chosen = word.chosen();
+        assert_eq!(
+            (chosen.copy(), chosen.pins(), chosen.is_dirty()),
+            (Some(stored), 0, true)
+        );
+        assert_ne!(chosen, chosen.with_state(State::Resident).chosen());
         check(Word::EMPTY, "Empty");
         check(
             Word::of(State::Standby).dirty().referenced(),

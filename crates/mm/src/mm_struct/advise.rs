@@ -2,8 +2,8 @@
 //!
 //! Linux counterpart: `madvise`.
 
-use super::Vma;
 use super::fault::FrameSource;
+use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
 use crate::limits::REAP_CHUNK_PAGES;
@@ -112,7 +112,7 @@ impl Vma {
         // A page that is used between the choice and the change is chosen again: whoever used it
         // raced with this call, and the race ends when the page is gone.
         loop {
-            self.choose(chunk);
+            let chosen = self.choose(chunk);
             let bracket = self
                 .mm()
                 .notifiers()
@@ -124,7 +124,7 @@ impl Vma {
                     return Err(AdviseError::Notifier(error));
                 }
             };
-            let outcome = self.zap_told(chunk);
+            let outcome = self.zap_told(chunk, Scope::Chosen(&chosen));
             if outcome.busy == 0 || self.gone().is_some() {
                 return Ok(());
             }

@@ -49,6 +49,11 @@ impl Vma {
     /// Makes `page` resident and returns its translation.
     fn translate(&self, page: PageIndex, access: Access) -> Result<BusAddr, FaultError> {
         loop {
+            // A bracket over a mapping that is gone takes every page. A subscriber that it does
+            // not see finds the mapping gone.
+            if let Some(error) = self.gone() {
+                return Err(error);
+            }
             // Read before the page is looked at: if the frame leaves after that, the translation
             // is one generation too old, and is convicted if it is used.
             let generation = self.generation(page);

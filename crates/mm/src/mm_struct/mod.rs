@@ -23,7 +23,7 @@ pub use pin::{Pin, PinError};
 pub use unmap::UnmapError;
 pub(crate) use vma::Owned;
 pub use vma::{Vma, VmaId};
-pub(crate) use zap::ZapOutcome;
+pub(crate) use zap::{Scope, ZapOutcome};
 
 use crate::memcg::Memcg;
 use crate::mmu_notifier::{MmId, Notifiers};

@@ -6,8 +6,8 @@
 //!
 //! Linux counterpart: `pin_user_pages`, `unpin_user_pages`.
 
-use super::Vma;
 use super::fault::FrameSource;
+use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
 use crate::gfp::Gfp;
@@ -142,7 +142,7 @@ impl Vma {
             self.memcg().oom.wake_reaper();
         } else if self.is_dead() {
             // Unmapped while it was pinned: every device was told then, so it may go now.
-            let _ = self.zap_told(PageRun::single(page));
+            let _ = self.zap_told(PageRun::single(page), Scope::Gone);
         }
     }
 }

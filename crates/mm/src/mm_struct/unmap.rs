@@ -2,7 +2,7 @@
 //!
 //! Linux counterpart: `do_munmap`, `exit_mmap`.
 
-use super::{Mm, Vma};
+use super::{Mm, Scope, Vma};
 use crate::addr::PageIndex;
 use crate::mmu_notifier::{BracketError, Event};
 use core::fmt;
@@ -92,7 +92,7 @@ impl Vma {
         match bracket {
             Ok(_bracket) => {
                 // Nothing comes back into a dead mapping; what is moving now stops by itself.
-                while self.zap_told(self.all()).busy > 0 {}
+                while self.zap_told(self.all(), Scope::Gone).busy > 0 {}
                 self.mm().forget_vma(self);
                 Ok(())
             }

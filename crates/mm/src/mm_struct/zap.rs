@@ -7,7 +7,7 @@ use super::vma::Owned;
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::page::{State, Word};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 /// How often a zap looks at a page that somebody else is moving before it leaves it out.
 const PATIENCE: u32 = 3;
@@ -34,6 +34,30 @@ impl core::ops::AddAssign for ZapOutcome {
     }
 }
 
+/// Which mapped pages a zap may take.
+#[derive(Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    /// All: the mapping or its address space is gone, so nobody gets a new translation.
+    Gone,
+    /// Those that were chosen before the devices were told, and were not used since.
+    Chosen(&'a Chosen),
+}
+
+impl Scope<'_> {
+    fn covers(self, page: PageIndex, seen: Word) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Chosen(chosen) => chosen.words[(page - chosen.first) as usize] == seen,
+        }
+    }
+}
+
+/// The words of the pages that were chosen.
+pub(crate) struct Chosen {
+    first: PageIndex,
+    words: [Word; REAP_CHUNK_PAGES as usize],
+}
+
 impl Vma {
     /// The word of `page` when no machine operation is under way on it. A fault is resolved for
     /// the one who faulted a moment before its word says so; whoever acts on behalf of a program
@@ -51,15 +75,25 @@ impl Vma {
     /// Marks the mapped pages of `run` as chosen, before the devices are told. A page that is
     /// used between this and the change loses its mark, and is left alone: so a device that
     /// subscribes after the bracket was opened is never surprised.
-    pub(crate) fn choose(&self, run: PageRun) {
-        for page in run.pages() {
-            let seen = self.pages.load(page);
+    pub(crate) fn choose(&self, run: PageRun) -> Chosen {
+        assert!(run.nr <= REAP_CHUNK_PAGES, "a choice of {run} at once");
+        let mut chosen = Chosen {
+            first: run.first,
+            words: [Word::EMPTY; REAP_CHUNK_PAGES as usize],
+        };
+        for (page, known) in run.pages().zip(&mut chosen.words) {
+            let seen = self.load_settled(page);
             if seen.state() == State::Resident && seen.pins() == 0 {
-                let _ = self
-                    .pages
-                    .try_change(page, seen, seen.with_state(State::Evicting));
+                let next = seen.chosen();
+                if self.pages.try_change(page, seen, next).is_ok() {
+                    *known = next;
+                }
             }
         }
+        // SeqCst fence: pairs with the one in the list of subscriptions. A subscriber that this
+        // bracket does not see finds the marks.
+        fence(Ordering::SeqCst);
+        chosen
     }
 
     /// Takes the marks of [`Vma::choose`] away again.
@@ -81,22 +115,22 @@ impl Vma {
 
     /// Zaps what is in `run`, all of which the devices were told of. Pages that are pinned or were
     /// used since are left alone.
-    pub(crate) fn zap_told(&self, run: PageRun) -> ZapOutcome {
+    pub(crate) fn zap_told(&self, run: PageRun, scope: Scope<'_>) -> ZapOutcome {
         let mut outcome = ZapOutcome::default();
         let mut first = run.first;
         while first < run.end() {
             let chunk = PageRun::new(first, REAP_CHUNK_PAGES.min(run.end() - first));
-            outcome += self.zap_chunk(chunk);
+            outcome += self.zap_chunk(chunk, scope);
             first = chunk.end();
         }
         outcome
     }
 
-    fn zap_chunk(&self, chunk: PageRun) -> ZapOutcome {
+    fn zap_chunk(&self, chunk: PageRun, scope: Scope<'_>) -> ZapOutcome {
         let mut outcome = ZapOutcome::default();
         let mut batch = Batch::new();
         for page in chunk.pages() {
-            match self.own_to_zap(page) {
+            match self.own_to_zap(page, scope) {
                 Ok(owned) => batch.push(owned),
                 Err(why) => {
                     outcome += why;
@@ -108,7 +142,7 @@ impl Vma {
         outcome
     }
 
-    fn own_to_zap(&self, page: PageIndex) -> Result<Owned, ZapOutcome> {
+    fn own_to_zap(&self, page: PageIndex, scope: Scope<'_>) -> Result<Owned, ZapOutcome> {
         for _ in 0..PATIENCE {
             let seen = self.pages.load(page);
             if seen.pins() > 0 {
@@ -117,14 +151,12 @@ impl Vma {
                     ..Default::default()
                 });
             }
-            match seen.state() {
-                State::Moving => self.waiters.wait(&self.pages, page),
-                // A dead mapping cannot be used any more: everybody was told, nobody comes late.
-                State::Resident if !self.is_dead() => break,
-                _ => match self.try_own(page, seen) {
-                    Some(owned) => return Ok(owned),
-                    None => continue,
-                },
+            if seen.state() == State::Moving {
+                self.waiters.wait(&self.pages, page);
+            } else if seen.is_mapped() && !scope.covers(page, seen) {
+                break;
+            } else if let Some(owned) = self.try_own(page, seen) {
+                return Ok(owned);
             }
         }
         Err(ZapOutcome {

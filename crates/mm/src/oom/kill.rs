@@ -24,8 +24,11 @@ impl Memcg {
         let Some((victim, badness, candidates)) = self.select_victim() else {
             return;
         };
-        self.kill(&mut state, victim, badness, candidates);
+        self.kill(&mut state, &victim, badness, candidates);
         drop(state);
+        victim.call_on_kill();
+        // Whoever waits for a frame on the victim's behalf stops waiting.
+        self.frames.wake_all();
         self.oom.wake.notify_all();
     }
 
@@ -45,7 +48,7 @@ impl Memcg {
         worst.map(|(mm, badness)| (mm, badness, candidates))
     }
 
-    fn kill(&self, state: &mut State, victim: Arc<Mm>, badness: i64, candidates: u64) {
+    fn kill(&self, state: &mut State, victim: &Arc<Mm>, badness: i64, candidates: u64) {
         count(&self.stat.oom_kill);
         let report = OomReport {
             victim: Arc::clone(victim.name()),
@@ -68,10 +71,7 @@ impl Memcg {
         }
         state.reports.push(report);
         victim.mark_killed();
-        victim.call_on_kill();
-        // Whoever waits for a frame on the victim's behalf stops waiting.
-        self.frames.wake_all();
-        state.victim = Some(victim);
+        state.victim = Some(Arc::clone(victim));
     }
 
     /// The stories of the kills so far, oldest first.

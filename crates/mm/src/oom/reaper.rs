@@ -10,7 +10,7 @@ use super::report::{OomReport, SKIPPED_MAX, Skipped};
 use crate::addr::PageRun;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::Memcg;
-use crate::mm_struct::{Mm, Vma, ZapOutcome};
+use crate::mm_struct::{Mm, Scope, Vma, ZapOutcome};
 use crate::mmu_notifier::Event;
 use std::sync::Arc;
 
@@ -135,7 +135,6 @@ impl Memcg {
         if !vma.has_contents(run) {
             return;
         }
-        vma.choose(run);
         let (start, end) = (vma.address(run.first), vma.address(run.end()));
         match vma
             .mm()
@@ -143,7 +142,7 @@ impl Memcg {
             .start_nonblock(start, end, Event::Unmap)
         {
             Ok(_bracket) => {
-                let outcome = vma.zap_told(run);
+                let outcome = vma.zap_told(run, Scope::Gone);
                 if pass.first_page_ns.is_none() && outcome.frames + outcome.swapped > 0 {
                     pass.first_page_ns = Some(self.clock.now_ns());
                 }
@@ -156,11 +155,9 @@ impl Memcg {
                 pass.outcome += outcome;
             }
             Err(refused) if run.nr == 1 => {
-                vma.unchoose(run);
                 pass.skip(&refused.holder, 1);
             }
             Err(_) => {
-                vma.unchoose(run);
                 let half = run.nr / 2;
                 self.reap_run(vma, PageRun::new(run.first, half), pass, holders);
                 let rest = PageRun::new(run.first + half, run.nr - half);

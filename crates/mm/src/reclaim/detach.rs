@@ -9,7 +9,7 @@ use crate::mm_struct::{Owned, Vma};
 use crate::mmu_notifier::{BracketError, Event};
 use crate::page::{State, Word};
 use crate::primary_mmu::Detached;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 /// A set of pages of one window.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -35,22 +35,28 @@ impl PageSet {
     }
 }
 
+/// The pages of a window that were chosen, and the words by which they are known again.
+struct Choice {
+    pages: PageSet,
+    words: [Word; WINDOW_PAGES as usize],
+}
+
 impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
     pub(super) fn detach_window(&self, run: PageRun) -> u64 {
         let chosen = self.choose_unreferenced(run);
-        if chosen.is_empty() {
+        if chosen.pages.is_empty() {
             return 0;
         }
-        let hull = chosen.hull(run.first);
+        let hull = chosen.pages.hull(run.first);
         let (start, end) = (self.address(hull.first), self.address(hull.end()));
         match self
             .mm()
             .notifiers()
             .start_nonblock(start, end, Event::Clear)
         {
-            Ok(_bracket) => self.detach_told(run, chosen),
+            Ok(_bracket) => self.detach_told(run, &chosen),
             Err(_refused) => {
                 self.unchoose(hull);
                 count(&self.stat().reclaim_refused);
@@ -66,10 +72,10 @@ impl Vma {
     /// The same with devices that are waited for. Not from a thread that a fault waits for.
     pub(super) fn detach_window_blockable(&self, run: PageRun) -> Result<u64, BracketError> {
         let chosen = self.choose_unreferenced(run);
-        if chosen.is_empty() {
+        if chosen.pages.is_empty() {
             return Ok(0);
         }
-        let hull = chosen.hull(run.first);
+        let hull = chosen.pages.hull(run.first);
         let (start, end) = (self.address(hull.first), self.address(hull.end()));
         let deadline = self.memcg().limits.settle_deadline;
         match self
@@ -77,7 +83,7 @@ impl Vma {
             .notifiers()
             .start_blockable(start, end, Event::Clear, deadline)
         {
-            Ok(_bracket) => Ok(self.detach_told(run, chosen)),
+            Ok(_bracket) => Ok(self.detach_told(run, &chosen)),
             Err(error) => {
                 self.unchoose(hull);
                 Err(error)
@@ -107,8 +113,11 @@ impl Vma {
 
     /// Chooses the mapped pages of a window that are neither pinned nor referenced, and takes the
     /// referenced marks away.
-    fn choose_unreferenced(&self, run: PageRun) -> PageSet {
-        let mut chosen = PageSet::default();
+    fn choose_unreferenced(&self, run: PageRun) -> Choice {
+        let mut chosen = Choice {
+            pages: PageSet::default(),
+            words: [Word::EMPTY; WINDOW_PAGES as usize],
+        };
         let stuck = &self.memcg().reclaim.stuck;
         for (index, page) in (0..).zip(run.pages()) {
             let seen = self.pages.load(page);
@@ -118,25 +127,31 @@ impl Vma {
             let next = if seen.is_referenced() {
                 seen.unreferenced()
             } else {
-                seen.with_state(State::Evicting)
+                seen.chosen()
             };
             let changed = self.pages.try_change(page, seen, next).is_ok();
             if changed && next.state() == State::Evicting {
-                chosen.insert(index);
+                chosen.pages.insert(index);
+                chosen.words[index as usize] = next;
             }
         }
+        // SeqCst fence: pairs with the one in the list of subscriptions. A subscriber that this
+        // bracket does not see finds the marks.
+        fence(Ordering::SeqCst);
         chosen
     }
 
     /// Detaches the chosen pages of a window; the devices were told of all of them. A page that
     /// was used since then is left alone.
-    fn detach_told(&self, window: PageRun, chosen: PageSet) -> u64 {
+    fn detach_told(&self, window: PageRun, chosen: &Choice) -> u64 {
         let mut detached = 0;
         let mut batch = Batch::new();
-        let hull = chosen.hull(window.first);
+        let hull = chosen.pages.hull(window.first);
         for page in hull.pages() {
-            let is_chosen = chosen.contains(page - window.first);
-            match self.own_to_detach(page, is_chosen) {
+            let index = page - window.first;
+            let is_chosen = chosen.pages.contains(index);
+            let known = is_chosen.then_some(chosen.words[index as usize]);
+            match self.own_to_detach(page, known) {
                 Some(owned) => batch.push(owned, is_chosen),
                 None => {
                     if is_chosen {
@@ -149,14 +164,14 @@ impl Vma {
         detached + self.detach_batch(&mut batch)
     }
 
-    /// Owns a chosen page, or a page between two chosen ones that has nothing at its address: it
-    /// must stay so while one machine operation goes over the whole run.
-    fn own_to_detach(&self, page: PageIndex, is_chosen: bool) -> Option<Owned> {
+    /// Owns a chosen page that is still as it was chosen, or a page between two chosen ones that
+    /// has nothing at its address: it must stay so while one machine operation goes over the whole
+    /// run.
+    fn own_to_detach(&self, page: PageIndex, known: Option<Word>) -> Option<Owned> {
         let seen = self.pages.load(page);
-        let is_fit = match seen.state() {
-            State::Evicting => is_chosen && seen.pins() == 0,
-            State::Empty | State::Swapped | State::Standby => !is_chosen,
-            _ => false,
+        let is_fit = match known {
+            Some(known) => seen == known,
+            None => matches!(seen.state(), State::Empty | State::Swapped | State::Standby),
         };
         if is_fit {
             self.try_own(page, seen)

@@ -91,6 +91,9 @@ cases! {
     oom::no_second_victim_before_the_first_is_reaped,
 }
 
+/// A worker's name and its loop.
+type Worker = (&'static str, fn(&Memcg));
+
 /// A memory cgroup with its workers, for one test.
 struct World<'a> {
     machine: &'a dyn Machine,
@@ -108,7 +111,7 @@ impl<'a> World<'a> {
 
     fn with_limits(machine: &'a dyn Machine, limits: Limits) -> Self {
         let memcg = Memcg::new(limits, machine.clock()).expect("limits that leave a reserve");
-        let loops: [(&str, fn(&Memcg)); 3] = [
+        let loops: [Worker; 3] = [
             ("reclaim", Memcg::run_reclaim),
             ("settle", Memcg::run_settle),
             ("reaper", Memcg::run_reaper),

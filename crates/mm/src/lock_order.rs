@@ -1,0 +1,77 @@
+//! The order of the locks of this crate, as data.
+//!
+//! | rule | why |
+//! |---|---|
+//! | no lock of this crate is held while a notifier is called | a notifier takes its own locks, and may hang |
+//! | no lock of this crate is held while managed memory is touched | the fault would take it again |
+//! | `mm.reclaim.scratch` is held while pages are stored, and those who wait for it hold nothing | it is the outermost lock of reclaim |
+//! | the rest nests as [`ORDER`] says, and is held for short, bounded work | |
+//!
+//! Linux counterpart: the lock tree at the head of `mm/rmap.c`.
+
+/// Each class with the classes that may be taken while it is held.
+pub const ORDER: &[(&str, &[&str])] = &[
+    (
+        "mm.reclaim.scratch",
+        &[
+            "mm.memcg.vmas",
+            "mm.frames",
+            "mm.page_wait",
+            "zswap.class",
+            "zswap.pool",
+            "zswap.block",
+        ],
+    ),
+    ("mm.oom", &["mm.memcg.mms"]),
+    ("mm.memcg.vmas", &["mm.reclaim.hands"]),
+    ("mm.memcg.mms", &[]),
+    ("mm.vmas", &[]),
+    ("mm.on_kill", &[]),
+    ("mm.reclaim.hands", &[]),
+    ("mm.reclaim.idle", &[]),
+    ("mm.reclaim.refused", &[]),
+    ("mm.reclaim.stuck", &[]),
+    ("mm.frames", &[]),
+    ("mm.page_wait", &[]),
+    ("mmu_notifier.change", &["mmu_notifier.list"]),
+    ("mmu_notifier.list", &[]),
+    ("zswap.class", &["zswap.pool", "zswap.block"]),
+    ("zswap.pool", &["zswap.block"]),
+    ("zswap.block", &[]),
+];
+
+/// What is waited for, with nothing held but the lock that belongs to it.
+pub const WAITS: &[&str] = &[
+    "mm.frames.freed",
+    "mm.oom.wake",
+    "mm.page_wait.done",
+    "mm.reclaim.refused.pushed",
+    "mm.reclaim.wake",
+    "mmu_notifier.unreachable",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::ORDER;
+
+    #[test]
+    fn the_order_is_complete_and_has_no_cycle() {
+        let after = |class: &str| {
+            let found = ORDER.iter().find(|(outer, _)| *outer == class);
+            found.unwrap_or_else(|| panic!("{class} is not listed")).1
+        };
+        for (outer, _) in ORDER {
+            let mut reached = vec![*outer];
+            let mut next = 0;
+            while next < reached.len() {
+                for &class in after(reached[next]) {
+                    assert!(class != *outer, "{outer} comes after itself");
+                    if !reached.contains(&class) {
+                        reached.push(class);
+                    }
+                }
+                next += 1;
+            }
+        }
+    }
+}
