@@ -1,1 +1,21 @@
-//! pinless-sim.
+//! The simulated machine and the scheduler that explores it.
+//!
+//! The production memory manager runs here unchanged, on [`SimMmu`]s instead of the kernel, and on
+//! the threads of a [`Sim`], of which one at a time runs. Time is virtual, chance comes from a
+//! seed, and a run with the same seed is the same run.
+//!
+//! What judges a run are assertions in its tasks and the contract that [`SimMmu`] checks: a broken
+//! one ends the run with a report of who did what, and how to see it again.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod frames;
+pub mod primary_mmu;
+pub mod rng;
+pub mod scheduler;
+
+pub use clock::SimClock;
+pub use frames::Frames;
+pub use primary_mmu::{MachineFaults, SimMmu};
+pub use rng::Rng;
+pub use scheduler::{End, Options, Run, Sim};

@@ -1,0 +1,122 @@
+//! The steps of a run as text: time goes down, one column a task.
+
+use lockdep::scheduler::PointKind;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// One step of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Which task.
+    pub task: u16,
+    /// What it did.
+    pub event: Event,
+    /// The class of the object.
+    pub class: &'static str,
+    /// Which object of the class, from zero in the order of first use.
+    pub object: u32,
+    /// Virtual time.
+    pub at_ns: u64,
+}
+
+/// What a task did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// It passed a point.
+    Point(PointKind),
+    /// It began to wait.
+    Block(PointKind),
+    /// It ended.
+    End,
+}
+
+impl Event {
+    /// A number for the digest.
+    pub(super) fn code(self) -> u64 {
+        match self {
+            Self::Point(kind) => kind as u64,
+            Self::Block(kind) => 64 + kind as u64,
+            Self::End => 128,
+        }
+    }
+}
+
+/// The numbers of objects, in the order in which they are met.
+#[derive(Default)]
+pub(super) struct Objects {
+    numbers: BTreeMap<(&'static str, usize), u32>,
+    nr_of_class: BTreeMap<&'static str, u32>,
+}
+
+impl Objects {
+    pub(super) fn number(&mut self, class: &'static str, addr: usize) -> u32 {
+        *self.numbers.entry((class, addr)).or_insert_with(|| {
+            let nr = self.nr_of_class.entry(class).or_default();
+            *nr += 1;
+            *nr - 1
+        })
+    }
+}
+
+/// The word for what is done at a point.
+pub(super) fn word(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Lock => "lock",
+        PointKind::TryLock => "try",
+        PointKind::Unlock => "unlock",
+        PointKind::Read => "read",
+        PointKind::TryRead => "try-read",
+        PointKind::Write => "write",
+        PointKind::TryWrite => "try-write",
+        PointKind::Wait => "wait",
+        PointKind::Notify => "notify",
+        PointKind::Complete => "complete",
+        PointKind::Signal => "signal",
+        PointKind::Spin => "spin",
+        PointKind::Sleep => "sleep",
+        PointKind::Park => "park",
+        PointKind::Unpark => "unpark",
+        PointKind::User => "at",
+        _ => "point",
+    }
+}
+
+/// One line a step.
+pub(super) fn render(task_names: &[Arc<str>], steps: &[Step]) -> String {
+    let cells: Vec<String> = steps.iter().map(cell).collect();
+    let widths: Vec<usize> = task_names
+        .iter()
+        .enumerate()
+        .map(|(task, name)| {
+            let of_task = steps.iter().zip(&cells);
+            let of_task = of_task.filter(|(step, _)| usize::from(step.task) == task);
+            of_task
+                .map(|(_, cell)| cell.len())
+                .max()
+                .unwrap_or(0)
+                .max(name.len())
+        })
+        .collect();
+    let mut text = format!("{:>12} ", "ns");
+    for (name, &width) in task_names.iter().zip(&widths) {
+        let _ = write!(text, " {name:width$}");
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    for (step, cell) in steps.iter().zip(&cells) {
+        let task = usize::from(step.task);
+        let indent: usize = widths[..task].iter().map(|width| width + 1).sum();
+        let _ = writeln!(text, "{:>12}  {:indent$}{cell}", step.at_ns, "");
+    }
+    text
+}
+
+fn cell(step: &Step) -> String {
+    let (class, object) = (step.class, step.object);
+    match step.event {
+        Event::End => "ends".to_owned(),
+        Event::Point(kind) => format!("{} {class}#{object}", word(kind)),
+        Event::Block(kind) => format!("... {} {class}#{object}", word(kind)),
+    }
+}
