@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
-use lockdep::sync::{Completion, Mutex, ShortLock};
+use lockdep::sync::{Completion, Mutex, ShortLock, Waited};
 use pinless_devices::{DmaDevice, Odp, Template};
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
 use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
@@ -22,7 +22,17 @@ pub(crate) const NR_BYTES: usize = 8;
 const BASE: Vaddr = Vaddr(0x7000_0000);
 
 /// Long enough never to pass in a test that is right.
-pub(crate) const EVER: Duration = Duration::from_secs(60);
+pub(crate) const EVER: Duration = Duration::from_secs(20);
+
+/// Waits, and fails the test where a wrong device would hang it.
+#[track_caller]
+pub(crate) fn await_done(completion: &Completion) {
+    assert_eq!(
+        completion.wait_timeout(EVER),
+        Waited::Done,
+        "{completion:?}"
+    );
+}
 
 /// Something to do once, in the middle of a fault.
 type Hook = Box<dyn FnOnce() + Send>;
@@ -167,7 +177,7 @@ impl Bus for SlowBus {
 
     fn read(&self, at: BusAddr, offset: usize, into: &mut [u8]) -> Result<(), StaleDma> {
         self.is_reading.complete_all();
-        self.may_go_on.wait();
+        await_done(&self.may_go_on);
         self.frames.read(at, offset, into)
     }
 

@@ -242,31 +242,27 @@ fn ranges_filter_before_any_callback() {
                 .collect(),
         )
     };
-    let rows: [(Ranges, &[u64]); 6] = [
+    let rows: [(Ranges, &[u64]); 8] = [
         (Ranges::WholeMm, &[0, 1, 2, 3, 4, 5, 6, 7]),
         (only(&[]), &[]),
         (only(&[(3, 3), (5, 4)]), &[]),
         (only(&[(2, 4)]), &[2, 3]),
         (only(&[(6, 7), (1, 2)]), &[1, 6]),
         (only(&[(4, 6), (1, 3), (2, 5)]), &[1, 2, 3, 4, 5]),
+        (only(&[(5, 6), (1, 7), (2, 3)]), &[1, 2, 3, 4, 5, 6]),
+        (only(&[(1, 2), (3, 4), (4, 5), (7, 8)]), &[1, 3, 4, 7]),
     ];
     for (ranges, expected) in rows {
         let (notifiers, log) = (Notifiers::new(MmId(1)), log());
         let probe = Probe::new("a", &log).answering(Answer::WouldBlock);
         let _subscription = notifiers.subscribe("a", ranges.clone(), Arc::new(probe));
-        let refuses = |&nr: &u64| {
-            notifiers
-                .start_nonblock(page(nr), page(nr + 1), Event::Unmap)
-                .is_err()
-        };
-        let refused: Vec<u64> = (0..8).filter(refuses).collect();
-        assert_eq!(refused, expected, "{ranges:?}");
-        assert_eq!(
-            notifiers
-                .start_nonblock(page(0), page(8), Event::Unmap)
-                .is_err(),
-            { !expected.is_empty() }
-        );
+        for (start, end) in (0..8).flat_map(|start| (start + 1..=8).map(move |end| (start, end))) {
+            let is_refused = notifiers
+                .start_nonblock(page(start), page(end), Event::Unmap)
+                .is_err();
+            let is_concerned = expected.iter().any(|nr| (start..end).contains(nr));
+            assert_eq!(is_refused, is_concerned, "{start}..{end} of {ranges:?}");
+        }
     }
 }
 
