@@ -29,6 +29,8 @@ enum Command {
     Tidy,
     /// Measure, beside the peer where there is one.
     Bench(bench::Args),
+    #[command(hide = true)]
+    BenchPart(bench::Part),
 }
 
 fn main() -> ExitCode {
@@ -36,5 +38,6 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::BenchPart(part) => bench::play(&part),
     }
 }

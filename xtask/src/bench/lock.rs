@@ -1,6 +1,6 @@
 //! Lock and unlock, uncontended, no scheduler listening: our locks beside the standard library's.
 
-use super::report::{BenchError, Budget, Contender, Row, interleave};
+use super::report::{BenchError, Budget, Contender, Outcome, Row, interleave};
 use lockdep::sync;
 use std::hint::black_box;
 use std::time::Instant;
@@ -30,7 +30,7 @@ fn time(mut pair: impl FnMut()) -> Result<Vec<f64>, BenchError> {
 }
 
 /// One row for each kind of lock.
-pub(super) fn run(rounds: u32) -> Result<Vec<Row>, BenchError> {
+pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
     let mutex = sync::Mutex::new("bench.mutex", 0_u64);
     let rwlock = sync::RwLock::new("bench.rwlock", 0_u64);
     let std_mutex = std::sync::Mutex::new(0_u64);
@@ -61,5 +61,5 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>, BenchError> {
             .beside(peer, measured.of(peer, 0))
             .within(Budget::AbovePeerMax(ABOVE_STD_NS_MAX))
     };
-    Ok(PAIRINGS.iter().map(row).collect())
+    Ok(PAIRINGS.iter().map(row).collect::<Vec<Row>>().into())
 }

@@ -4,9 +4,10 @@
 //! rows, and a line in [`BENCHES`].
 
 mod lock;
+mod random;
 mod report;
 
-use report::{BenchError, Row};
+use report::{BenchError, Outcome};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,15 +32,40 @@ pub(crate) struct Args {
 struct Bench {
     name: &'static str,
     about: &'static str,
-    run: fn(rounds: u32) -> Result<Vec<Row>, BenchError>,
+    run: fn(rounds: u32) -> Result<Outcome, BenchError>,
 }
 
 /// Every benchmark there is.
-const BENCHES: &[Bench] = &[Bench {
-    name: "lock",
-    about: "lock and unlock, uncontended, beside the standard library",
-    run: lock::run,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "lock",
+        about: "lock and unlock, uncontended, beside the standard library",
+        run: lock::run,
+    },
+    Bench {
+        name: "random",
+        about: "random access to four times the limit, beside the kernel's memcg with zram swap",
+        run: random::run,
+    },
+];
+
+/// A process that a benchmark starts for itself. Not for people.
+#[derive(clap::Args)]
+pub(crate) struct Part {
+    /// Which part it plays.
+    name: String,
+}
+
+/// Plays a part.
+pub(crate) fn play(part: &Part) -> ExitCode {
+    match random::play(&part.name) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", part.name);
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Runs what `args` ask for. Exit code 2 for bad use, 1 when it could not be measured.
 pub(crate) fn run(args: &Args) -> ExitCode {
@@ -62,7 +88,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         eprintln!("this is a debug build, its figures mean little: use `cargo xtask bench {name}`");
     }
     match (bench.run)(args.rounds) {
-        Ok(rows) => tell(bench.name, args, &rows),
+        Ok(outcome) => tell(bench.name, args, &outcome),
         Err(error) => {
             eprintln!("bench {name}: {error}");
             ExitCode::FAILURE
@@ -70,12 +96,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn tell(name: &str, args: &Args, rows: &[Row]) -> ExitCode {
-    print!("{}", report::markdown(rows));
+fn tell(name: &str, args: &Args, outcome: &Outcome) -> ExitCode {
+    print!("{}", report::markdown(outcome));
     let Some(path) = &args.json else {
         return ExitCode::SUCCESS;
     };
-    match report::write_json(path, name, args.rounds, rows) {
+    match report::write_json(path, name, args.rounds, outcome) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cannot write {}: {error}", path.display());

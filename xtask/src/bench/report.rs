@@ -113,6 +113,10 @@ pub(crate) fn interleave(
 pub(crate) enum Budget {
     /// Ours at most this much above the peer's, in the unit.
     AbovePeerMax(f64),
+    /// Ours at least so many times the peer's.
+    TimesPeerMin(f64),
+    /// Ours at most so many times the peer's.
+    TimesPeerMax(f64),
 }
 
 /// One line of the result.
@@ -168,12 +172,19 @@ impl Row {
     ///
     /// If the budget speaks of a peer and there is none.
     pub(crate) fn within(mut self, budget: Budget) -> Self {
-        let Budget::AbovePeerMax(above_max) = budget;
         let peer = self
             .peer_value
             .expect("a budget beside a peer needs the peer");
-        self.budget = Some(format!("peer + {above_max} {}", self.unit));
-        self.budget_held = Some(self.value - peer <= above_max);
+        let (told, is_held) = match budget {
+            Budget::AbovePeerMax(above_max) => (
+                format!("peer + {above_max} {}", self.unit),
+                self.value - peer <= above_max,
+            ),
+            Budget::TimesPeerMin(min) => (format!(">= {min} x peer"), self.value >= min * peer),
+            Budget::TimesPeerMax(max) => (format!("<= {max} x peer"), self.value <= max * peer),
+        };
+        self.budget = Some(told);
+        self.budget_held = Some(is_held);
         self
     }
 
@@ -199,8 +210,35 @@ impl Row {
     }
 }
 
+/// What a benchmark has to tell.
+pub(crate) struct Outcome {
+    pub(crate) rows: Vec<Row>,
+    /// Under which conditions, what was skipped and why: one sentence each.
+    pub(crate) notes: Vec<String>,
+}
+
+impl From<Vec<Row>> for Outcome {
+    fn from(rows: Vec<Row>) -> Self {
+        Self {
+            rows,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// The outcome as Markdown: a table of the rows, a list of the notes.
+pub(crate) fn markdown(outcome: &Outcome) -> String {
+    let mut text = table(&outcome.rows);
+    for (at, note) in outcome.notes.iter().enumerate() {
+        text.push_str(if at == 0 { "\n* " } else { "* " });
+        text.push_str(note);
+        text.push('\n');
+    }
+    text
+}
+
 /// The rows as a Markdown table.
-pub(crate) fn markdown(rows: &[Row]) -> String {
+fn table(rows: &[Row]) -> String {
     let header = [
         "name",
         "value",
@@ -254,14 +292,22 @@ struct Document<'a> {
     bench: &'a str,
     rounds: u32,
     rows: &'a [Row],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    notes: &'a [String],
 }
 
-/// Writes the rows to `path`.
-pub(crate) fn write_json(path: &Path, bench: &str, rounds: u32, rows: &[Row]) -> io::Result<()> {
+/// Writes the outcome to `path`.
+pub(crate) fn write_json(
+    path: &Path,
+    bench: &str,
+    rounds: u32,
+    outcome: &Outcome,
+) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(&Document {
         bench,
         rounds,
-        rows,
+        rows: &outcome.rows,
+        notes: &outcome.notes,
     })?;
     text.push('\n');
     fs::write(path, text)
@@ -308,10 +354,17 @@ mod tests {
     #[test]
     fn a_row_knows_its_ratio_and_its_budget() {
         let (ours, peer) = (Samples::new(vec![12.0]), Samples::new(vec![8.0]));
-        for (above_max, held) in [(3.0, false), (4.0, true)] {
+        for (budget, held) in [
+            (Budget::AbovePeerMax(3.0), false),
+            (Budget::AbovePeerMax(4.0), true),
+            (Budget::TimesPeerMin(1.5), true),
+            (Budget::TimesPeerMin(1.6), false),
+            (Budget::TimesPeerMax(1.4), false),
+            (Budget::TimesPeerMax(1.5), true),
+        ] {
             let row = Row::new("lock", "ns", &ours)
                 .beside("std", &peer)
-                .within(Budget::AbovePeerMax(above_max));
+                .within(budget);
             assert_eq!(row.ratio, Some(1.5));
             assert_eq!(row.budget_held, Some(held));
         }
