@@ -14,6 +14,7 @@
 mod clock;
 mod errno;
 mod fault_thread;
+mod guard;
 mod mapping;
 mod pagemap;
 mod primary_mmu;
@@ -28,6 +29,7 @@ mod uffd;
 pub use clock::MonotonicClock;
 pub use errno::Errno;
 pub use fault_thread::FaultService;
+pub use guard::{Guard, GuardError};
 pub use mapping::{AccessError, HostMapping, Resolver};
 pub use primary_mmu::{CreateError, FaultMode, PrivateMmu};
 pub use probe::{Capabilities, Feature, ProbeError, probe};

@@ -1,0 +1,144 @@
+//! Setting up: bounds in, a running system out.
+
+use crate::Pinless;
+use core::fmt;
+use core::time::Duration;
+use pinless_host::{Errno, FaultService, MonotonicClock, ProbeError, probe};
+use pinless_mm::Memcg;
+use pinless_mm::limits::{LimitError, Limits};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Threads that resolve faults, when nobody says how many.
+const FAULT_THREADS: usize = 2;
+
+/// A worker's name and its loop.
+type Worker = (&'static str, fn(&Memcg));
+
+const WORKERS: [Worker; 3] = [
+    ("pinless-reclaim", Memcg::run_reclaim),
+    ("pinless-settle", Memcg::run_settle),
+    ("pinless-reaper", Memcg::run_reaper),
+];
+
+/// What a [`Pinless`] is to be like.
+#[derive(Clone, Debug)]
+#[must_use = "nothing runs before `build`"]
+pub struct Builder {
+    limits: Limits,
+    fault_threads: usize,
+}
+
+/// Why there is no [`Pinless`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The machine lacks something.
+    Probe(ProbeError),
+    /// The bounds make no sense.
+    Limit(LimitError),
+    /// The service threads cannot be started.
+    FaultService(Errno),
+    /// A worker thread cannot be started.
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// What the system answered.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe(error) => error.fmt(f),
+            Self::Limit(error) => error.fmt(f),
+            Self::FaultService(errno) => write!(
+                f,
+                "the threads that resolve faults cannot be started: {errno}; look at the limits \
+                 on threads and open files (ulimit -u, ulimit -n)"
+            ),
+            Self::Thread { name, error } => write!(
+                f,
+                "the thread {name} cannot be started: {error}; look at the limit on threads \
+                 (ulimit -u)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+impl Builder {
+    /// At most `max_bytes` of frames, and twice as much compressed.
+    pub fn new(max_bytes: u64) -> Self {
+        Self {
+            limits: Limits::new(max_bytes),
+            fault_threads: FAULT_THREADS,
+        }
+    }
+
+    /// At most so many compressed bytes (`memory.zswap.max`).
+    pub fn zswap_max(mut self, bytes: u64) -> Self {
+        self.limits.zswap_max_bytes = bytes;
+        self
+    }
+
+    /// How long a fault waits for a frame before it ends in an error.
+    pub fn fault_deadline(mut self, deadline: Duration) -> Self {
+        self.limits.fault_deadline = deadline;
+        self
+    }
+
+    /// How long a device that holds a page is waited for, by a worker that no fault waits for.
+    pub fn settle_deadline(mut self, deadline: Duration) -> Self {
+        self.limits.settle_deadline = deadline;
+        self
+    }
+
+    /// How often the reaper goes over its victim, and the pause between two passes.
+    pub fn reap(mut self, passes: u32, interval: Duration) -> Self {
+        self.limits.reap_passes = passes;
+        self.limits.reap_interval = interval;
+        self
+    }
+
+    /// How many service threads resolve faults; each mapping belongs to one of them. A fault that
+    /// waits for a frame holds up the other mappings of its thread.
+    pub fn fault_threads(mut self, nr: usize) -> Self {
+        self.fault_threads = nr;
+        self
+    }
+
+    /// Probes the machine, sets everything aside, and starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// See [`BuildError`].
+    pub fn build(self) -> Result<Pinless, BuildError> {
+        self.limits.check().map_err(BuildError::Limit)?;
+        let capabilities = probe().map_err(BuildError::Probe)?;
+        let memcg = Memcg::new(self.limits, Arc::new(MonotonicClock)).map_err(BuildError::Limit)?;
+        let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
+        // From here on a drop stops and joins what was started.
+        let mut pinless = Pinless {
+            memcg,
+            faults,
+            capabilities,
+            workers: Vec::with_capacity(WORKERS.len()),
+        };
+        for (name, run) in WORKERS {
+            let worker = spawn(name, run, Arc::clone(&pinless.memcg))
+                .map_err(|error| BuildError::Thread { name, error })?;
+            pinless.workers.push(worker);
+        }
+        Ok(pinless)
+    }
+}
+
+fn spawn(name: &str, run: fn(&Memcg), memcg: Arc<Memcg>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || run(&memcg))
+}
