@@ -27,8 +27,9 @@
 //!   They allocate nothing, fault on nothing, take no lock that is ever held over an allocation or
 //!   a fault, and neither make nor end subscriptions (`release` may end its own).
 //! * **Joining late.** A subscription takes no part in brackets that were opened before it, and
-//!   gets no `end` of them. That is safe if the memory manager *claims* a page (so that
-//!   [`Bus::fault_range`] waits for it) before it opens the bracket, with a `SeqCst` operation.
+//!   gets no `end` of them. That is safe if the memory manager, before it opens a bracket, marks
+//!   the pages with a `SeqCst` operation such that [`Bus::fault_range`] of them waits for the
+//!   change, fails, or makes the change be given up.
 //! * **Leaving.** See [`Subscription`]: a drop ends it at once for new brackets, and those that are
 //!   open still deliver their `end`; [`Subscription::synchronize`] also waits for them.
 //! * **Teardown.** [`Notifiers::release`] calls `release` once for each subscription and empties

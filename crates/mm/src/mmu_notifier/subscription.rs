@@ -179,8 +179,8 @@ impl Registry {
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        // SeqCst pairs with the SeqCst fence in `publish`: a thread that has claimed a page
-        // (SeqCst) and then reads zero here comes first, so the new subscriber finds the claim.
+        // SeqCst pairs with the SeqCst fence in `publish`: a thread that has marked a page
+        // (SeqCst) and then reads zero here comes first, so the new subscriber finds the mark.
         self.nr.load(Ordering::SeqCst) == 0
     }
 
@@ -262,12 +262,12 @@ impl Registry {
         // SeqCst pairs with the SeqCst load in `is_empty`:
         //
         //     bracket                          subscriber
-        //     claim the page (SeqCst)          store nr
+        //     mark the page (SeqCst)           store nr
         //     load nr                          fence
         //                                      look at the page in `fault_range`
         //
         // Either the bracket sees the new length and calls the subscriber, or the subscriber sees
-        // the claim and waits until the change is over.
+        // the mark. See "Joining late" in the module's head.
         fence(Ordering::SeqCst);
     }
 }
