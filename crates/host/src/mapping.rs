@@ -33,7 +33,8 @@ impl Resolver {
 /// A mapping of managed memory.
 ///
 /// Dropping it ends the resolving of faults and closes the mapping: an access through an address
-/// that somebody kept ends in SIGSEGV. The memory itself goes when the last [`PrivateMmu`] goes.
+/// that somebody kept ends in SIGSEGV, or in SIGBUS if it was under way. The memory itself goes
+/// when the last [`PrivateMmu`] goes.
 #[derive(Debug)]
 pub struct HostMapping {
     attachment: Option<Attachment>,
@@ -107,6 +108,7 @@ impl HostMapping {
             len,
             kind: Kind::Managed {
                 handler: Arc::clone(&handler),
+                mmu: self.mmu(),
             },
         });
         let service = match &self.resolver {

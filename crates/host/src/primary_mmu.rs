@@ -169,6 +169,13 @@ impl PrivateMmu {
         (offset < self.mapping.len()).then_some((offset / PAGE_SIZE) as PageIndex)
     }
 
+    /// Whether there is a mark at the page's address, such as poison. Callable from a signal
+    /// handler.
+    pub(crate) fn is_marked(&self, page: PageIndex) -> bool {
+        let entry = self.pagemap.entry(self.address(page));
+        entry.is_ok_and(|entry| entry.is_mark())
+    }
+
     /// Has whoever waits for the page try again.
     pub(crate) fn wake(&self, page: PageIndex) {
         // Fails only when the range is gone, and then nobody waits there.
@@ -209,15 +216,7 @@ impl PrivateMmu {
     /// Removes the mark that [`Self::deny`] left at a page, if there is one. The caller owns the
     /// page, which is a hole in its books.
     fn take_denied(&self, page: PageIndex) -> bool {
-        let (word, bit) = self.denied_bit(page);
-        // Acquire: pairs with the release in `deny`.
-        let is_denied = word.load(Ordering::Acquire) & bit != 0;
-        let is_mark = || {
-            self.pagemap
-                .entry(self.address(page))
-                .is_ok_and(|e| e.is_mark())
-        };
-        if !is_denied || !is_mark() {
+        if !self.was_denied(page) || !self.is_marked(page) {
             return false;
         }
         // The bit stays: a refusal that is on its way may leave its mark after this one is gone.

@@ -8,6 +8,7 @@
 //!
 //! Linux counterpart: `kernel/rcu/srcutree.c`, `include/linux/percpu-refcount.h`.
 
+use crate::primary_mmu::PrivateMmu;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -22,6 +23,8 @@ pub(crate) enum Kind {
     Managed {
         /// Who resolves its faults.
         handler: Arc<dyn FaultHandler>,
+        /// Its memory.
+        mmu: Arc<PrivateMmu>,
     },
     /// The slots of a mapping: an access that faults there is a bug of ours.
     Staging,

@@ -17,6 +17,7 @@ mod context;
 mod stderr;
 
 use crate::errno::Errno;
+use crate::primary_mmu::PrivateMmu;
 use crate::registry::{self, InFlight, Kind};
 use crate::thread;
 use crate::uaccess::{self, Cause, UserFault};
@@ -32,8 +33,8 @@ const BUS_ADRERR: i32 = 2;
 /// A page that is poisoned, met by an access.
 const BUS_MCEERR_AR: i32 = 4;
 
-/// Poisoned accesses to one page in a row after which the poison is not ours: a fill removes ours.
-const NR_POISONED_MAX: u32 = 16;
+/// Faults resolved in a row at one page after which somebody looks at what is there.
+const NR_IN_A_ROW_MAX: u32 = 16;
 
 static INSTALLED: Mutex<bool> = Mutex::new("host.sigbus", false);
 
@@ -85,7 +86,7 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
     };
     let target = found.target();
     let page = ((trap.address - target.base) / PAGE_SIZE) as PageIndex;
-    let Kind::Managed { handler } = &target.kind else {
+    let Kind::Managed { handler, mmu } = &target.kind else {
         stderr::die_in_staging(trap, page);
     };
     if thread::is_in_handler() {
@@ -96,7 +97,7 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
         handler.stale_dma(page);
         Err(Cause::StaleDma)
     } else {
-        resolve(trap, &**handler, page).map_err(Cause::Fault)
+        resolve(trap, &**handler, mmu, page).map_err(Cause::Fault)
     };
     // Let go before the signal is handed on: the next handler may never come back.
     drop::<InFlight>(found);
@@ -126,27 +127,32 @@ fn page_address(address: usize) -> usize {
     address & !(PAGE_SIZE - 1)
 }
 
-fn resolve(trap: &Trap<'_>, handler: &dyn FaultHandler, page: PageIndex) -> Result<(), FaultError> {
-    if trap.code == BUS_MCEERR_AR {
-        // Poison of ours goes away when the page is filled. If it stays, it is the machine's:
-        // the memory is broken.
-        if thread::count_poisoned(page_address(trap.address)) > NR_POISONED_MAX {
-            thread::forget_poisoned();
-            return Err(FaultError::Machine(MmuError::Os {
-                operation: "access to poisoned memory",
-                errno: libc::EHWPOISON,
-            }));
-        }
-    } else {
-        thread::forget_poisoned();
-    }
+fn resolve(
+    trap: &Trap<'_>,
+    handler: &dyn FaultHandler,
+    mmu: &PrivateMmu,
+    page: PageIndex,
+) -> Result<(), FaultError> {
     let access = if trap.is_write {
         Access::Write
     } else {
         Access::Read
     };
     let _depth = thread::enter_handler();
-    handler.fault(page, access)
+    let result = handler.fault(page, access);
+    // Poison of ours goes away when the page is filled. If it stays although the memory manager
+    // says again and again that all is well, it is the machine's: the memory is broken. The
+    // signal's code does not tell: kernels without `CONFIG_MEMORY_FAILURE` call all poison an
+    // absent page.
+    let nr_in_a_row = thread::count_resolved(page_address(trap.address), result.is_ok());
+    if nr_in_a_row > NR_IN_A_ROW_MAX && mmu.is_marked(page) {
+        thread::count_resolved(0, false);
+        return Err(FaultError::Machine(MmuError::Os {
+            operation: "access to poisoned memory",
+            errno: libc::EHWPOISON,
+        }));
+    }
+    result
 }
 
 /// Ends an access that cannot be resolved: as an error, if it is one of our copies.

@@ -31,8 +31,8 @@ struct ThreadState {
     thread_id: Cell<u32>,
     /// The last fault that could not be resolved.
     fault: Cell<Option<UserFault>>,
-    /// Page address and number of poisoned accesses in a row.
-    poisoned: Cell<(usize, u32)>,
+    /// Page address and number of faults there that were resolved in a row.
+    resolved_in_a_row: Cell<(usize, u32)>,
     /// Instruction and address of the last stale access that a signal interrupted.
     interrupted: Cell<(usize, usize)>,
 }
@@ -45,7 +45,7 @@ thread_local! {
             engine_slot: Cell::new(0),
             thread_id: Cell::new(0),
             fault: Cell::new(None),
-            poisoned: Cell::new((0, 0)),
+            resolved_in_a_row: Cell::new((0, 0)),
             interrupted: Cell::new((0, 0)),
         }
     };
@@ -102,19 +102,18 @@ pub fn last_fault() -> Option<UserFault> {
     STATE.with(|state| state.fault.get())
 }
 
-/// Counts accesses in a row to one page that the kernel calls poisoned.
-pub(crate) fn count_poisoned(page_address: usize) -> u32 {
+/// Counts faults in a row at one page that the memory manager says it has resolved.
+pub(crate) fn count_resolved(page_address: usize, is_resolved: bool) -> u32 {
     STATE.with(|state| {
-        let (last, nr) = state.poisoned.get();
-        let nr = if last == page_address { nr + 1 } else { 1 };
-        state.poisoned.set((page_address, nr));
+        let (last, nr) = state.resolved_in_a_row.get();
+        let nr = match is_resolved {
+            false => 0,
+            true if last == page_address => nr.saturating_add(1),
+            true => 1,
+        };
+        state.resolved_in_a_row.set((page_address, nr));
         nr
     })
-}
-
-/// A fault that is not one of poison ends a row.
-pub(crate) fn forget_poisoned() {
-    STATE.with(|state| state.poisoned.set((0, 0)));
 }
 
 /// One engine thread, as others find it.
@@ -274,7 +273,8 @@ struct QueuedSignal {
     rest: [u64; 12],
 }
 
-/// Tells an engine thread that waits in the kernel that its access is stale: the signal ends the wait, and the handler ends the access.
+/// Tells an engine thread that waits in the kernel that its access is stale: the signal ends the
+/// wait, and the handler ends the access.
 pub(crate) fn interrupt_engine(thread: u32, address: usize) {
     // SAFETY: 1. `info` has the layout and size of the kernel's siginfo and is borrowed for the
     // call. 2. The signal goes to a thread of this process only, and its handler, installed

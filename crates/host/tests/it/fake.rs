@@ -9,7 +9,7 @@ use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::primary_mmu::{Access, Detached, PrimaryMmu};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Where a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,8 @@ pub(crate) struct Books {
 pub(crate) struct Fake {
     mmu: Arc<PrivateMmu>,
     pub(crate) books: Mutex<Books>,
+    /// Removes write protection without asking the books first.
+    pub(crate) is_eager: AtomicBool,
     pub(crate) nr_read_faults: AtomicUsize,
     pub(crate) nr_write_faults: AtomicUsize,
     pub(crate) nr_stale: AtomicUsize,
@@ -61,6 +63,7 @@ impl Fake {
                 },
             ),
             mmu,
+            is_eager: AtomicBool::new(false),
             nr_read_faults: AtomicUsize::new(0),
             nr_write_faults: AtomicUsize::new(0),
             nr_stale: AtomicUsize::new(0),
@@ -136,7 +139,7 @@ impl FaultHandler for Fake {
             Access::Write => &self.nr_write_faults,
         };
         nr.fetch_add(1, Ordering::Relaxed);
-        if access == Access::Write {
+        if access == Access::Write && self.is_eager.load(Ordering::Relaxed) {
             // Before the lock, so that it races with a move of the same page: it may.
             self.mmu.protect(PageRun::single(page), access)?;
         }

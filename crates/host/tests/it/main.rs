@@ -5,6 +5,7 @@ mod engines;
 mod fake;
 mod faults;
 mod forks;
+mod lifetimes;
 mod operations;
 mod pins;
 mod probes;

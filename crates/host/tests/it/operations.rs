@@ -201,6 +201,16 @@ fn poison_ends_accesses_and_a_zap_removes_it() {
 
 #[test]
 fn a_range_changed_behind_the_back_is_gone() {
+    // In a process of its own: the hole must not become somebody else's memory.
+    let output = crate::child::run(
+        "operations::a_range_changed_behind_the_back_is_gone",
+        "hole",
+        punch_and_try_everything,
+    );
+    crate::child::assert_ended_well(&output);
+}
+
+fn punch_and_try_everything() {
     let Some(mmu) = in_thread(8) else { return };
     fill(&mmu, 0..8);
     let page_4 = (mmu.base().0 as usize + 4 * PAGE_SIZE) as *mut libc::c_void;
