@@ -44,7 +44,7 @@ pub struct SimMmu {
     nr_lots: AtomicU64,
 }
 
-/// How the machine misbehaves within its contract. Zero means never.
+/// How the machine misbehaves: all but the last within its contract. Zero means never.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct MachineFaults {
     /// Where chance starts.
@@ -55,6 +55,9 @@ pub struct MachineFaults {
     pub detach_fails_one_in: u32,
     /// One page in this many cannot be filled, for [`MmuError::NoMemory`].
     pub no_memory_one_in: u32,
+    /// One page in this many is detached by copying it and discarding it afterwards, which loses
+    /// what is written between. Breaks the contract: for tests that must fail.
+    pub copy_then_discard_one_in: u32,
 }
 
 /// An operation that owns its pages.
@@ -212,6 +215,9 @@ impl SimMmu {
 
     fn detach_one(&self, page: PageIndex) -> Detached {
         let is_busy = self.draw(|faults| faults.busy_one_in);
+        if self.draw(|faults| faults.copy_then_discard_one_in) {
+            return self.copy_then_discard(page);
+        }
         let mut at = self.page(page).lock();
         match (at.address.is_some(), at.slot.is_some()) {
             (false, false) => Detached::Hole,
@@ -227,6 +233,19 @@ impl SimMmu {
                 Detached::Done
             }
         }
+    }
+
+    fn copy_then_discard(&self, page: PageIndex) -> Detached {
+        let Some(contents) = self.peek(page) else {
+            return Detached::Hole;
+        };
+        let copy = self.frames.take(&contents);
+        let mut at = self.page(page).lock();
+        at.slot = copy;
+        let taken = at.take_address();
+        drop(at);
+        drop(taken);
+        Detached::Done
     }
 
     fn reattach_one(&self, page: PageIndex) -> Result<(), MmuError> {

@@ -8,11 +8,11 @@
 //! that spawns or joins comes in while its own scheduler is installed.
 
 use super::Options;
+use super::panics;
 use super::report::Run;
 use super::state::{Next, Role, State, TaskId};
 use super::worker::{self, Job};
 use crate::clock::SimClock;
-use core::any::Any;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
@@ -35,6 +35,8 @@ pub(super) struct Baton {
     turn: AtomicUsize,
     state: Mutex<State>,
     threads: Mutex<Vec<Thread>>,
+    /// Who made the run and waits for its end.
+    caller: Thread,
     clock: Arc<SimClock>,
     options: Options,
 }
@@ -45,20 +47,24 @@ struct Seat {
     baton: Arc<Baton>,
 }
 
-/// What the tasks of a run that is over unwind with.
-struct Over;
-
 thread_local! {
     static ME: Cell<Option<TaskId>> = const { Cell::new(None) };
+}
+
+/// Whether this thread runs a task.
+pub(super) fn is_task() -> bool {
+    ME.get().is_some()
 }
 
 impl Baton {
     pub(super) fn new(options: Options) -> Arc<Self> {
         let clock = Arc::new(SimClock::new());
+        panics::listen();
         Arc::new(Self {
-            turn: AtomicUsize::new(0),
+            turn: AtomicUsize::new(OVER),
             state: Mutex::new(State::new(options.clone(), Arc::clone(&clock))),
-            threads: Mutex::new(vec![thread::current()]),
+            threads: Mutex::new(Vec::new()),
+            caller: thread::current(),
             clock,
             options,
         })
@@ -68,9 +74,10 @@ impl Baton {
         &self.clock
     }
 
-    /// Runs the body as task zero, on this thread, and waits until all tasks have ended.
-    pub(super) fn run_main(self: &Arc<Self>, body: impl FnOnce()) -> Run {
-        self.run_task(0, body);
+    /// Runs the body as task zero and waits for the end of the run.
+    pub(super) fn run(self: &Arc<Self>, body: Job) -> Run {
+        let id = self.start("main", Role::Task, body);
+        self.hand_over(Next::Task(id));
         self.wait_for_turn(OVER);
         let outcome = self.state().take_outcome();
         Run::new(&self.options, outcome)
@@ -78,22 +85,13 @@ impl Baton {
 
     pub(super) fn spawn(self: &Arc<Self>, name: &str, role: Role, task: Job) {
         let me = me();
-        let id = self.state().add(Arc::from(name), role);
-        let baton = Arc::clone(self);
-        let thread = worker::start(Box::new(move |home| {
-            baton.wait_for_turn(id);
-            // Whoever comes next may use this thread: it goes home before the baton does.
-            baton.run_task_then(id, task, || home.enter());
-        }));
-        self.threads().push(thread);
-        self.reach(
-            me,
-            Point {
-                kind: PointKind::User,
-                class: "spawn",
-                addr: 0,
-            },
-        );
+        self.start(name, role, task);
+        let point = Point {
+            kind: PointKind::User,
+            class: "spawn",
+            addr: 0,
+        };
+        self.reach(me, point);
     }
 
     pub(super) fn join_all(&self) {
@@ -106,30 +104,38 @@ impl Baton {
         }
     }
 
-    fn run_task(self: &Arc<Self>, me: TaskId, task: impl FnOnce()) {
-        self.run_task_then(me, task, || ());
+    fn start(self: &Arc<Self>, name: &str, role: Role, task: Job) -> TaskId {
+        let id = self.state().add(Arc::from(name), role);
+        let baton = Arc::clone(self);
+        let thread = worker::start(Box::new(move |home| {
+            baton.wait_for_turn(id);
+            let next = baton.run_task(id, task);
+            // Whoever comes next may use this thread: it goes home before the baton goes on.
+            home.enter();
+            baton.hand_over(next);
+        }));
+        self.threads().push(thread);
+        id
     }
 
-    /// Runs a task that has its turn, and passes the turn on when it has ended.
-    fn run_task_then(self: &Arc<Self>, me: TaskId, task: impl FnOnce(), then: impl FnOnce()) {
+    /// Runs a task that has its turn; says who has it afterwards.
+    fn run_task(self: &Arc<Self>, me: TaskId, task: Job) -> Next {
         let seat = Seat {
             me,
             baton: Arc::clone(self),
         };
-        let before = ME.replace(Some(me));
+        ME.set(Some(me));
         let installed = scheduler::install(Arc::new(seat));
         // The task is dropped inside, also when it is not to run: its destructors may take locks.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
             let task = task;
-            self.go_on_unless_over();
+            self.unwind_if_over();
             task();
         }));
-        let message = result.err().and_then(message_of);
+        let message = result.err().and_then(panics::message_of);
         drop(installed);
-        ME.set(before);
-        let next = self.state().ended(me, message);
-        then();
-        self.hand_over(next);
+        ME.set(None);
+        self.state().ended(me, message)
     }
 
     /// `me` is at a point; returns when it has its turn again.
@@ -137,14 +143,15 @@ impl Baton {
         let mut state = self.state();
         if state.is_over() {
             drop(state);
-            return self.go_on_unless_over();
+            return self.unwind_if_over();
         }
+        state.note_panic(me, panics::under_way());
         let next = state.point(me, point);
         drop(state);
         let _: Waited = self.pass(me, next);
     }
 
-    /// Gives the turn to `next`, and returns when it is back.
+    /// Gives the turn to `next`, and returns when it is back: never, if the run has failed.
     fn pass(&self, me: TaskId, next: Next) -> Waited {
         if next != Next::Task(me) {
             self.hand_over(next);
@@ -153,30 +160,27 @@ impl Baton {
         let state = self.state();
         if state.is_over() {
             drop(state);
-            self.go_on_unless_over();
+            self.unwind_if_over();
             return Waited::Done;
         }
         state.resumed(me)
     }
 
-    /// Unwinds a task of a run that is over. One that unwinds already goes on.
-    fn go_on_unless_over(&self) {
+    /// Unwinds a daemon of a run that is over. One that unwinds already goes on.
+    fn unwind_if_over(&self) {
         if self.state().is_over() && !thread::panicking() {
-            // Not `panic!`: this is no failure, so no hook shall hear of it.
-            panic::resume_unwind(Box::new(Over));
+            panics::unwind();
         }
     }
 
     fn hand_over(&self, next: Next) {
         let (turn, thread) = match next {
             Next::Task(id) => (id, self.threads()[id].clone()),
-            Next::Nobody | Next::Abandoned => (OVER, self.threads()[0].clone()),
+            Next::Nobody => (OVER, self.caller.clone()),
         };
         // Release: pairs with the Acquire in `wait_for_turn`.
         self.turn.store(turn, Ordering::Release);
-        if thread.id() != thread::current().id() {
-            thread.unpark();
-        }
+        thread.unpark();
     }
 
     fn wait_for_turn(&self, me: usize) {
@@ -199,33 +203,6 @@ impl Baton {
     fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Waits in a destructor of a run that is over, until the others had their chance to unwind.
-    fn wait_unwinding(&self, me: TaskId) {
-        let next = self.state().yield_unwinding(me);
-        if next == Next::Abandoned {
-            self.abandon(me);
-        }
-        if next != Next::Task(me) {
-            self.hand_over(next);
-            self.wait_for_turn(me);
-        }
-    }
-
-    /// Gives the run up: its threads sleep for ever, but for the one that has to return.
-    fn abandon(&self, me: TaskId) -> ! {
-        if me == 0 {
-            // A destructor that waits for ever cannot return. A panic in it ends the process, and
-            // says why.
-            let run = Run::new(&self.options, self.state().take_outcome());
-            panic!("its destructors wait for each other, so it cannot be unwound: {run}");
-        }
-        let next = self.state().next_after_abandoned();
-        self.hand_over(next);
-        loop {
-            thread::park();
-        }
-    }
 }
 
 impl Scheduler for Seat {
@@ -235,15 +212,18 @@ impl Scheduler for Seat {
 
     fn block(&self, point: Point, timeout: Option<Duration>) -> Waited {
         let mut state = self.baton.state();
-        if state.is_over() {
+        let next = if state.is_over() {
             drop(state);
-            self.baton.go_on_unless_over();
-            self.baton.wait_unwinding(self.me);
-            return Waited::Done;
-        }
-        let timeout_ns = timeout.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        let next = state.block(self.me, point, timeout_ns);
-        drop(state);
+            self.baton.unwind_if_over();
+            // Waits in a destructor: the others may have to unwind first.
+            self.baton.state().yield_unwinding(self.me)
+        } else {
+            state.note_panic(self.me, panics::under_way());
+            let timeout_ns = timeout.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            let next = state.block(self.me, point, timeout_ns);
+            drop(state);
+            next
+        };
         self.baton.pass(self.me, next)
     }
 
@@ -257,19 +237,4 @@ impl Scheduler for Seat {
 
 fn me() -> TaskId {
     ME.get().expect("only a task of a run may spawn and join")
-}
-
-/// What a panic said; `None` if it only unwound a run that was over.
-fn message_of(payload: Box<dyn Any + Send>) -> Option<String> {
-    if payload.is::<Over>() {
-        return None;
-    }
-    let message = match payload.downcast::<String>() {
-        Ok(message) => *message,
-        Err(payload) => match payload.downcast::<&'static str>() {
-            Ok(message) => (*message).to_owned(),
-            Err(_) => "a panic without a message".to_owned(),
-        },
-    };
-    Some(message)
 }

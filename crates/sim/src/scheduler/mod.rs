@@ -30,11 +30,13 @@
 //!
 //! # The end of a run
 //!
-//! A run that fails is unwound: each task that is left gets a panic at its next point that no hook
-//! hears of, and runs its destructors, one task at a time. If destructors wait for each other, the
-//! threads of the run are abandoned.
+//! When all tasks have ended, daemons are unwound: each gets a panic at its next point that no
+//! hook hears of, and runs its destructors. A run that fails stops where it is: its threads sleep
+//! for ever and what they hold is never freed, since destructors of a broken state would hide, or
+//! wait for, what is broken. A failing run is meant to be the last one, or nearly.
 
 mod baton;
+mod panics;
 mod report;
 mod state;
 mod timeline;
@@ -125,7 +127,7 @@ impl Sim {
     /// # Panics
     ///
     /// If called from inside a run.
-    pub fn run(seed: u64, body: impl FnOnce(&Self)) -> Run {
+    pub fn run(seed: u64, body: impl FnOnce(&Self) + Send + 'static) -> Run {
         Self::run_with(Options::new(seed), body)
     }
 
@@ -134,7 +136,7 @@ impl Sim {
     /// # Panics
     ///
     /// If called from inside a run.
-    pub fn replay(seed: u64, schedule: &[u16], body: impl FnOnce(&Self)) -> Run {
+    pub fn replay(seed: u64, schedule: &[u16], body: impl FnOnce(&Self) + Send + 'static) -> Run {
         let options = Options {
             replay: Some(schedule.to_vec()),
             ..Options::new(seed).with_timeline()
@@ -147,7 +149,7 @@ impl Sim {
     /// # Panics
     ///
     /// If called from inside a run.
-    pub fn run_with(options: Options, body: impl FnOnce(&Self)) -> Run {
+    pub fn run_with(options: Options, body: impl FnOnce(&Self) + Send + 'static) -> Run {
         assert!(!lockdep::scheduler::is_scheduled(), "a run inside a run");
         let seed = options.seed;
         let baton = Baton::new(options);
@@ -155,7 +157,7 @@ impl Sim {
             baton: Arc::clone(&baton),
             seed,
         };
-        baton.run_main(|| body(&sim))
+        baton.run(Box::new(move || body(&sim)))
     }
 
     /// Runs `body` with each seed; the first run that fails is repeated with a timeline.
@@ -165,7 +167,7 @@ impl Sim {
     /// With the report of that run. Also if the repetition differs: then `body` is not decided by
     /// its seed alone, and the report says that instead.
     #[track_caller]
-    pub fn check(seeds: Range<u64>, body: impl Fn(&Self)) {
+    pub fn check(seeds: Range<u64>, body: impl Fn(&Self) + Send + Sync + 'static) {
         if let Some(run) = Self::find(seeds, body) {
             panic!("{run}");
         }
@@ -177,13 +179,18 @@ impl Sim {
     ///
     /// If the repetition differs: `body` is not decided by its seed alone.
     #[track_caller]
-    pub fn find(seeds: Range<u64>, body: impl Fn(&Self)) -> Option<Run> {
+    pub fn find(seeds: Range<u64>, body: impl Fn(&Self) + Send + Sync + 'static) -> Option<Run> {
+        let body = Arc::new(body);
+        let run_with = |options| {
+            let body = Arc::clone(&body);
+            Self::run_with(options, move |sim| body(sim))
+        };
         for seed in seeds {
-            let run = Self::run(seed, &body);
+            let run = run_with(Options::new(seed));
             if run.has_passed() {
                 continue;
             }
-            let again = Self::run_with(Options::new(seed).with_timeline(), &body);
+            let again = run_with(Options::new(seed).with_timeline());
             assert!(
                 again.digest == run.digest,
                 "seed {seed} gave two different runs, the first:\n{run}\nthe second:\n{again}"

@@ -14,8 +14,8 @@ use std::sync::Arc;
 /// Virtual nanoseconds that a step takes.
 const STEP_NS: u64 = 20;
 
-/// Hand-overs between tasks that wait inside destructors, after which the run is abandoned.
-const UNWINDING_MAX: u32 = 100_000;
+/// Waits of daemons inside destructors, after which those that are left are abandoned.
+const UNWINDING_MAX: u32 = 1_000;
 
 /// What those are blocked at who wait for the other tasks. Odd, so it is no object's address.
 const JOIN: usize = usize::MAX;
@@ -43,13 +43,14 @@ pub(super) struct State {
     deadline_min_ns: u64,
     nr_steps: u64,
     nr_unwinding: u32,
-    is_abandoned: bool,
     /// Who was chosen, wherever there was a choice.
     schedule: Vec<u16>,
     nr_replayed: usize,
     digest: u64,
     steps: Vec<Step>,
     objects: Objects,
+    /// The choice that could not be made again when somebody was to be woken.
+    diverged: Option<usize>,
     end: Option<End>,
 }
 
@@ -65,6 +66,8 @@ struct Task {
     /// The lock that it released since it was last seen: a wait on a condition variable takes it
     /// again at the end, without a point.
     released: Option<(usize, &'static str)>,
+    /// What its panic said, if it was unwinding when it was last seen.
+    panic: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,10 +81,8 @@ enum Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Next {
     Task(TaskId),
-    /// Nobody: all have ended.
+    /// Nobody: all have ended, or the run has failed.
     Nobody,
-    /// Nobody: destructors wait for each other for ever.
-    Abandoned,
 }
 
 /// What is left of a run.
@@ -102,7 +103,7 @@ impl State {
             Strategy::Drawn => [1, 2, 4, 16, 64][rng.below(5) as usize],
             Strategy::SwitchOneIn(one_in) => u64::from(one_in.max(1)),
         };
-        let mut state = Self {
+        Self {
             options,
             rng,
             switch_one_in,
@@ -111,16 +112,14 @@ impl State {
             deadline_min_ns: u64::MAX,
             nr_steps: 0,
             nr_unwinding: 0,
-            is_abandoned: false,
             schedule: Vec::new(),
             nr_replayed: 0,
             digest: 0xcbf2_9ce4_8422_2325,
             steps: Vec::new(),
             objects: Objects::default(),
+            diverged: None,
             end: None,
-        };
-        state.add(Arc::from("main"), Role::Task);
-        state
+        }
     }
 
     /// Adds a task, ready to run.
@@ -142,11 +141,12 @@ impl State {
             pending: None,
             held: Vec::new(),
             released: None,
+            panic: None,
         });
         id
     }
 
-    /// Whether the tasks are to be unwound.
+    /// Whether the daemons that are left are to be unwound.
     pub(super) fn is_over(&self) -> bool {
         self.end.is_some()
     }
@@ -244,11 +244,11 @@ impl State {
         self.record(me, Event::End, point);
         if let (Some(message), None | Some(End::Passed)) = (panic, &self.end) {
             let task = self.tasks[me].name.to_string();
-            self.finish(End::Panicked { task, message });
+            return self.fail(End::Panicked { task, message });
         }
         if self.end.is_none() {
             if self.tasks.iter().all(Task::is_out) {
-                self.finish(End::Passed);
+                self.pass();
             } else {
                 self.wake(me, JOIN, Wake::All);
             }
@@ -256,22 +256,15 @@ impl State {
         self.choose(me, Some(me))
     }
 
-    /// A task that is being unwound waits: lets the others unwind.
+    /// A daemon that is being unwound waits: lets the others unwind.
     pub(super) fn yield_unwinding(&mut self, me: TaskId) -> Next {
         self.nr_unwinding += 1;
-        if self.nr_unwinding > UNWINDING_MAX {
-            self.is_abandoned = true;
-            return Next::Abandoned;
-        }
         self.next_to_unwind(me)
     }
 
-    /// Who goes on when the run was abandoned: the body of the run, which has to return.
-    pub(super) fn next_after_abandoned(&self) -> Next {
-        match self.tasks[0].status {
-            Status::Ended => Next::Nobody,
-            _ => Next::Task(0),
-        }
+    /// Notes whether `me` unwinds for a panic: one that then waits for ever has failed for that.
+    pub(super) fn note_panic(&mut self, me: TaskId, panic: Option<String>) {
+        self.tasks[me].panic = panic;
     }
 
     fn into_outcome(self) -> Outcome {
@@ -286,7 +279,7 @@ impl State {
         }
     }
 
-    /// Takes what a report needs. Threads of a run that was abandoned may still hold the state.
+    /// Takes what a report needs. Threads of a run that has failed may still hold the state.
     pub(super) fn take_outcome(&mut self) -> Outcome {
         let options = self.options.clone();
         let clock = Arc::new(SimClock::new());
@@ -323,10 +316,12 @@ impl State {
         if self.end.is_some() {
             return self.next_to_unwind(me);
         }
+        if let Some(choice) = self.diverged {
+            return self.fail(End::Diverged { choice });
+        }
         if self.nr_steps >= self.options.steps_max {
             let waits = self.waits();
-            self.finish(End::StepLimit { waits });
-            return self.next_to_unwind(me);
+            return self.fail_stuck(End::StepLimit { waits });
         }
         if self.now_ns() >= self.deadline_min_ns {
             self.expire();
@@ -347,8 +342,7 @@ impl State {
                 return Next::Task(me);
             }
             let waits = self.waits();
-            self.finish(End::Deadlock { waits });
-            return self.next_to_unwind(me);
+            return self.fail_stuck(End::Deadlock { waits });
         }
     }
 
@@ -377,10 +371,9 @@ impl State {
                 .get(chosen)
                 .is_some_and(|task| ready(chosen, task))
             {
-                self.finish(End::Diverged {
+                return self.fail(End::Diverged {
                     choice: self.nr_replayed - 1,
                 });
-                return self.next_to_unwind(me);
             }
             self.schedule.push(chosen as u16);
             return Next::Task(chosen);
@@ -409,9 +402,7 @@ impl State {
         let chosen = match self.replayed() {
             Some(chosen) if self.tasks.get(chosen).is_some_and(&is_candidate) => chosen,
             Some(_) => {
-                self.finish(End::Diverged {
-                    choice: self.nr_replayed - 1,
-                });
+                self.diverged = Some(self.nr_replayed - 1);
                 return None;
             }
             None => {
@@ -448,9 +439,9 @@ impl State {
         }
     }
 
-    /// The run is over: whoever is left is unwound.
-    fn finish(&mut self, end: End) {
-        self.end = Some(end);
+    /// The run has passed: the daemons that are left are unwound.
+    fn pass(&mut self) {
+        self.end = Some(End::Passed);
         for task in &mut self.tasks {
             if task.status != Status::Ended {
                 task.status = Status::Ready(Waited::Done);
@@ -458,16 +449,30 @@ impl State {
         }
     }
 
+    /// The run has failed. Nobody goes on: destructors of a state that is broken, or that waits
+    /// for ever, would only hide what happened.
+    fn fail(&mut self, end: End) -> Next {
+        self.end = Some(end);
+        Next::Nobody
+    }
+
+    /// Nobody gets anywhere. If a task waits while it unwinds, its panic came first.
+    fn fail_stuck(&mut self, end: End) -> Next {
+        let panicked = self.tasks.iter().find_map(|task| {
+            let message = task.panic.clone()?;
+            let task = task.name.to_string();
+            Some(End::Panicked { task, message })
+        });
+        self.fail(panicked.unwrap_or(end))
+    }
+
     /// The next one after `me`, round and round, that has not ended.
     fn next_to_unwind(&self, me: TaskId) -> Next {
-        if self.is_abandoned {
-            return self.next_after_abandoned();
-        }
         let nr = self.tasks.len();
         let mut others = (1..=nr).map(|step| (me + step) % nr);
         match others.find(|&id| self.tasks[id].status != Status::Ended) {
-            Some(id) => Next::Task(id),
-            None => Next::Nobody,
+            Some(id) if self.nr_unwinding < UNWINDING_MAX => Next::Task(id),
+            _ => Next::Nobody,
         }
     }
 
