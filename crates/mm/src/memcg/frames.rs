@@ -11,6 +11,8 @@ use lockdep::sync::{Condvar, Mutex};
 pub(crate) struct Frames {
     counter: Counter,
     nr_waiting: AtomicU64,
+    /// Frames that came back so far; only grows.
+    nr_freed: AtomicU64,
     queue: Mutex<()>,
     freed: Condvar,
 }
@@ -29,6 +31,7 @@ impl Frames {
         Self {
             counter: Counter::new(max),
             nr_waiting: AtomicU64::new(0),
+            nr_freed: AtomicU64::new(0),
             queue: Mutex::new("mm.frames", ()),
             freed: Condvar::new("mm.frames.freed"),
         }
@@ -46,11 +49,17 @@ impl Frames {
         self.nr_waiting.load(Ordering::Relaxed)
     }
 
+    /// How many frames came back so far.
+    pub(crate) fn nr_freed(&self) -> u64 {
+        self.nr_freed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn uncharge(&self, n: u64) {
         if n == 0 {
             return;
         }
         self.counter.uncharge(n);
+        self.nr_freed.fetch_add(n, Ordering::Relaxed);
         // SeqCst fence: pairs with the one in `charge_wait`. Either this thread sees the waiter,
         // or the waiter's next look sees the frames.
         fence(Ordering::SeqCst);

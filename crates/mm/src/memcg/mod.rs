@@ -142,7 +142,12 @@ impl Memcg {
             .frames
             .charge_wait(clock, deadline, is_cancelled, || self.reclaim.kick());
         match charged {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // The worker may have gone to sleep because this frame was free, while others
+                // still wait.
+                self.kick_if_few();
+                Ok(())
+            }
             Err(NoFrame::Cancelled) if mm.is_killed() => Err(FaultError::Killed),
             Err(NoFrame::Cancelled) => Err(FaultError::Unmapped),
             Err(NoFrame::TimedOut(waited)) => {
@@ -155,9 +160,14 @@ impl Memcg {
     /// Charges a frame if one is free, and wakes reclaim when few are left.
     pub(crate) fn try_charge_frame(&self) -> bool {
         let is_charged = self.frames.try_charge(1);
+        self.kick_if_few();
+        is_charged
+    }
+
+    /// Everybody who takes a frame asks this: with the last free frame somebody wakes reclaim.
+    fn kick_if_few(&self) {
         if self.frames.counter().free() < self.marks.low {
             self.reclaim.kick();
         }
-        is_charged
     }
 }

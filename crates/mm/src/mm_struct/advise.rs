@@ -9,6 +9,7 @@ use crate::fault::FaultError;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::mmu_notifier::{BracketError, Event};
 use crate::primary_mmu::Access;
+use crate::reclaim::InFlight;
 use core::fmt;
 
 /// What is going to happen to a range.
@@ -109,6 +110,7 @@ impl Vma {
     fn dont_need_chunk(&self, chunk: PageRun) -> Result<(), AdviseError> {
         let (start, end) = (self.address(chunk.first), self.address(chunk.end()));
         let deadline = self.memcg().limits.settle_deadline;
+        let _in_flight = InFlight::new(&self.memcg().reclaim);
         // A page that is used between the choice and the change is chosen again: whoever used it
         // raced with this call, and the race ends when the page is gone.
         loop {

@@ -5,6 +5,7 @@
 use super::{Mm, Scope, Vma};
 use crate::addr::PageIndex;
 use crate::mmu_notifier::{BracketError, Event};
+use crate::reclaim::InFlight;
 use core::fmt;
 use std::sync::Arc;
 
@@ -85,6 +86,7 @@ impl Vma {
         if !self.mark_dead() {
             return Err(UnmapError::NotMapped);
         }
+        let _in_flight = InFlight::new(&self.memcg().reclaim);
         let deadline = self.memcg().limits.settle_deadline;
         let notifiers = self.mm().notifiers();
         let end = self.address(self.nr_pages());

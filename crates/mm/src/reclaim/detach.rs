@@ -1,5 +1,6 @@
 //! The front hand: mapped pages go into their slots.
 
+use super::InFlight;
 use super::settle::RefusedWindow;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::StoreError;
@@ -97,6 +98,7 @@ impl Vma {
         let mut first = run.first;
         while first < run.end() {
             let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
+            let _in_flight = InFlight::new(&self.memcg().reclaim);
             for page in chunk.pages() {
                 let seen = self.load_settled(page);
                 if seen.is_referenced() && seen.state() == State::Resident {

@@ -34,9 +34,9 @@ const DIRECT_FRAMES: u64 = 32;
 /// The pause between two passes when somebody waits and nothing could be freed.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Passes in a row that must free nothing before memory has run out: a pin that is about to be
-/// dropped, or a page that a thread is just moving, is no reason to kill (the kernel's
-/// `MAX_RECLAIM_RETRIES`).
+/// Passes in a row that must free nothing before memory has run out, and pauses that must be over:
+/// a pin that is about to be dropped, or a page that a thread is just moving, is no reason to kill
+/// (the kernel's `MAX_RECLAIM_RETRIES`).
 const STALLS_MAX: u32 = 16;
 
 /// The state of reclaim in a memory cgroup.
@@ -52,7 +52,7 @@ pub(crate) struct Control {
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
     pub(crate) nr_windows: AtomicU64,
-    /// Faults and pieces of reclaim that some thread works on now.
+    /// Faults, pieces of reclaim and advice that some thread works on now.
     pub(crate) in_flight: AtomicU64,
 }
 
@@ -63,6 +63,34 @@ pub(crate) enum Pass {
     Done,
     /// Both hands went round and found nothing to do.
     Stalled,
+}
+
+/// Passes in a row after which somebody still waits for a frame.
+#[derive(Clone, Copy, Default, Debug)]
+struct Stall {
+    nr_passes: u32,
+    /// The frames that had come back when the row began, and when that was.
+    began: (u64, u64),
+    /// How long it has been going on.
+    lasted_ns: u64,
+}
+
+impl Stall {
+    /// A pass ended. A frame that came back ends the row: somebody else may have taken it, but
+    /// memory moves. Whoever comes to wait cuts a pause short, so the passes alone say little.
+    fn note(&mut self, nr_freed: u64, now_ns: u64) {
+        if self.nr_passes == 0 || self.began.0 != nr_freed {
+            self.nr_passes = 0;
+            self.began = (nr_freed, now_ns);
+        }
+        self.nr_passes += 1;
+        self.lasted_ns = now_ns.saturating_sub(self.began.1);
+    }
+
+    fn is_over(&self) -> bool {
+        let pauses = STALL_PAUSE * (STALLS_MAX - 1);
+        self.nr_passes >= STALLS_MAX && u128::from(self.lasted_ns) >= pauses.as_nanos()
+    }
 }
 
 /// How hard a pass tries.
@@ -92,6 +120,10 @@ impl Control {
 
     /// Wakes a worker; cheap when one was woken already.
     pub(crate) fn kick(&self) {
+        // SeqCst fence: pairs with the one in `wait_for_work`. A worker that took the last kick
+        // sees the frame that this thread charged before, or this kick comes after it and is not
+        // dropped.
+        fence(Ordering::SeqCst);
         // AcqRel: Release pairs with the swap in `wait_for_work`, so that the worker sees the
         // shortage; Acquire orders this kick after the worker took the last one.
         if !self.kicked.load(Ordering::Relaxed) && !self.kicked.swap(true, Ordering::AcqRel) {
@@ -117,7 +149,7 @@ impl Control {
                 }
             };
         }
-        // SeqCst fence: pairs with the one in `charge_wait`.
+        // SeqCst fence: pairs with those in `kick` and `charge_wait`.
         fence(Ordering::SeqCst);
     }
 }
@@ -142,16 +174,16 @@ impl Memcg {
     /// The loop of a reclaim worker: keeps free frames between the marks, until
     /// [`Memcg::stop`]. One thread is enough; more may run.
     pub fn run_reclaim(&self) {
-        let mut stalls = 0;
+        let mut stall = Stall::default();
         while !self.is_stopped() {
             let pass = self.reclaim_pass(self.marks.high, Effort::Worker);
             if pass == Pass::Done || self.frames.nr_waiting() == 0 {
-                stalls = 0;
+                stall = Stall::default();
                 self.reclaim.wait_for_work(|| self.is_stopped(), None);
                 continue;
             }
-            stalls += 1;
-            if stalls >= STALLS_MAX {
+            stall.note(self.frames.nr_freed(), self.clock.now_ns());
+            if stall.is_over() {
                 self.out_of_memory();
             }
             self.reclaim
@@ -202,8 +234,8 @@ impl Memcg {
         windows > 0
     }
 
-    /// Moves a hand on until it did something for about `wanted` pages; false when it went all the way round (the front
-    /// hand twice: the first time only takes marks away) without.
+    /// Moves a hand on until it did something for about `wanted` pages; false when it went all the
+    /// way round (the front hand twice: the first time only takes marks away) without.
     fn advance(&self, hand: Hand, wanted: u64) -> bool {
         let mut lap = self.start_lap(hand);
         loop {
@@ -231,5 +263,34 @@ impl Memcg {
         let free = scratches.iter().find_map(|scratch| scratch.try_lock());
         let mut scratch = free.unwrap_or_else(|| scratches[0].lock());
         work(&mut scratch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes passes, each `(frames freed so far, milliseconds)`.
+    #[track_caller]
+    fn check(passes: impl IntoIterator<Item = (u64, u64)>, is_over: bool) {
+        let mut stall = Stall::default();
+        for (nr_freed, now_ms) in passes {
+            stall.note(nr_freed, now_ms * 1_000_000);
+        }
+        assert_eq!(stall.is_over(), is_over, "{stall:?}");
+    }
+
+    #[test]
+    fn memory_runs_out_after_passes_and_pauses_without_a_frame() {
+        check((0..16).map(|nr| (7, nr * 5)), true);
+        check((0..15).map(|nr| (7, nr * 5)), false);
+        // Cut short, all of them.
+        check((0..1000).map(|_| (7, 0)), false);
+        check((0..1000).map(|nr| (7, nr / 14)), false);
+        // A long sleep of the worker is no attempt.
+        check([(7, 0), (7, 10_000)], false);
+        // Frames come back, one in a while.
+        check((0..1000).map(|nr| (nr / 15, nr * 5)), false);
+        check((0..1000).map(|nr| (nr / 500, nr * 5)), true);
     }
 }

@@ -100,3 +100,35 @@ fn pin_and_verify(mapping: &dyn Mapping, pinner: u32) {
             .expect("pinned");
     }
 }
+
+/// The worker sleeps when enough frames are free, and those who took them must wake it: nobody
+/// else comes by here.
+pub(super) fn everybody_who_waits_gets_a_frame(machine: &dyn Machine) {
+    const WAITERS: u32 = 6;
+    let world = World::new(machine, 4);
+    let mm = world.memcg.new_mm("waiters");
+    mm.set_oom_score_adj(-1000);
+    let mapping = world.map(&mm, 4 + WAITERS);
+    for _ in 0..10 {
+        let before = world.memcg.stat().pgfault_waited;
+        let pinned = mapping
+            .vma()
+            .pin(PageRun::new(0, 4), Access::Write, Gfp::Kernel);
+        let pinned = pinned.expect("four frames");
+        let tasks: Vec<_> = (4..4 + WAITERS)
+            .map(|page| {
+                let mapping = Arc::clone(&mapping);
+                world.spawn("waiter", move || {
+                    mapping.read(offset_of(page), &mut [0]).expect("a frame");
+                })
+            })
+            .collect();
+        world.wait_until("a thread waits", || {
+            world.memcg.stat().pgfault_waited > before
+        });
+        drop(pinned);
+        for join in tasks {
+            join();
+        }
+    }
+}

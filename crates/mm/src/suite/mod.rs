@@ -80,6 +80,7 @@ cases! {
     basics::willneed_fills_what_fits,
     concurrent::writers_lose_nothing_under_reclaim,
     concurrent::pins_and_reclaim_respect_each_other,
+    concurrent::everybody_who_waits_gets_a_frame,
     devices::a_refusal_without_blocking_is_settled_by_a_worker,
     devices::a_device_that_does_not_answer_is_named_and_left_alone,
     devices::a_translation_is_stale_after_its_page_moved,
@@ -89,6 +90,7 @@ cases! {
     oom::the_leaker_is_killed_and_the_others_live,
     oom::what_a_device_holds_is_left_behind_by_name,
     oom::no_second_victim_before_the_first_is_reaped,
+    oom::nobody_is_killed_while_advice_is_carried_out,
 }
 
 /// A worker's name and its loop.

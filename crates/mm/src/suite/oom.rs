@@ -1,12 +1,17 @@
 //! Running out of memory.
 
 use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PageRun};
 use crate::fault::FaultError;
+use crate::gfp::Gfp;
 use crate::limits::Limits;
+use crate::mm_struct::Advice;
 use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
+use crate::page::State;
+use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
+use lockdep::sync::Fence;
 use std::sync::Arc;
 
 /// Writes pages that cannot be compressed until the address space is killed.
@@ -162,4 +167,60 @@ pub(super) fn no_second_victim_before_the_first_is_reaped(machine: &dyn Machine)
         reports.iter().map(|r| &*r.victim).collect::<Vec<_>>(),
         ["first"]
     );
+}
+
+/// Asks for its fence to be waited for.
+struct Settles {
+    fence: Fence,
+}
+
+impl Notifier for Settles {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.settle(&self.fence)
+    }
+}
+
+/// G7: what somebody is moving out can be freed, though reclaim finds nothing meanwhile.
+pub(super) fn nobody_is_killed_while_advice_is_carried_out(machine: &dyn Machine) {
+    let world = World::with_limits(
+        machine,
+        Limits {
+            settle_deadline: Duration::from_secs(100),
+            ..limits(4)
+        },
+    );
+    let mm = world.memcg.new_mm("adviser");
+    let mapping = world.map(&mm, 8);
+    // Every frame, and none that reclaim could have before the fence signals.
+    let pinned = mapping
+        .vma()
+        .pin(PageRun::new(0, 4), Access::Write, Gfp::Kernel);
+    let pinned = pinned.expect("four frames");
+    let fence = Fence::new("suite.settles");
+    let settles = Arc::new(Settles {
+        fence: fence.clone(),
+    });
+    let subscription = mm.notifiers().subscribe("gpu0", Ranges::WholeMm, settles);
+    drop(pinned);
+    let advised = Arc::clone(mapping.vma());
+    let adviser = world.spawn("adviser", move || {
+        let advised = advised.advise(PageRun::new(0, 8), Advice::PageOut);
+        advised.expect("it answers in the end");
+    });
+    world.wait_until("pages are chosen", || {
+        (0..4).any(|page| mapping.vma().page_state(page) == State::Evicting)
+    });
+    let reader = Arc::clone(&mapping);
+    let reader = world.spawn("reader", move || {
+        reader.read(offset_of(5), &mut [0]).expect("a frame");
+    });
+    let stalls = world.memcg.stat().stalls;
+    world.wait_until("reclaim finds nothing", || {
+        world.memcg.stat().stalls > stalls + 40
+    });
+    fence.signal();
+    adviser();
+    reader();
+    assert_eq!(world.memcg.stat().oom_kill, 0);
+    drop(subscription);
 }
