@@ -2,9 +2,9 @@
 //!
 //! Linux counterpart: `out_of_memory`, `oom_kill_process`.
 
+use super::State;
 use super::badness::badness;
-use super::report::{OomReport, SKIPPED_MAX};
-use super::{REPORTS_MAX, State};
+use super::report::OomReport;
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
@@ -64,11 +64,8 @@ impl Memcg {
             passes: 0,
             freed_frames: 0,
             freed_swapped: 0,
-            skipped: Vec::with_capacity(SKIPPED_MAX),
+            skipped: state.reports.empty_list(),
         };
-        if state.reports.len() == REPORTS_MAX {
-            state.reports.remove(0);
-        }
         state.reports.push(report);
         victim.mark_killed();
         state.victim = Some(Arc::clone(victim));
@@ -76,6 +73,6 @@ impl Memcg {
 
     /// The stories of the kills so far, oldest first.
     pub fn oom_reports(&self) -> Vec<OomReport> {
-        self.oom.state.lock().reports.clone()
+        self.oom.state.lock().reports.told().to_vec()
     }
 }

@@ -12,14 +12,12 @@ mod reaper;
 mod report;
 
 pub use report::{OomReport, Skipped};
+use report::{REPORTS_MAX, Reports};
 
 use crate::mm_struct::Mm;
 use crate::mmu_notifier::MmId;
 use lockdep::sync::{Condvar, Mutex};
 use std::sync::Arc;
-
-/// Reports that are kept; older ones are dropped.
-const REPORTS_MAX: usize = 64;
 
 /// The state of the OOM killer of a memory cgroup.
 pub(crate) struct Control {
@@ -34,7 +32,7 @@ struct State {
     is_woken: bool,
     /// Reaped once, with something left behind.
     leftovers: Vec<Arc<Mm>>,
-    reports: Vec<OomReport>,
+    reports: Reports,
 }
 
 impl Control {
@@ -43,7 +41,7 @@ impl Control {
             victim: None,
             is_woken: false,
             leftovers: Vec::with_capacity(REPORTS_MAX),
-            reports: Vec::with_capacity(REPORTS_MAX),
+            reports: Reports::new(),
         };
         Self {
             state: Mutex::new("mm.oom", state),

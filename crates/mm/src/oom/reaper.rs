@@ -6,7 +6,7 @@
 //!
 //! Linux counterpart: `oom_reap_task`, `__oom_reap_task_mm`.
 
-use super::report::{OomReport, SKIPPED_MAX, Skipped};
+use super::report::{SKIPPED_MAX, Skipped};
 use crate::addr::PageRun;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::Memcg;
@@ -107,8 +107,7 @@ impl Memcg {
             let Some(victim) = victim else { break };
             self.reap_pass(&victim, pass, holders);
             let mut state = self.oom.state.lock();
-            let of_victim = |report: &&mut OomReport| report.victim == *victim.name();
-            if let Some(report) = state.reports.iter_mut().rev().find(of_victim) {
+            if let Some(report) = state.reports.last_of(victim.name()) {
                 report.freed_frames += pass.outcome.frames;
                 report.freed_swapped += pass.outcome.swapped;
             }
@@ -169,7 +168,7 @@ impl Memcg {
     fn record(&self, pass: &mut ReapPass, attempt: u32, is_last: bool) {
         let now_ns = self.clock.now_ns();
         let mut state = self.oom.state.lock();
-        let Some(report) = state.reports.last_mut() else {
+        let Some(report) = state.reports.last() else {
             return;
         };
         let after = |ns: u64| ns.saturating_sub(report.killed_at_ns);

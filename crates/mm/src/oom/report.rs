@@ -3,6 +3,9 @@
 use core::fmt;
 use std::sync::Arc;
 
+/// Reports that are kept; older ones are dropped.
+pub(super) const REPORTS_MAX: usize = 64;
+
 /// Holders that one report can name.
 pub(super) const SKIPPED_MAX: usize = 8;
 
@@ -95,5 +98,97 @@ impl fmt::Display for OomReport {
                 Ok(())
             }
         }
+    }
+}
+
+/// The reports of a memory cgroup, oldest first. Everything that they need is reserved at the
+/// start: who runs out of memory must not ask for any.
+pub(super) struct Reports {
+    told: Vec<OomReport>,
+    /// Lists of holders for reports to come; one for each that there is still room for.
+    spare: Vec<Vec<Skipped>>,
+}
+
+impl Reports {
+    pub(super) fn new() -> Self {
+        let list = |_| Vec::with_capacity(SKIPPED_MAX);
+        Self {
+            told: Vec::with_capacity(REPORTS_MAX),
+            spare: (0..REPORTS_MAX).map(list).collect(),
+        }
+    }
+
+    /// A list for the next report; when there are as many as are kept, that of the oldest.
+    pub(super) fn empty_list(&mut self) -> Vec<Skipped> {
+        self.spare.pop().unwrap_or_else(|| {
+            let mut list = self.told.remove(0).skipped;
+            list.clear();
+            list
+        })
+    }
+
+    /// Adds a report, whose list of holders is from [`Reports::empty_list`].
+    pub(super) fn push(&mut self, report: OomReport) {
+        assert!(
+            self.told.len() < REPORTS_MAX && report.skipped.capacity() >= SKIPPED_MAX,
+            "a report without a place"
+        );
+        self.told.push(report);
+    }
+
+    pub(super) fn told(&self) -> &[OomReport] {
+        &self.told
+    }
+
+    /// The newest report.
+    pub(super) fn last(&mut self) -> Option<&mut OomReport> {
+        self.told.last_mut()
+    }
+
+    /// The newest report of a victim.
+    pub(super) fn last_of(&mut self, victim: &str) -> Option<&mut OomReport> {
+        let mut newest_first = self.told.iter_mut().rev();
+        newest_first.find(|report| *report.victim == *victim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_reports_are_kept_in_what_was_reserved() {
+        let mut reports = Reports::new();
+        let reserved = reports.told.as_ptr();
+        for badness in 0..3 * REPORTS_MAX as i64 {
+            let skipped = reports.empty_list();
+            assert_eq!((skipped.len(), skipped.capacity()), (0, SKIPPED_MAX));
+            reports.push(OomReport {
+                victim: "victim".into(),
+                badness,
+                candidates: 1,
+                frames: (0, 0),
+                zswap: (0, 0),
+                held: (0, 0),
+                killed_at_ns: 0,
+                first_page_ns: None,
+                first_pass_ns: None,
+                done_ns: None,
+                passes: 0,
+                freed_frames: 0,
+                freed_swapped: 0,
+                skipped,
+            });
+            let newest = reports.last_of("victim").expect("pushed above");
+            assert_eq!(newest.badness, badness);
+            let holder = Skipped {
+                holder: "gpu".into(),
+                pages: 1,
+            };
+            newest.skipped.resize(SKIPPED_MAX, holder);
+        }
+        assert_eq!(reports.told.as_ptr(), reserved, "nothing grew");
+        let kept = reports.told().iter().map(|report| report.badness);
+        assert!(kept.eq(2 * REPORTS_MAX as i64..3 * REPORTS_MAX as i64));
     }
 }
