@@ -1,0 +1,121 @@
+//! The simulated machine as the shared suite wants it: on the tasks of a run, or on plain threads.
+
+use lockdep::sync::Completion;
+use pinless_mm::addr::Vaddr;
+use pinless_mm::env::Clock;
+use pinless_mm::fault::FaultError;
+use pinless_mm::primary_mmu::PrimaryMmu;
+use pinless_mm::suite::{Join, Machine, Mapping};
+use pinless_mm::{Mm, Vma};
+use pinless_sim::{Frames, Sim, SimMmu};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Frames of the machine: more than any test may use.
+const NR_FRAMES: u64 = 1100;
+
+/// A simulated machine on the tasks of a run.
+pub(crate) struct OnTasks {
+    sim: Sim,
+    frames: Arc<Frames>,
+}
+
+/// A simulated machine on threads that the operating system schedules.
+pub(crate) struct OnThreads {
+    frames: Arc<Frames>,
+    clock: Arc<RealClock>,
+}
+
+struct RealClock(Instant);
+
+/// A mapping whose faults are resolved in the task that runs into them.
+struct SimMapping {
+    mmu: Arc<SimMmu>,
+    vma: Arc<Vma>,
+}
+
+impl OnTasks {
+    pub(crate) fn new(sim: &Sim) -> Self {
+        Self {
+            sim: sim.clone(),
+            frames: Frames::new(NR_FRAMES),
+        }
+    }
+}
+
+impl OnThreads {
+    pub(crate) fn new() -> Self {
+        Self {
+            frames: Frames::new(NR_FRAMES),
+            clock: Arc::new(RealClock(Instant::now())),
+        }
+    }
+}
+
+impl Clock for RealClock {
+    fn now_ns(&self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
+
+fn map(frames: &Arc<Frames>, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+    let mmu = SimMmu::new(Vaddr(0x7000_0000_0000), nr_pages, frames);
+    let primary = Arc::clone(&mmu) as Arc<dyn PrimaryMmu>;
+    let vma = mm
+        .map(primary)
+        .expect("a mapping of a living address space");
+    Arc::new(SimMapping { mmu, vma })
+}
+
+impl Machine for OnTasks {
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.sim.clock()
+    }
+
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        map(&self.frames, mm, nr_pages)
+    }
+
+    fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {
+        let ended = Arc::new(Completion::new("ended"));
+        let ends = Arc::clone(&ended);
+        self.sim.spawn(name, move || {
+            body();
+            ends.complete_all();
+        });
+        Box::new(move || ended.wait())
+    }
+}
+
+impl Machine for OnThreads {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock) as Arc<dyn Clock>
+    }
+
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        map(&self.frames, mm, nr_pages)
+    }
+
+    fn spawn(&self, _name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {
+        let thread = std::thread::spawn(body);
+        Box::new(move || {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        })
+    }
+}
+
+impl Mapping for SimMapping {
+    fn vma(&self) -> &Arc<Vma> {
+        &self.vma
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), FaultError> {
+        self.mmu.cpu_read(&*self.vma, offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), FaultError> {
+        self.mmu.cpu_write(&*self.vma, offset, from)
+    }
+}

@@ -1,0 +1,5 @@
+//! The memory manager on the simulated machine.
+
+mod judge;
+mod machine;
+mod suite;

@@ -1,0 +1,36 @@
+//! The shared suite on the simulated machine, under schedules and on threads.
+
+use crate::machine::{OnTasks, OnThreads};
+use pinless_mm::suite::CASES;
+use pinless_sim::{Options, Sim};
+
+/// Seeds for each case: a few for every change, many at night.
+const NR_SEEDS: u64 = 3;
+
+/// The longest case takes a few million steps.
+const STEPS_MAX: u64 = 100_000_000;
+
+#[test]
+fn the_suite_holds_under_schedules() {
+    for case in CASES {
+        for seed in 0..NR_SEEDS {
+            let options = Options {
+                steps_max: STEPS_MAX,
+                ..Options::new(seed)
+            };
+            let run = Sim::run_with(options, move |sim| (case.run)(&OnTasks::new(sim)));
+            assert!(run.has_passed(), "{}: {run}", case.name);
+        }
+    }
+}
+
+/// On threads time is real: a case whose deadline is short says nothing on a busy machine.
+const NEEDS_TIME: &str = "a_fault_without_frames_ends_in_an_error";
+
+#[test]
+fn the_suite_holds_on_threads() {
+    assert!(CASES.iter().any(|case| case.name == NEEDS_TIME));
+    for case in CASES.iter().filter(|case| case.name != NEEDS_TIME) {
+        (case.run)(&OnThreads::new());
+    }
+}
