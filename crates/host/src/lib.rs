@@ -15,6 +15,7 @@ mod clock;
 mod errno;
 mod fault_thread;
 mod guard;
+pub mod io_uring;
 mod mapping;
 mod pagemap;
 mod primary_mmu;

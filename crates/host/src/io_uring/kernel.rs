@@ -105,9 +105,8 @@ impl Kernel {
         if !is_possible {
             return Err(SetupError::Bounds { entries, nr_slots });
         }
-        let failed = |operation| {
-            move |error: io::Error| SetupError::from_os(operation, errno_of(&error))
-        };
+        let failed =
+            |operation| move |error: io::Error| SetupError::from_os(operation, errno_of(&error));
         let mut builder = IoUring::builder();
         // Room for every completion that can be outstanding, so that none overflows: one for each
         // operation and each slot, and the odd kick, doorbell and cancellation.
@@ -250,7 +249,13 @@ impl Kernel {
         let one = 1_u64;
         // SAFETY: eight bytes are read from `one`. It can only fail when the counter is at its
         // end, and then the doorbell is ringing already.
-        unsafe { libc::write(doorbell.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        unsafe {
+            libc::write(
+                doorbell.as_raw_fd(),
+                (&raw const one).cast(),
+                size_of::<u64>(),
+            )
+        };
     }
 
     /// Hands what is queued to the kernel; false when part of it stays queued, for want of memory.

@@ -61,7 +61,10 @@ pub(super) enum OpPhase {
 pub(super) struct Keep {
     #[expect(dead_code, reason = "held for its destructor")]
     pub(super) pin: Pin,
-    #[expect(dead_code, reason = "held for its destructor: the memory and its subscription")]
+    #[expect(
+        dead_code,
+        reason = "held for its destructor: the memory and its subscription"
+    )]
     pub(super) area: Arc<AreaOwner>,
 }
 
@@ -82,7 +85,6 @@ pub(super) struct Op {
 }
 
 /// What was kept for operations that are over. Dropped with no lock held.
-#[must_use = "dropped after the ring's lock"]
 pub(super) type Retired = [Option<Keep>; RETIRED_BATCH];
 
 /// Everything that the ring's lock protects. Allocates when it is made and never again.
@@ -99,6 +101,8 @@ pub(super) struct State {
     /// Slots in `Posted` or `Clearing`.
     pub(super) nr_settling: u32,
     nr_retired: u32,
+    /// Operations in `Orphan`.
+    nr_orphans: u32,
     tick: u64,
     /// Somebody waits in the kernel for completions, and alone takes them.
     pub(super) is_driven: bool,
@@ -143,6 +147,7 @@ impl State {
             nr_posted: 0,
             nr_settling: 0,
             nr_retired: 0,
+            nr_orphans: 0,
             tick: 0,
             is_driven: false,
             nr_followers: 0,
@@ -218,7 +223,10 @@ impl State {
         let tick = self.tick;
         let slot = slot.map(|slot| {
             let entry = self.slot_mut(slot);
-            assert!(entry.phase == SlotPhase::Ready, "used a slot that is not ready");
+            assert!(
+                entry.phase == SlotPhase::Ready,
+                "used a slot that is not ready"
+            );
             entry.nr_ops += 1;
             entry.used = tick;
             (slot, entry.generation)
@@ -247,6 +255,7 @@ impl State {
         let next = match self.ops.get(number as usize).map(|op| op.phase) {
             Some(OpPhase::InFlight) => OpPhase::Done,
             Some(OpPhase::Orphan) => {
+                self.nr_orphans -= 1;
                 self.nr_retired += 1;
                 OpPhase::Retired
             }
@@ -263,6 +272,7 @@ impl State {
         match self.op(number).phase {
             OpPhase::InFlight => {
                 self.op_mut(number).phase = OpPhase::Orphan;
+                self.nr_orphans += 1;
                 None
             }
             OpPhase::Done => self.finish_op(number),
@@ -282,6 +292,15 @@ impl State {
         self.op_mut(number).phase = OpPhase::Retired;
         self.nr_retired += 1;
         None
+    }
+
+    /// Whether a completion is due that nobody may be waiting for.
+    pub(super) fn has_unwatched(&self) -> bool {
+        if self.is_closing {
+            self.nr_in_flight > 0
+        } else {
+            self.nr_settling > self.nr_posted || self.nr_orphans > 0
+        }
     }
 
     /// Whether some operation's pin waits to be let go of, and can be.
@@ -313,9 +332,10 @@ impl State {
         let this = Some((slot, self.slot(slot).generation));
         let mut next = run.first;
         while next < run.end() {
-            let pinned = self.ops.iter().filter(|op| {
-                op.phase != OpPhase::Free && op.slot == this && op.run.contains(next)
-            });
+            let pinned = self
+                .ops
+                .iter()
+                .filter(|op| op.phase != OpPhase::Free && op.slot == this && op.run.contains(next));
             match pinned.map(|op| op.run.end()).max() {
                 Some(end) => next = end,
                 None => return false,
@@ -328,22 +348,31 @@ impl State {
         self.op(op).phase == OpPhase::Retired && self.has_let_go(op)
     }
 
-    /// Whether the slot that a finished operation used needs its pin no longer: it is registered
-    /// as before, so that an invalidation will find it, or the kernel has let go of it.
+    /// Whether a finished operation's pin may go: its slot is registered as before, so that an
+    /// invalidation will find it, or the kernel has let go of it. While the kernel still holds a
+    /// cleared slot, the pin tells the memory manager so. When the ring is closing nothing will
+    /// use a slot again, and the tags of the last ones may never come.
     fn has_let_go(&self, op: u32) -> bool {
+        if self.is_closing {
+            return true;
+        }
         let Some((number, generation)) = self.op(op).slot else {
             return true;
         };
         let slot = self.slot(number);
-        slot.generation != generation
-            || matches!(slot.phase, SlotPhase::Free | SlotPhase::Ready)
+        slot.generation != generation || matches!(slot.phase, SlotPhase::Free | SlotPhase::Ready)
     }
 
     fn leave_kernel(&mut self, op: u32) {
         self.nr_in_flight -= 1;
-        if let Some((slot, _)) = self.op(op).slot {
-            // The slot is the same one still: the kernel lets go of it after the operation.
-            self.slot_mut(slot).nr_ops -= 1;
+        if let Some((slot, generation)) = self.op(op).slot {
+            let slot = self.slot_mut(slot);
+            // The kernel lets go of a slot after its operations have ended, and not before.
+            assert!(
+                slot.generation == generation && slot.nr_ops > 0,
+                "a slot was used again before its operations had ended"
+            );
+            slot.nr_ops -= 1;
         }
     }
 

@@ -43,7 +43,7 @@ counters! {
     hits,
     /// Buffers registered.
     registrations,
-    /// Operations that went through their address, for want of a slot or because a bracket was open.
+    /// Operations through their address, for want of a slot or because a bracket was open.
     bypasses,
     /// Slots taken back for an invalidation, for another run, or at the end.
     revocations,
