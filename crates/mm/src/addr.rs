@@ -87,7 +87,10 @@ impl fmt::Display for PageRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.nr {
             1 => write!(f, "page {}", self.first),
-            _ => write!(f, "pages {}..{}", self.first, self.end()),
+            _ => {
+                let end = u64::from(self.first) + u64::from(self.nr);
+                write!(f, "pages {}..{end}", self.first)
+            }
         }
     }
 }

@@ -5,12 +5,14 @@
 //! publishes the next state: no two machine operations ever meet on one page.
 //!
 //! ```text
-//!           fault: zero or fill              detach                    store
-//!   Empty ─────────────────────► Resident ◄────────► Evicting ──► Standby ◄──► Storing ──► Swapped
-//!     ▲                             ▲        rescue                 │ reattach   │            │
-//!     │ zap, unmap, reap            └───────────────────────────────┴────────────┘            │
-//!     └──────────────────────────────── (each arrow passes through Moving) ◄───── fill ───────┘
+//!           fault: zero or fill            detach              store
+//!   Empty -----------------> Resident ~~ Evicting --> Standby ~~ Storing --> Swapped
+//!     ^                        ^   ^                     |          |           |
+//!     | zap, unmap, reap       |   +---- reattach -------+----------+           |
+//!     +------------------------+---------------- fill -------------------------+
 //! ```
+//!
+//! A plain arrow passes through Moving; the pairs joined by `~~` change into each other at once.
 //!
 //! * `Evicting`: still mapped, told to the devices or about to be. A fault or a pin *rescues* the
 //!   page by taking the mark away; nobody waits for a notifier.
@@ -59,15 +61,13 @@ const STATES: [State; 8] = [
 /// Why contents can be lost, by the number that a poisoned word keeps.
 const CAUSES: [StoreError; 2] = [StoreError::Corrupt, StoreError::Misplaced];
 
-const STATE_MASK: u64 = 0xf;
+const STATE_MASK: u64 = 0x7;
+const WAITERS: u64 = 1 << 3;
 const DIRTY: u64 = 1 << 4;
 const REFERENCED: u64 = 1 << 5;
 const PROTECTED: u64 = 1 << 6;
 const HAS_COPY: u64 = 1 << 7;
 const SAME_FILLED: u64 = 1 << 8;
-const WAITERS: u64 = 1 << 9;
-const CHOICE_SHIFT: u32 = 10;
-const CHOICE_MASK: u64 = 3 << CHOICE_SHIFT;
 const PINS_SHIFT: u32 = 12;
 const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
@@ -79,13 +79,12 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 ///
 /// | bits | meaning |
 /// |---|---|
-/// | 0..4 | [`State`] |
+/// | 0..3 | [`State`] |
+/// | 3 | somebody waits for the end of `Moving` |
 /// | 4 | dirty: the stored copy, if any, is out of date |
 /// | 5 | referenced: proven in use since the front hand passed |
 /// | 6 | write-protected at its address |
 /// | 7, 8 | has a stored copy; the copy is a fill pattern |
-/// | 9 | somebody waits for the end of `Moving` |
-/// | 10..12 | how often the page was chosen, modulo four: tells one choice from the next |
 /// | 12..22 | pins |
 /// | 22..32 | tag of the stored copy |
 /// | 32..64 | slot, or fill pattern |
@@ -120,22 +119,13 @@ impl Word {
 
     /// The state.
     pub fn state(self) -> State {
-        STATES[(self.0 & STATE_MASK) as usize & 7]
+        STATES[(self.0 & STATE_MASK) as usize]
     }
 
     /// The same word in another state.
     #[must_use]
     pub const fn with_state(self, state: State) -> Self {
         Self((self.0 & !STATE_MASK) | state as u64)
-    }
-
-    /// The same word, chosen by reclaim or for a zap. Whoever chose it compares the whole word
-    /// before it changes the page: a page that was rescued, and chosen again by somebody else
-    /// whose bracket may not have begun, is not his.
-    #[must_use]
-    pub const fn chosen(self) -> Self {
-        let next = (self.0 + (1 << CHOICE_SHIFT)) & CHOICE_MASK;
-        Self((self.0 & !CHOICE_MASK) | next).with_state(State::Evicting)
     }
 
     /// Whether the contents differ from the stored copy.
@@ -310,18 +300,18 @@ impl PageTable {
 
     /// The word of `page`.
     pub(crate) fn load(&self, page: PageIndex) -> Word {
-        // Acquire: pairs with the Release of `publish` and `try_change`, so that what the last
-        // owner did to the page is seen by whoever acts on its new state.
-        Word(self.words[page as usize].load(Ordering::Acquire))
+        // SeqCst: acquires what the last owner did to the page. And in one order with the marks
+        // that say that a mapping or its address space is gone: whoever sets such a mark and then
+        // reads the word, and whoever changes the word and then reads the mark, do not miss each
+        // other. The same holds for a bracket that finds nobody to tell.
+        Word(self.words[page as usize].load(Ordering::SeqCst))
     }
 
     /// Puts `next` in place of `seen`; fails when the word has changed since.
     pub(crate) fn try_change(&self, page: PageIndex, seen: Word, next: Word) -> Result<(), Word> {
         let word = &self.words[page as usize];
-        // AcqRel: Acquire pairs with the last owner's `publish`; Release makes what this thread
-        // did before visible to whoever finds the new state. The failed read acts on what it
-        // found, hence Acquire.
-        match word.compare_exchange(seen.0, next.0, Ordering::AcqRel, Ordering::Acquire) {
+        // SeqCst: pairs with `load`, see there.
+        match word.compare_exchange(seen.0, next.0, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => Ok(()),
             Err(found) => Err(Word(found)),
         }
@@ -344,9 +334,9 @@ impl PageTable {
             "published a page that still moves"
         );
         let word = &self.words[page as usize];
-        // Release: pairs with the Acquire of `load`; the machine operation is done before anybody
-        // sees the new state. Acquire: takes over the WAITERS mark that a waiter set.
-        let before = Word(word.swap(next.no_waiters().0, Ordering::AcqRel));
+        // SeqCst: pairs with `load`; the machine operation is done before anybody sees the new
+        // state. Takes over the mark that a waiter set.
+        let before = Word(word.swap(next.no_waiters().0, Ordering::SeqCst));
         assert!(
             before.state() == State::Moving,
             "published a page that was not owned"
@@ -380,12 +370,6 @@ mod tests {
         assert_eq!((pinned.pins(), pinned.copy()), (1, Some(stored)));
         assert_eq!(pinned.unpinned(), word);
         assert_eq!(pinned.without_copy().pins(), 1);
-        let chosen = word.chosen();
-        assert_eq!(
-            (chosen.copy(), chosen.pins(), chosen.is_dirty()),
-            (Some(stored), 0, true)
-        );
-        assert_ne!(chosen, chosen.with_state(State::Resident).chosen());
         check(Word::EMPTY, "Empty");
         check(
             Word::of(State::Standby).dirty().referenced(),

@@ -35,8 +35,8 @@ impl PageWaiters {
         &self.buckets[page as usize % BUCKETS]
     }
 
-    /// Returns when `page` is not `Moving`, or was not for a moment.
-    pub(crate) fn wait(&self, pages: &PageTable, page: PageIndex) {
+    /// Looks a bounded number of times whether `page` is still `Moving`. Never sleeps.
+    pub(crate) fn spin(&self, pages: &PageTable, page: PageIndex) {
         for _ in 0..SPINS {
             if pages.load(page).state() != State::Moving {
                 return;
@@ -46,6 +46,11 @@ impl PageWaiters {
             }
             core::hint::spin_loop();
         }
+    }
+
+    /// Returns when `page` is not `Moving`, or was not for a moment.
+    pub(crate) fn wait(&self, pages: &PageTable, page: PageIndex) {
+        self.spin(pages, page);
         let (mutex, done) = self.bucket(page);
         let mut guard = mutex.lock();
         // The mark is set under the bucket's lock, and `wake` takes that lock after it saw the

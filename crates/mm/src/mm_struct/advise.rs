@@ -9,7 +9,6 @@ use crate::fault::FaultError;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::mmu_notifier::{BracketError, Event};
 use crate::primary_mmu::Access;
-use crate::reclaim::InFlight;
 use core::fmt;
 
 /// What is going to happen to a range.
@@ -34,7 +33,8 @@ pub enum AdviseError {
         /// The pages of the mapping.
         nr_pages: u32,
     },
-    /// A page is pinned, so its contents cannot be given up. Nothing has changed.
+    /// A page is pinned, so its contents cannot be given up. If it was pinned after the call began,
+    /// other pages may have been given up.
     Pinned {
         /// The first such page.
         page: PageIndex,
@@ -42,8 +42,17 @@ pub enum AdviseError {
     /// A device did not let go in time. Pages before the one named by the error's range may have
     /// been given up.
     Notifier(BracketError),
+    /// Devices subscribe and threads use the range all the time, so that it cannot be given up.
+    Contended,
     /// A page cannot be made resident.
     Fault(FaultError),
+}
+
+/// Rounds before the range counts as contended.
+const DONT_NEED_ROUNDS: u32 = 256;
+
+fn pinned(page: PageIndex) -> AdviseError {
+    AdviseError::Pinned { page }
 }
 
 impl fmt::Display for AdviseError {
@@ -57,6 +66,9 @@ impl fmt::Display for AdviseError {
                     f,
                     "page {page} is pinned; drop its guards and finish its I/O first"
                 )
+            }
+            Self::Contended => {
+                write!(f, "the range is in use all the time; stop using it first")
             }
             Self::Notifier(error) => write!(f, "{error}"),
             Self::Fault(error) => write!(f, "{error}"),
@@ -95,8 +107,8 @@ impl Vma {
     }
 
     fn dont_need(&self, run: PageRun) -> Result<(), AdviseError> {
-        if let Some(page) = run.pages().find(|&page| self.pages.load(page).pins() > 0) {
-            return Err(AdviseError::Pinned { page });
+        if let Some(page) = self.pinned_in(run) {
+            return Err(pinned(page));
         }
         let mut first = run.first;
         while first < run.end() {
@@ -109,28 +121,29 @@ impl Vma {
 
     fn dont_need_chunk(&self, chunk: PageRun) -> Result<(), AdviseError> {
         let (start, end) = (self.address(chunk.first), self.address(chunk.end()));
-        let deadline = self.memcg().limits.settle_deadline;
-        let _in_flight = InFlight::new(&self.memcg().reclaim);
-        // A page that is used between the choice and the change is chosen again: whoever used it
-        // raced with this call, and the race ends when the page is gone.
-        loop {
-            let chosen = self.choose(chunk);
+        let memcg = self.memcg();
+        let deadline = memcg.limits.settle_deadline;
+        // Again when a device has subscribed meanwhile, which was not told.
+        for _ in 0..DONT_NEED_ROUNDS {
+            let _pending = memcg.reclaim.pending.begin(memcg.clock.now_ns());
             let bracket = self
                 .mm()
                 .notifiers()
-                .start_blockable(start, end, Event::Clear, deadline);
-            let _bracket = match bracket {
-                Ok(bracket) => bracket,
-                Err(error) => {
-                    self.unchoose(chunk);
-                    return Err(AdviseError::Notifier(error));
-                }
-            };
-            let outcome = self.zap_told(chunk, Scope::Chosen(&chosen));
+                .start_blockable(start, end, Event::Clear, deadline)
+                .map_err(AdviseError::Notifier)?;
+            let outcome = self.zap_told(chunk, Scope::Told(&bracket));
+            if outcome.pinned > 0 {
+                return Err(self.pinned_in(chunk).map_or(AdviseError::Contended, pinned));
+            }
             if outcome.busy == 0 || self.gone().is_some() {
                 return Ok(());
             }
         }
+        Err(AdviseError::Contended)
+    }
+
+    fn pinned_in(&self, run: PageRun) -> Option<PageIndex> {
+        run.pages().find(|&page| self.pages.load(page).pins() > 0)
     }
 
     fn will_need(&self, run: PageRun) -> Result<(), AdviseError> {

@@ -2,6 +2,7 @@
 
 use super::Vma;
 use super::fault::FrameSource;
+use super::vma::Life;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use crate::bus::{Bus, BusAddr, Caught, StaleDma};
 use crate::fault::FaultError;
@@ -49,10 +50,13 @@ impl Vma {
     /// Makes `page` resident and returns its translation.
     fn translate(&self, page: PageIndex, access: Access) -> Result<BusAddr, FaultError> {
         loop {
-            // A bracket over a mapping that is gone takes every page. A subscriber that it does
-            // not see finds the mapping gone.
+            // A bracket over a mapping that is going takes every page. A subscriber that it does
+            // not see finds the mark.
             if let Some(error) = self.gone() {
                 return Err(error);
+            }
+            if self.life() != Life::Alive || self.mm().is_exited() {
+                return Err(FaultError::Unmapped);
             }
             // Read before the page is looked at: if the frame leaves after that, the translation
             // is one generation too old, and is convicted if it is used.

@@ -183,14 +183,15 @@ impl Vma {
         self.bump_generation(page);
         match was.copy() {
             Some(_) if !was.is_dirty() => {
-                self.publish(owned, was.with_state(State::Swapped).unprotected());
                 self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
+                self.publish(owned, was.with_state(State::Swapped).unprotected());
                 self.uncharge(1);
                 Ok(()) // The access faults again and finds the stored copy.
             }
             _ => {
-                self.lose(owned, StoreError::Misplaced)?;
+                let lost = self.lose(owned, StoreError::Misplaced);
                 self.uncharge(1);
+                lost?;
                 Err(FaultError::Lost {
                     page,
                     cause: StoreError::Misplaced,

@@ -2,6 +2,7 @@
 
 use super::{Mm, Vma, VmaId};
 use crate::limits::MAPPING_PAGES_MAX;
+use crate::memcg::Memcg;
 use crate::primary_mmu::PrimaryMmu;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -12,6 +13,10 @@ use std::sync::Arc;
 pub enum MapError {
     /// The address space was killed.
     Killed,
+    /// The address space was torn down: its handle was dropped.
+    Exited,
+    /// The addresses belong to another mapping of the address space.
+    Overlap,
     /// The machine's mapping has no page, or more than [`MAPPING_PAGES_MAX`].
     Length {
         /// How many pages it has.
@@ -23,6 +28,8 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Killed => write!(f, "the address space was killed by the OOM killer"),
+            Self::Exited => write!(f, "the address space was torn down; make a new one"),
+            Self::Overlap => write!(f, "the addresses belong to another mapping already"),
             Self::Length { nr_pages } => write!(
                 f,
                 "a mapping of {nr_pages} pages cannot be made: 1 to {MAPPING_PAGES_MAX} pages can"
@@ -52,7 +59,7 @@ impl Mm {
             Arc::clone(self),
             primary,
         ));
-        self.vmas.write().push(Arc::clone(&vma));
+        self.link_vma(&vma)?;
         self.memcg().vmas.write().insert(vma.id(), Arc::clone(&vma));
         let nr_windows = u64::from(vma.nr_windows());
         self.memcg()
@@ -62,12 +69,37 @@ impl Mm {
         Ok(vma)
     }
 
+    fn link_vma(&self, vma: &Arc<Vma>) -> Result<(), MapError> {
+        let end = |vma: &Vma| vma.address(vma.nr_pages());
+        let mut vmas = self.vmas.write();
+        // Under the lock under which the teardown sets its mark, so that it misses no mapping.
+        if self.is_exited() {
+            return Err(MapError::Exited);
+        }
+        if vmas
+            .iter()
+            .any(|known| known.base() < end(vma) && vma.base() < end(known))
+        {
+            return Err(MapError::Overlap);
+        }
+        vmas.push(Arc::clone(vma));
+        Ok(())
+    }
+
     pub(super) fn forget_vma(&self, vma: &Vma) {
         self.vmas.write().retain(|known| known.id() != vma.id());
-        if self.memcg().vmas.write().remove(&vma.id()).is_some() {
+        self.memcg().forget_vma(vma);
+    }
+}
+
+impl Memcg {
+    /// No hand of reclaim looks at `vma` any more.
+    pub(super) fn forget_vma(&self, vma: &Vma) {
+        let is_known = self.vmas.write().remove(&vma.id()).is_some();
+        self.reclaim.stuck.forget(vma.id());
+        if is_known {
             let nr_windows = u64::from(vma.nr_windows());
-            self.memcg()
-                .reclaim
+            self.reclaim
                 .nr_windows
                 .fetch_sub(nr_windows, Ordering::Relaxed);
         }

@@ -45,6 +45,7 @@ pub struct Mm {
     vmas: RwLock<Vec<Arc<Vma>>>,
     pub(crate) rss: Rss,
     killed: AtomicBool,
+    exited: AtomicBool,
     oom_score_adj: AtomicI32,
     on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
 }
@@ -80,6 +81,7 @@ impl Memcg {
             vmas: RwLock::new("mm.vmas", Vec::new()),
             rss: Rss::default(),
             killed: AtomicBool::new(false),
+            exited: AtomicBool::new(false),
             oom_score_adj: AtomicI32::new(0),
             on_kill: RwLock::new("mm.on_kill", None),
         });
@@ -126,15 +128,27 @@ impl Mm {
 
     /// Whether the OOM killer chose it: every access ends in an error from then on.
     pub fn is_killed(&self) -> bool {
-        // Acquire: pairs with the Release in `mark_killed`.
-        self.killed.load(Ordering::Acquire)
+        // SeqCst: see `PageTable::load`; pairs with `mark_killed`.
+        self.killed.load(Ordering::SeqCst)
     }
 
     /// Marks it killed; false when it was already.
     pub(crate) fn mark_killed(&self) -> bool {
-        // AcqRel: Release pairs with `is_killed`, so that a fault which sees the mark sees the
-        // decision behind it; Acquire orders this kill after an earlier one.
-        !self.killed.swap(true, Ordering::AcqRel)
+        // SeqCst: pairs with `is_killed`.
+        !self.killed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether its handle was dropped: it gets no new mappings, and devices no new translations.
+    pub fn is_exited(&self) -> bool {
+        // SeqCst: see `PageTable::load`; pairs with `mark_exited`.
+        self.exited.load(Ordering::SeqCst)
+    }
+
+    fn mark_exited(&self) {
+        let vmas = self.vmas.write();
+        // SeqCst: pairs with `is_exited`.
+        self.exited.store(true, Ordering::SeqCst);
+        drop(vmas);
     }
 
     /// The share of the limit, in thousandths, that is added to its badness; -1000 means never
@@ -163,9 +177,12 @@ impl Mm {
         }
     }
 
-    /// The mapping number `index`; allocates nothing.
-    pub(crate) fn vma_at(&self, index: usize) -> Option<Arc<Vma>> {
-        self.vmas.read().get(index).cloned()
+    /// The mapping with the lowest number above `last`. Neither allocates nor waits: an error says
+    /// that somebody is changing the list.
+    pub(crate) fn try_vma_after(&self, last: VmaId) -> Result<Option<Arc<Vma>>, Busy> {
+        let vmas = self.vmas.try_read().ok_or(Busy)?;
+        let after = vmas.iter().filter(|vma| vma.id() > last);
+        Ok(after.min_by_key(|vma| vma.id()).cloned())
     }
 
     /// The mappings, oldest first.
@@ -174,10 +191,15 @@ impl Mm {
     }
 }
 
+/// A lock is held by somebody else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Busy;
+
 /// Owns an address space: its drop tears it down.
 ///
-/// Pages that are pinned, or that a device does not give back, stay charged and mapped until they
-/// are let go; everything else is free when the drop returns.
+/// Pages that are pinned stay charged until they are let go. When a device does not answer in
+/// time, everything stays until it does; then the settle worker goes on. Otherwise all is free
+/// when the drop returns.
 #[derive(Debug)]
 pub struct MmHandle {
     mm: Arc<Mm>,

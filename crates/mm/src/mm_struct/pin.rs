@@ -138,11 +138,11 @@ impl Vma {
             }
         }
         self.mm().rss.pins.fetch_sub(1, Ordering::Relaxed);
-        if self.mm().is_killed() {
-            self.memcg().oom.wake_reaper();
-        } else if self.is_dead() {
+        if self.is_dead() {
             // Unmapped while it was pinned: every device was told then, so it may go now.
             let _ = self.zap_told(PageRun::single(page), Scope::Gone);
+        } else if self.mm().is_killed() {
+            self.memcg().oom.wake_reaper();
         }
     }
 }

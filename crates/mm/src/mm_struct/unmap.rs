@@ -2,10 +2,10 @@
 //!
 //! Linux counterpart: `do_munmap`, `exit_mmap`.
 
+use super::vma::Life;
 use super::{Mm, Scope, Vma};
 use crate::addr::PageIndex;
 use crate::mmu_notifier::{BracketError, Event};
-use crate::reclaim::InFlight;
 use core::fmt;
 use std::sync::Arc;
 
@@ -57,20 +57,71 @@ impl Mm {
         vma.unmap()
     }
 
-    /// Tears the address space down: releases the subscriptions, then unmaps everything.
+    /// Tears the address space down: has the devices release it, then unmaps everything.
     pub(super) fn exit(self: &Arc<Self>) {
-        let deadline = self.memcg().limits.settle_deadline;
+        let _pending = self
+            .memcg()
+            .reclaim
+            .pending
+            .begin(self.memcg().clock.now_ns());
+        self.mark_exited();
+        let released = self
+            .notifiers()
+            .release(self.memcg().limits.settle_deadline);
+        let unmapped = match released {
+            Ok(()) => self.unmap_all(),
+            Err(error) => Err(error),
+        };
+        match unmapped {
+            Ok(()) => self.gone(),
+            Err(error) => self.park(error),
+        }
+    }
+
+    /// Unmaps every mapping of an address space that is left.
+    fn unmap_all(&self) -> Result<(), BracketError> {
+        for vma in self.vmas() {
+            match vma.unmap() {
+                // Somebody else is unmapping it, and finishes for us: see `Vma::unmap`.
+                Ok(()) | Err(UnmapError::NotMapped | UnmapError::Pinned { .. }) => {}
+                Err(UnmapError::Notifier(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// A device still uses the memory. It stays mapped and charged, where no hand finds it, until
+    /// the device answers: then the settle worker goes on.
+    fn park(self: &Arc<Self>, error: BracketError) {
+        for vma in self.vmas() {
+            self.memcg().forget_vma(&vma);
+        }
+        let fence = match error {
+            BracketError::Stuck { fence, .. } => Some(fence),
+            BracketError::Panicked { .. } => None,
+        };
+        self.memcg().reclaim.parked.push(Arc::clone(self), fence);
+        self.memcg().reclaim.refused.wake_all();
+    }
+
+    /// Goes on with a teardown whose device has answered. False when another one has not.
+    pub(crate) fn unpark(self: &Arc<Self>) -> bool {
+        match self.unmap_all() {
+            Ok(()) => {
+                self.gone();
+                true
+            }
+            Err(error) => {
+                self.park(error);
+                false
+            }
+        }
+    }
+
+    fn gone(&self) {
+        self.notifiers().forget_all();
         self.memcg().remove_mm(self.id());
         self.memcg().oom.forget(self.id());
-        if self.notifiers().release(deadline).is_err() {
-            // A device still uses the memory. It stays mapped and charged, so that it is never
-            // used for anything else.
-            return;
-        }
-        for vma in self.vmas() {
-            // With nobody to tell, only a mapping that was unmapped already can answer an error.
-            let _ = vma.unmap();
-        }
     }
 }
 
@@ -83,25 +134,39 @@ impl Vma {
     }
 
     fn unmap(&self) -> Result<(), UnmapError> {
-        if !self.mark_dead() {
+        if !self.begin_unmapping() {
             return Err(UnmapError::NotMapped);
         }
-        let _in_flight = InFlight::new(&self.memcg().reclaim);
-        let deadline = self.memcg().limits.settle_deadline;
-        let notifiers = self.mm().notifiers();
-        let end = self.address(self.nr_pages());
-        let bracket = notifiers.start_blockable(self.base(), end, Event::Unmap, deadline);
-        match bracket {
-            Ok(_bracket) => {
-                // Nothing comes back into a dead mapping; what is moving now stops by itself.
-                while self.zap_told(self.all(), Scope::Gone).busy > 0 {}
-                self.mm().forget_vma(self);
-                Ok(())
-            }
-            Err(error) => {
-                self.mark_alive();
-                Err(UnmapError::Notifier(error))
+        loop {
+            match self.tell_and_zap() {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    self.set_life(Life::Alive);
+                    // Whoever tore the address space down meanwhile left this mapping to us.
+                    let is_ours = self.mm().is_exited() && self.begin_unmapping();
+                    if !is_ours {
+                        return Err(UnmapError::Notifier(error));
+                    }
+                }
             }
         }
+    }
+
+    fn tell_and_zap(&self) -> Result<(), BracketError> {
+        let _pending = self
+            .memcg()
+            .reclaim
+            .pending
+            .begin(self.memcg().clock.now_ns());
+        let deadline = self.memcg().limits.settle_deadline;
+        let end = self.address(self.nr_pages());
+        let notifiers = self.mm().notifiers();
+        let _bracket = notifiers.start_blockable(self.base(), end, Event::Unmap, deadline)?;
+        self.set_life(Life::Told);
+        // Nothing comes back into the mapping now; what is moving stops by itself. What is pinned
+        // goes with its last pin.
+        while self.zap_told(self.all(), Scope::Gone).busy > 0 {}
+        self.mm().forget_vma(self);
+        Ok(())
     }
 }

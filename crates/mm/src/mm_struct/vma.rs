@@ -10,7 +10,7 @@ use crate::primary_mmu::PrimaryMmu;
 use crate::swap::{Owner, Stored};
 use crate::wait::PageWaiters;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::Arc;
 
 /// Names one mapping among all of a memory cgroup, in the order in which they were made.
@@ -24,6 +24,19 @@ struct Window {
     detached: AtomicU8,
 }
 
+/// How far the end of a mapping has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Life {
+    /// In use.
+    Alive,
+    /// The devices are being told. Programs may still use it, and it may become alive again;
+    /// devices get no new translations.
+    Unmapping,
+    /// Every device was told. Nothing is filled, pinned or translated any more.
+    Told,
+}
+
 /// A mapping of an [`Mm`].
 pub struct Vma {
     id: VmaId,
@@ -33,7 +46,7 @@ pub struct Vma {
     generations: Box<[AtomicU32]>,
     windows: Box<[Window]>,
     pub(crate) waiters: PageWaiters,
-    dead: AtomicBool,
+    life: AtomicU8,
 }
 
 impl fmt::Debug for Vma {
@@ -58,7 +71,7 @@ impl Vma {
             generations: (0..nr_pages).map(|_| AtomicU32::new(0)).collect(),
             windows: (0..nr_windows).map(|_| Window::default()).collect(),
             waiters: PageWaiters::new(),
-            dead: AtomicBool::new(false),
+            life: AtomicU8::new(Life::Alive as u8),
             primary,
         }
     }
@@ -93,22 +106,34 @@ impl Vma {
         self.pages.load(page).state()
     }
 
-    /// Whether it was unmapped.
+    /// Whether it was unmapped: every device was told, and nothing comes back.
     pub fn is_dead(&self) -> bool {
-        // Acquire: pairs with the Release in `mark_dead`.
-        self.dead.load(Ordering::Acquire)
+        self.life() == Life::Told
     }
 
-    /// Marks it unmapped; false when it was already.
-    pub(super) fn mark_dead(&self) -> bool {
-        // AcqRel: Release pairs with `is_dead`; Acquire orders this unmap after an earlier one.
-        !self.dead.swap(true, Ordering::AcqRel)
+    pub(super) fn life(&self) -> Life {
+        // SeqCst: see `PageTable::load`; pairs with the changes below.
+        match self.life.load(Ordering::SeqCst) {
+            life if life == Life::Alive as u8 => Life::Alive,
+            life if life == Life::Unmapping as u8 => Life::Unmapping,
+            _ => Life::Told,
+        }
     }
 
-    /// Takes the mark of [`Vma::mark_dead`] away, when the unmapping failed.
-    pub(super) fn mark_alive(&self) {
-        // Release: pairs with `is_dead`.
-        self.dead.store(false, Ordering::Release);
+    /// Begins an unmapping; false when somebody else has begun one.
+    pub(super) fn begin_unmapping(&self) -> bool {
+        let (alive, unmapping) = (Life::Alive as u8, Life::Unmapping as u8);
+        // SeqCst: pairs with `life`.
+        let begun =
+            self.life
+                .compare_exchange(alive, unmapping, Ordering::SeqCst, Ordering::SeqCst);
+        begun.is_ok()
+    }
+
+    /// Goes on or back with an unmapping. For the one who began it.
+    pub(super) fn set_life(&self, life: Life) {
+        // SeqCst: pairs with `life`.
+        self.life.store(life as u8, Ordering::SeqCst);
     }
 
     /// Bytes that the library itself keeps for this mapping.

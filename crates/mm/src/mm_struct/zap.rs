@@ -6,8 +6,11 @@ use super::Vma;
 use super::vma::Owned;
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::REAP_CHUNK_PAGES;
+use crate::memcg::stat::count;
+use crate::mmu_notifier::Invalidation;
 use crate::page::{State, Word};
-use core::sync::atomic::{Ordering, fence};
+use crate::primary_mmu::MmuError;
+use core::sync::atomic::Ordering;
 
 /// How often a zap looks at a page that somebody else is moving before it leaves it out.
 const PATIENCE: u32 = 3;
@@ -21,7 +24,7 @@ pub(crate) struct ZapOutcome {
     pub(crate) swapped: u64,
     /// Pages left alone because they are pinned.
     pub(crate) pinned: u64,
-    /// Pages left alone because they were used after the devices were told, or are moving.
+    /// Pages left alone because they are moving, or because a device joined too late to be told.
     pub(crate) busy: u64,
 }
 
@@ -34,28 +37,16 @@ impl core::ops::AddAssign for ZapOutcome {
     }
 }
 
-/// Which mapped pages a zap may take.
+/// Why a zap may take what it finds.
 #[derive(Clone, Copy)]
 pub(crate) enum Scope<'a> {
-    /// All: the mapping or its address space is gone, so nobody gets a new translation.
+    /// The mapping is gone: nobody gets a new translation.
     Gone,
-    /// Those that were chosen before the devices were told, and were not used since.
-    Chosen(&'a Chosen),
-}
-
-impl Scope<'_> {
-    fn covers(self, page: PageIndex, seen: Word) -> bool {
-        match self {
-            Self::Gone => true,
-            Self::Chosen(chosen) => chosen.words[(page - chosen.first) as usize] == seen,
-        }
-    }
-}
-
-/// The words of the pages that were chosen.
-pub(crate) struct Chosen {
-    first: PageIndex,
-    words: [Word; REAP_CHUNK_PAGES as usize],
+    /// The address space was killed, which is the same. For the reaper, which waits for nobody: a
+    /// page that moves is left out.
+    Reap,
+    /// Everybody was told by this bracket, as long as nobody has subscribed since it began.
+    Told(&'a Invalidation),
 }
 
 impl Vma {
@@ -72,45 +63,10 @@ impl Vma {
         }
     }
 
-    /// Marks the mapped pages of `run` as chosen, before the devices are told. A page that is
-    /// used between this and the change loses its mark, and is left alone: so a device that
-    /// subscribes after the bracket was opened is never surprised.
-    pub(crate) fn choose(&self, run: PageRun) -> Chosen {
-        assert!(run.nr <= REAP_CHUNK_PAGES, "a choice of {run} at once");
-        let mut chosen = Chosen {
-            first: run.first,
-            words: [Word::EMPTY; REAP_CHUNK_PAGES as usize],
-        };
-        for (page, known) in run.pages().zip(&mut chosen.words) {
-            let seen = self.load_settled(page);
-            if seen.state() == State::Resident && seen.pins() == 0 {
-                let next = seen.chosen();
-                if self.pages.try_change(page, seen, next).is_ok() {
-                    *known = next;
-                }
-            }
-        }
-        // SeqCst fence: pairs with the one in the list of subscriptions. A subscriber that this
-        // bracket does not see finds the marks.
-        fence(Ordering::SeqCst);
-        chosen
-    }
-
-    /// Takes the marks of [`Vma::choose`] away again.
-    pub(crate) fn unchoose(&self, run: PageRun) {
-        for page in run.pages() {
-            let seen = self.pages.load(page);
-            if seen.state() == State::Evicting {
-                let _ = self
-                    .pages
-                    .try_change(page, seen, seen.with_state(State::Resident));
-            }
-        }
-    }
-
     /// Whether any page of `run` has something to give back.
     pub(crate) fn has_contents(&self, run: PageRun) -> bool {
-        run.pages().any(|page| self.pages.load(page) != Word::EMPTY)
+        run.pages()
+            .any(|page| self.pages.load(page).state() != State::Empty)
     }
 
     /// Zaps what is in `run`, all of which the devices were told of. Pages that are pinned or were
@@ -152,17 +108,38 @@ impl Vma {
                 });
             }
             if seen.state() == State::Moving {
-                self.waiters.wait(&self.pages, page);
-            } else if seen.is_mapped() && !scope.covers(page, seen) {
-                break;
+                match scope {
+                    Scope::Reap => self.waiters.spin(&self.pages, page),
+                    _ => self.waiters.wait(&self.pages, page),
+                }
             } else if let Some(owned) = self.try_own(page, seen) {
-                return Ok(owned);
+                if self.were_all_told(scope) {
+                    return Ok(owned);
+                }
+                self.restore(owned);
+                break;
             }
         }
         Err(ZapOutcome {
             busy: 1,
             ..Default::default()
         })
+    }
+
+    /// Whether every device that may use an owned page was told. One that subscribes after this
+    /// finds the page owned, and waits.
+    fn were_all_told(&self, scope: Scope<'_>) -> bool {
+        match scope {
+            Scope::Gone | Scope::Reap => true,
+            Scope::Told(bracket) => self.mm().notifiers().is_current(bracket),
+        }
+    }
+
+    /// Counts an answer that says that something else changed the mapping.
+    fn note_foreign(&self, answer: Result<(), MmuError>) {
+        if answer.is_err() {
+            count(&self.stat().foreign_changes);
+        }
     }
 
     /// Zaps neighbouring pages that this thread owns.
@@ -177,15 +154,16 @@ impl Vma {
                 self.bump_generation(page);
             }
         }
-        // An error means that the range is gone already: somebody unmapped it behind our back.
+        // An error means that the range was changed behind our back; what it held is not ours any
+        // more.
         if words
             .iter()
             .any(|was| was.is_mapped() || was.state() == State::Poisoned)
         {
-            let _ = self.primary().zap(run);
+            self.note_foreign(self.primary().zap(run));
         }
         if words.iter().any(|was| was.is_detached()) {
-            let _ = self.primary().free_detached(run);
+            self.note_foreign(self.primary().free_detached(run));
         }
         for (page, &was) in run.pages().zip(words) {
             self.publish(Owned { page, was }, Word::EMPTY);

@@ -63,10 +63,12 @@ impl Notifiers {
         event: Event,
     ) -> Result<Invalidation, Refused> {
         let range = self.range(start, end, event, Mode::NonBlock);
+        // Before the list: who joins in between is told, and counted as not told.
+        let nr_joined = self.registry.nr_joined();
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range));
+            return Ok(Invalidation::of_nobody(range).after(nr_joined));
         }
-        start_nonblock(self.registry.list(), range)
+        start_nonblock(self.registry.list(), range).map(|bracket| bracket.after(nr_joined))
     }
 
     /// Opens a bracket whose callbacks may block, and waits for what they settle: once, for all
@@ -91,20 +93,34 @@ impl Notifiers {
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
         let range = self.range(start, end, event, Mode::Blockable);
+        // Before the list, as above.
+        let nr_joined = self.registry.nr_joined();
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range));
+            return Ok(Invalidation::of_nobody(range).after(nr_joined));
         }
         start_blockable(self.registry.list(), range, settle_deadline)
+            .map(|bracket| bracket.after(nr_joined))
     }
 
-    /// Tears down: calls `release` of each subscription once, newest first, empties the list, and
-    /// waits for what they settled. Call it before any page of the address space is freed.
+    /// Whether nobody has subscribed since the bracket began. The caller owns the page that it
+    /// is going to change (see `page`): whoever subscribes after this finds the page owned.
+    pub(crate) fn is_current(&self, bracket: &Invalidation) -> bool {
+        self.registry.nr_joined() == bracket.nr_joined
+    }
+
+    /// Tears down: calls `release` of each subscription once, newest first, waits for what they
+    /// settled, and empties the list. Call it before any page of the address space is freed.
+    ///
+    /// Until it has returned `Ok`, brackets go on calling whoever is on the list: as long as a
+    /// device may use a page, it is told of what becomes of it.
     ///
     /// # Errors
     ///
-    /// The first [`BracketError`], after all were called. The list is empty all the same.
+    /// The first [`BracketError`], after all were called. The list is as it was.
     pub fn release(&self, settle_deadline: Duration) -> Result<(), BracketError> {
-        let list = self.registry.close();
+        let Some(list) = self.registry.close() else {
+            return Ok(());
+        };
         let settling = Settling::new(settle_deadline);
         let mut panicked = None;
         for (holder, member) in list.members().iter().enumerate() {
@@ -116,7 +132,16 @@ impl Notifiers {
         settling
             .wait()
             .map_err(|unsettled| stuck(&list, unsettled))?;
-        panicked.map_or(Ok(()), |holder| Err(BracketError::Panicked { holder }))
+        if let Some(holder) = panicked {
+            return Err(BracketError::Panicked { holder });
+        }
+        self.forget_all();
+        Ok(())
+    }
+
+    /// Empties the list: nothing is left that a device could use.
+    pub(crate) fn forget_all(&self) {
+        self.registry.forget_all();
     }
 
     /// Whether nobody is told of anything.
@@ -165,6 +190,8 @@ pub struct Invalidation {
     range: Range,
     /// The list at the time of the start, and how far along it the starts succeeded.
     started: Option<(Arc<List>, usize)>,
+    /// How many had subscribed before.
+    nr_joined: u64,
 }
 
 impl Invalidation {
@@ -178,7 +205,14 @@ impl Invalidation {
         Self {
             range,
             started: None,
+            nr_joined: 0,
         }
+    }
+
+    #[inline]
+    fn after(mut self, nr_joined: u64) -> Self {
+        self.nr_joined = nr_joined;
+        self
     }
 
     /// The starts of the first `nr` members have succeeded.
@@ -186,6 +220,7 @@ impl Invalidation {
         let invalidation = Self {
             range,
             started: Some((list, nr)),
+            nr_joined: 0,
         };
         invalidation.apply_late_end()
     }

@@ -27,13 +27,15 @@
 //!   They allocate nothing, fault on nothing, take no lock that is ever held over an allocation or
 //!   a fault, and neither make nor end subscriptions (`release` may end its own).
 //! * **Joining late.** A subscription takes no part in brackets that were opened before it, and
-//!   gets no `end` of them. That is safe if the memory manager, before it opens a bracket, marks
-//!   the pages with a `SeqCst` operation such that [`Bus::fault_range`] of them waits for the
-//!   change, fails, or makes the change be given up.
+//!   gets no `end` of them. The memory manager changes a page only while it owns it, and looks
+//!   after it has taken it whether somebody has joined since the bracket began: then it leaves the
+//!   page alone. Whoever joins after that look waits in [`Bus::fault_range`].
 //! * **Leaving.** See [`Subscription`]: a drop ends it at once for new brackets, and those that are
 //!   open still deliver their `end`; [`Subscription::synchronize`] also waits for them.
-//! * **Teardown.** [`Notifiers::release`] calls `release` once for each subscription and empties
-//!   the list. The range is gone after it, and so must be the subscriber's translations.
+//! * **Teardown.** [`Notifiers::release`] calls `release` once for each subscription and then
+//!   empties the list. Starts and ends may still come during `release` and, when a device does not
+//!   answer in time, after it. The range goes when it has succeeded, and so must the subscriber's
+//!   translations have gone.
 //!
 //! Whether a callback may block is a type, see [`Context`].
 //!

@@ -10,7 +10,7 @@ use super::range::Range;
 use super::stats::Counters;
 use crate::addr::Vaddr;
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use lockdep::sync::{Fence, Mutex, ShortLock};
 use std::sync::{Arc, Weak};
 
@@ -150,6 +150,8 @@ impl List {
 pub(super) struct Registry {
     /// The length of `current`, for brackets that meet an empty one.
     nr: AtomicUsize,
+    /// How many have joined so far.
+    nr_joined: AtomicU64,
     current: ShortLock<Arc<List>>,
     counters: Arc<Counters>,
     /// Held to replace the list; says whether the address space was released.
@@ -171,6 +173,7 @@ impl Registry {
         });
         Arc::new(Self {
             nr: AtomicUsize::new(0),
+            nr_joined: AtomicU64::new(0),
             current: ShortLock::new("mmu_notifier.list", empty),
             counters,
             change: Mutex::new("mmu_notifier.change", Lifetime::Live),
@@ -182,6 +185,15 @@ impl Registry {
         // SeqCst pairs with the SeqCst fence in `publish`: a thread that has marked a page
         // (SeqCst) and then reads zero here comes first, so the new subscriber finds the mark.
         self.nr.load(Ordering::SeqCst) == 0
+    }
+
+    /// How many have joined so far.
+    #[inline]
+    pub(super) fn nr_joined(&self) -> u64 {
+        // SeqCst: in one order with the changes of the page words, see `PageTable::load`. A thread
+        // that owns a page and then reads this, and a subscriber that joins and then looks at the
+        // page, do not miss each other.
+        self.nr_joined.load(Ordering::SeqCst)
     }
 
     /// The list as it is now.
@@ -217,6 +229,9 @@ impl Registry {
                     .chain(older.members.iter().cloned())
                     .collect(),
             );
+            // SeqCst: pairs with `nr_joined`. After the list, so that a bracket which counts this
+            // subscriber also calls it.
+            self.nr_joined.fetch_add(1, Ordering::SeqCst);
         }
         drop(lifetime);
         Subscription {
@@ -240,13 +255,22 @@ impl Registry {
         drop(list);
     }
 
-    /// Empties the list for good, and returns what it held.
-    pub(super) fn close(&self) -> Arc<List> {
+    /// Nobody joins any more. Returns who is on the list, which stays as it is: as long as pages
+    /// are there, whoever may still use them is told. `None` when it was closed before.
+    pub(super) fn close(&self) -> Option<Arc<List>> {
         let mut lifetime = self.change.lock();
-        *lifetime = Lifetime::Released;
+        let was = core::mem::replace(&mut *lifetime, Lifetime::Released);
+        (was == Lifetime::Live).then(|| self.list())
+    }
+
+    /// Empties the list.
+    pub(super) fn forget_all(&self) {
+        let change = self.change.lock();
         let list = self.list();
         self.publish(Box::default());
-        list
+        // As in `unlink`.
+        drop(change);
+        drop(list);
     }
 
     /// Makes `members` the list. The caller holds `change` and a handle to the list before.

@@ -12,17 +12,19 @@ use core::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 impl Memcg {
-    /// A pass of reclaim freed nothing and somebody waits: kills, if nothing else can help.
-    pub(crate) fn out_of_memory(&self) {
-        if self.reclaim.refused.is_pending() || self.reclaim.in_flight.load(Ordering::Relaxed) > 0 {
-            return;
+    /// Passes of reclaim freed nothing and somebody waits: kills, if nothing else can help. False
+    /// when there was nobody to kill. `nr_freed` is what had come free when that was found.
+    pub(crate) fn out_of_memory(&self, nr_freed: u64) -> bool {
+        if self.may_still_free() {
+            return true;
         }
         let mut state = self.oom.state.lock();
-        if state.victim.is_some() {
-            return;
+        // Looked at again under the lock: an earlier victim may have given something back since.
+        if state.victim.is_some() || self.frames.nr_freed() != nr_freed {
+            return true;
         }
         let Some((victim, badness, candidates)) = self.select_victim() else {
-            return;
+            return false;
         };
         self.kill(&mut state, &victim, badness, candidates);
         drop(state);
@@ -30,6 +32,17 @@ impl Memcg {
         // Whoever waits for a frame on the victim's behalf stops waiting.
         self.frames.wake_all();
         self.oom.wake.notify_all();
+        true
+    }
+
+    /// Whether something is under way that could free memory: a fault or a piece of reclaim, or
+    /// a device that was asked and has time to answer.
+    fn may_still_free(&self) -> bool {
+        let (now_ns, reclaim) = (self.clock.now_ns(), &self.reclaim);
+        let age_max_ns = 2 * self.limits.settle_deadline.as_nanos() as u64;
+        reclaim.in_flight.load(Ordering::Relaxed) > 0
+            || reclaim.refused.is_pending(now_ns, age_max_ns)
+            || reclaim.pending.is_any(now_ns, age_max_ns)
     }
 
     /// The address space with the highest badness; of equals, the later one.
@@ -51,6 +64,7 @@ impl Memcg {
     fn kill(&self, state: &mut State, victim: &Arc<Mm>, badness: i64, candidates: u64) {
         count(&self.stat.oom_kill);
         let report = OomReport {
+            mm: victim.id(),
             victim: Arc::clone(victim.name()),
             badness,
             candidates,

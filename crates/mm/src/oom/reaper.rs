@@ -10,7 +10,7 @@ use super::report::{SKIPPED_MAX, Skipped};
 use crate::addr::PageRun;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::Memcg;
-use crate::mm_struct::{Mm, Scope, Vma, ZapOutcome};
+use crate::mm_struct::{Busy, Mm, Scope, Vma, VmaId, ZapOutcome};
 use crate::mmu_notifier::Event;
 use std::sync::Arc;
 
@@ -95,7 +95,9 @@ impl Memcg {
         let is_clean = pass.skipped.is_empty();
         let mut state = self.oom.state.lock();
         state.victim = None;
-        if !is_clean && state.leftovers.len() < state.leftovers.capacity() {
+        // Whoever tears the address space down later takes it out again; see `forget`.
+        let is_left = !is_clean && victim.nr_frames() + victim.nr_swapped() > 0;
+        if is_left && state.leftovers.len() < state.leftovers.capacity() {
             state.leftovers.push(Arc::clone(victim));
         }
     }
@@ -118,15 +120,20 @@ impl Memcg {
         pass.outcome = ZapOutcome::default();
         pass.skipped.clear();
         pass.first_page_ns = None;
-        let mut index = 0;
-        while let Some(vma) = victim.vma_at(index) {
+        let mut last = VmaId(0);
+        loop {
+            let vma = match victim.try_vma_after(last) {
+                Ok(Some(vma)) => vma,
+                Ok(None) => return,
+                Err(Busy) => return pass.skip(&holders.user, 1),
+            };
             let mut first = 0;
             while first < vma.nr_pages() {
                 let nr = REAP_CHUNK_PAGES.min(vma.nr_pages() - first);
                 self.reap_run(&vma, PageRun::new(first, nr), pass, holders);
                 first += nr;
             }
-            index += 1;
+            last = vma.id();
         }
     }
 
@@ -141,7 +148,7 @@ impl Memcg {
             .start_nonblock(start, end, Event::Unmap)
         {
             Ok(_bracket) => {
-                let outcome = vma.zap_told(run, Scope::Gone);
+                let outcome = vma.zap_told(run, Scope::Reap);
                 if pass.first_page_ns.is_none() && outcome.frames + outcome.swapped > 0 {
                     pass.first_page_ns = Some(self.clock.now_ns());
                 }

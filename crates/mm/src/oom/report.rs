@@ -1,5 +1,6 @@
 //! What is told of a kill.
 
+use crate::mmu_notifier::MmId;
 use core::fmt;
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ pub struct Skipped {
 #[derive(Clone, Debug)]
 pub struct OomReport {
     /// Who was killed.
+    pub mm: MmId,
+    /// Its name.
     pub victim: Arc<str>,
     /// Its badness.
     pub badness: i64,
@@ -164,6 +167,7 @@ mod tests {
             let skipped = reports.empty_list();
             assert_eq!((skipped.len(), skipped.capacity()), (0, SKIPPED_MAX));
             reports.push(OomReport {
+                mm: MmId(1),
                 victim: "victim".into(),
                 badness,
                 candidates: 1,

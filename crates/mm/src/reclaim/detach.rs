@@ -1,16 +1,15 @@
 //! The front hand: mapped pages go into their slots.
 
-use super::InFlight;
 use super::settle::RefusedWindow;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::StoreError;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::{add, count};
 use crate::mm_struct::{Owned, Vma};
-use crate::mmu_notifier::{BracketError, Event};
+use crate::mmu_notifier::{BracketError, Event, Invalidation};
 use crate::page::{State, Word};
 use crate::primary_mmu::Detached;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 
 /// A set of pages of one window.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -36,35 +35,32 @@ impl PageSet {
     }
 }
 
-/// The pages of a window that were chosen, and the words by which they are known again.
-struct Choice {
-    pages: PageSet,
-    words: [Word; WINDOW_PAGES as usize],
-}
-
 impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
     pub(super) fn detach_window(&self, run: PageRun) -> u64 {
         let chosen = self.choose_unreferenced(run);
-        if chosen.pages.is_empty() {
+        if chosen.is_empty() {
             return 0;
         }
-        let hull = chosen.pages.hull(run.first);
+        let hull = chosen.hull(run.first);
         let (start, end) = (self.address(hull.first), self.address(hull.end()));
         match self
             .mm()
             .notifiers()
             .start_nonblock(start, end, Event::Clear)
         {
-            Ok(_bracket) => self.detach_told(run, &chosen),
-            Err(_refused) => {
+            Ok(bracket) => self.detach_told(run, chosen, &bracket),
+            Err(refused) => {
                 self.unchoose(hull);
                 count(&self.stat().reclaim_refused);
-                self.memcg().reclaim.refused.push(RefusedWindow {
-                    vma: self.id(),
-                    run: hull,
-                });
+                let reclaim = &self.memcg().reclaim;
+                if !reclaim.stuck.owes(&refused.holder) {
+                    reclaim.refused.push(RefusedWindow {
+                        vma: self.id(),
+                        run: hull,
+                    });
+                }
                 0
             }
         }
@@ -73,10 +69,10 @@ impl Vma {
     /// The same with devices that are waited for. Not from a thread that a fault waits for.
     pub(super) fn detach_window_blockable(&self, run: PageRun) -> Result<u64, BracketError> {
         let chosen = self.choose_unreferenced(run);
-        if chosen.pages.is_empty() {
+        if chosen.is_empty() {
             return Ok(0);
         }
-        let hull = chosen.pages.hull(run.first);
+        let hull = chosen.hull(run.first);
         let (start, end) = (self.address(hull.first), self.address(hull.end()));
         let deadline = self.memcg().limits.settle_deadline;
         match self
@@ -84,7 +80,7 @@ impl Vma {
             .notifiers()
             .start_blockable(start, end, Event::Clear, deadline)
         {
-            Ok(_bracket) => Ok(self.detach_told(run, &chosen)),
+            Ok(bracket) => Ok(self.detach_told(run, chosen, &bracket)),
             Err(error) => {
                 self.unchoose(hull);
                 Err(error)
@@ -98,7 +94,8 @@ impl Vma {
         let mut first = run.first;
         while first < run.end() {
             let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
-            let _in_flight = InFlight::new(&self.memcg().reclaim);
+            let memcg = self.memcg();
+            let _pending = memcg.reclaim.pending.begin(memcg.clock.now_ns());
             for page in chunk.pages() {
                 let seen = self.load_settled(page);
                 if seen.is_referenced() && seen.state() == State::Resident {
@@ -115,11 +112,8 @@ impl Vma {
 
     /// Chooses the mapped pages of a window that are neither pinned nor referenced, and takes the
     /// referenced marks away.
-    fn choose_unreferenced(&self, run: PageRun) -> Choice {
-        let mut chosen = Choice {
-            pages: PageSet::default(),
-            words: [Word::EMPTY; WINDOW_PAGES as usize],
-        };
+    fn choose_unreferenced(&self, run: PageRun) -> PageSet {
+        let mut chosen = PageSet::default();
         let stuck = &self.memcg().reclaim.stuck;
         for (index, page) in (0..).zip(run.pages()) {
             let seen = self.pages.load(page);
@@ -129,31 +123,36 @@ impl Vma {
             let next = if seen.is_referenced() {
                 seen.unreferenced()
             } else {
-                seen.chosen()
+                seen.with_state(State::Evicting)
             };
             let changed = self.pages.try_change(page, seen, next).is_ok();
             if changed && next.state() == State::Evicting {
-                chosen.pages.insert(index);
-                chosen.words[index as usize] = next;
+                chosen.insert(index);
             }
         }
-        // SeqCst fence: pairs with the one in the list of subscriptions. A subscriber that this
-        // bracket does not see finds the marks.
-        fence(Ordering::SeqCst);
         chosen
     }
 
-    /// Detaches the chosen pages of a window; the devices were told of all of them. A page that
+    /// Takes the marks of reclaim away again.
+    fn unchoose(&self, run: PageRun) {
+        for page in run.pages() {
+            let seen = self.pages.load(page);
+            if seen.state() == State::Evicting {
+                let resident = seen.with_state(State::Resident);
+                let _ = self.pages.try_change(page, seen, resident);
+            }
+        }
+    }
+
+    /// Detaches the chosen pages of a window, of which the bracket told the devices. A page that
     /// was used since then is left alone.
-    fn detach_told(&self, window: PageRun, chosen: &Choice) -> u64 {
+    fn detach_told(&self, window: PageRun, chosen: PageSet, bracket: &Invalidation) -> u64 {
         let mut detached = 0;
         let mut batch = Batch::new();
-        let hull = chosen.pages.hull(window.first);
+        let hull = chosen.hull(window.first);
         for page in hull.pages() {
-            let index = page - window.first;
-            let is_chosen = chosen.pages.contains(index);
-            let known = is_chosen.then_some(chosen.words[index as usize]);
-            match self.own_to_detach(page, known) {
+            let is_chosen = chosen.contains(page - window.first);
+            match self.own_to_detach(page, is_chosen, bracket) {
                 Some(owned) => batch.push(owned, is_chosen),
                 None => {
                     if is_chosen {
@@ -166,20 +165,34 @@ impl Vma {
         detached + self.detach_batch(&mut batch)
     }
 
-    /// Owns a chosen page that is still as it was chosen, or a page between two chosen ones that
-    /// has nothing at its address: it must stay so while one machine operation goes over the whole
+    /// Owns a chosen page that nobody has used since, or a page between two chosen ones that has
+    /// nothing at its address: it must stay so while one machine operation goes over the whole
     /// run.
-    fn own_to_detach(&self, page: PageIndex, known: Option<Word>) -> Option<Owned> {
+    fn own_to_detach(
+        &self,
+        page: PageIndex,
+        is_chosen: bool,
+        bracket: &Invalidation,
+    ) -> Option<Owned> {
         let seen = self.pages.load(page);
-        let is_fit = match known {
-            Some(known) => seen == known,
-            None => matches!(seen.state(), State::Empty | State::Swapped | State::Standby),
+        let is_fit = match seen.state() {
+            State::Evicting => is_chosen && seen.pins() == 0,
+            State::Empty | State::Swapped | State::Standby => !is_chosen,
+            _ => false,
         };
-        if is_fit {
+        let owned = if is_fit {
             self.try_own(page, seen)
         } else {
             None
+        }?;
+        // A device that has subscribed since the bracket began was not told. One that subscribes
+        // after this look finds the page owned, and waits.
+        if is_chosen && !self.mm().notifiers().is_current(bracket) {
+            let resident = owned.was.with_state(State::Resident);
+            self.publish(owned, resident);
+            return None;
         }
+        Some(owned)
     }
 
     fn detach_batch(&self, batch: &mut Batch) -> u64 {
@@ -202,12 +215,24 @@ impl Vma {
             if batch.chosen.contains(index) {
                 detached += u64::from(self.publish_detached(owned, outcome[index as usize]));
             } else {
+                if outcome[index as usize] == Detached::Done {
+                    self.free_bridged(&owned);
+                }
                 self.restore(owned);
             }
         }
         add(&self.stat().pgdeactivate, detached);
         batch.clear();
         detached
+    }
+
+    /// A page that was only passed over has something in its slot. For one that stands by that is
+    /// its own; for another it is what somebody else put at its address, and must not stay.
+    fn free_bridged(&self, owned: &Owned) {
+        if owned.was.state() != State::Standby {
+            count(&self.stat().foreign_changes);
+            let _ = self.primary().free_detached(PageRun::single(owned.page));
+        }
     }
 
     fn publish_detached(&self, owned: Owned, outcome: Detached) -> bool {
@@ -239,8 +264,8 @@ impl Vma {
         count(&self.stat().foreign_changes);
         let was = owned.was;
         if was.copy().is_some() && !was.is_dirty() {
-            self.publish(owned, was.with_state(State::Swapped).unprotected());
             self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
+            self.publish(owned, was.with_state(State::Swapped).unprotected());
         } else {
             count(&self.stat().pages_lost);
             let _ = self.primary().poison(PageRun::single(owned.page));

@@ -63,8 +63,9 @@ impl Memcg {
             Hand::Front => 2,
             Hand::Back | Hand::Shed => 1,
         };
+        // One window more, because the first may be left out in part.
         Lap {
-            windows_left: rounds * nr,
+            windows_left: rounds * nr + 1,
         }
     }
 

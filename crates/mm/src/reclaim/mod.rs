@@ -14,6 +14,7 @@
 
 mod detach;
 mod hands;
+mod pending;
 mod settle;
 mod shed;
 mod store;
@@ -26,7 +27,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use core::time::Duration;
 use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
-use settle::{RefusedQueue, StuckTable};
+use pending::Pending;
+use settle::{Parked, RefusedQueue, StuckTable};
 
 /// Frames that a thread reclaims for itself before it tries again.
 const DIRECT_FRAMES: u64 = 32;
@@ -48,11 +50,14 @@ pub(crate) struct Control {
     scratches: [Mutex<Scratch>; crate::limits::SCRATCHES],
     pub(crate) refused: RefusedQueue,
     pub(crate) stuck: StuckTable,
+    /// Advice and teardowns that wait for devices.
+    pub(crate) pending: Pending,
+    pub(crate) parked: Parked,
     /// Pages that stand by.
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
     pub(crate) nr_windows: AtomicU64,
-    /// Faults, pieces of reclaim and advice that some thread works on now.
+    /// Faults and pieces of reclaim that some thread works on now; none of them waits for long.
     pub(crate) in_flight: AtomicU64,
 }
 
@@ -61,7 +66,7 @@ pub(crate) struct Control {
 pub(crate) enum Pass {
     /// As many frames are free as was asked for.
     Done,
-    /// Both hands went round and found nothing to do.
+    /// Both hands went round and found nothing more to do.
     Stalled,
 }
 
@@ -112,6 +117,8 @@ impl Control {
             scratches: core::array::from_fn(|_| Mutex::new("mm.reclaim.scratch", Scratch::new())),
             refused: RefusedQueue::new(),
             stuck: StuckTable::new(),
+            pending: Pending::new(),
+            parked: Parked::new(),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
@@ -183,8 +190,9 @@ impl Memcg {
                 continue;
             }
             stall.note(self.frames.nr_freed(), self.clock.now_ns());
-            if stall.is_over() {
-                self.out_of_memory();
+            if stall.is_over() && self.out_of_memory(stall.began.0) {
+                // Somebody was killed, or something is under way: what comes of that counts anew.
+                stall = Stall::default();
             }
             self.reclaim
                 .wait_for_work(|| self.is_stopped(), Some(STALL_PAUSE));
@@ -199,6 +207,7 @@ impl Memcg {
     /// Frees frames until `target_free` are free or nothing more can be done.
     fn reclaim_pass(&self, target_free: u64, effort: Effort) -> Pass {
         let wanted = self.marks.standby.max(target_free);
+        let nr_freed_before = self.frames.nr_freed();
         let mut front_is_idle = false;
         let mut stalls = 0;
         while self.frames.counter().free() < target_free && !self.is_stopped() {
@@ -209,6 +218,11 @@ impl Memcg {
             let missing = target_free.saturating_sub(self.frames.counter().free());
             if self.advance(Hand::Back, missing.max(1)) {
                 stalls = 0;
+                let nr_freed = self.frames.nr_freed() - nr_freed_before;
+                // Enough for this thread, though others may have taken the frames.
+                if effort == Effort::Direct && nr_freed >= target_free {
+                    return Pass::Done;
+                }
                 continue;
             }
             // Nothing that stands by can go: the store is full, or nothing stands by. A clean

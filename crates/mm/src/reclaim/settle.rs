@@ -1,18 +1,23 @@
 //! Windows that a device refused without blocking: asked again by a worker that may wait.
 //!
-//! No fault waits for this worker. When a device does not answer in time, its name is kept, and
-//! what it holds counts as pinned until it answers.
+//! No fault waits for this worker. When a device does not answer in time, its name is kept, what
+//! it was asked for counts as pinned until it answers, and it is not waited for again until then:
+//! its refusals are taken as they come.
 
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::{REFUSED_QUEUE_MAX, STUCK_MAX};
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
-use crate::mm_struct::VmaId;
+use crate::mm_struct::{Mm, VmaId};
 use crate::mmu_notifier::BracketError;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use lockdep::sync::{Condvar, Fence, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+/// How often the worker looks whether a device has answered that holds up a teardown.
+const PARKED_PERIOD: Duration = Duration::from_millis(50);
 
 /// A range that was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,14 +26,22 @@ pub(crate) struct RefusedWindow {
     pub(crate) run: PageRun,
 }
 
+/// What the worker does next.
+enum Work {
+    Stop,
+    Settle(RefusedWindow),
+    LookAtParked,
+}
+
 /// Ranges that wait for a blockable bracket. Full means that a refusal is forgotten: the front
 /// hand comes round again.
 #[derive(Debug)]
 pub(crate) struct RefusedQueue {
     queue: Mutex<VecDeque<RefusedWindow>>,
     pushed: Condvar,
-    /// Queued, or in a bracket.
-    nr_pending: AtomicU64,
+    nr_queued: AtomicU64,
+    /// When the bracket began that the worker is in; zero for none.
+    begun_ns: AtomicU64,
 }
 
 impl RefusedQueue {
@@ -39,7 +52,8 @@ impl RefusedQueue {
                 VecDeque::with_capacity(REFUSED_QUEUE_MAX),
             ),
             pushed: Condvar::new("mm.reclaim.refused.pushed"),
-            nr_pending: AtomicU64::new(0),
+            nr_queued: AtomicU64::new(0),
+            begun_ns: AtomicU64::new(0),
         }
     }
 
@@ -47,37 +61,50 @@ impl RefusedQueue {
         let mut queue = self.queue.lock();
         if queue.len() < REFUSED_QUEUE_MAX && !queue.contains(&window) {
             queue.push_back(window);
-            self.nr_pending.fetch_add(1, Ordering::Relaxed);
+            self.nr_queued.store(queue.len() as u64, Ordering::Relaxed);
             drop(queue);
             self.pushed.notify_one();
         }
     }
 
-    /// Whether some refusal is not yet answered.
-    pub(crate) fn is_pending(&self) -> bool {
-        self.nr_pending.load(Ordering::Relaxed) > 0
+    /// Whether some refusal may still be settled. One that takes longer than `age_max_ns` will
+    /// not, nor will those that queue behind it.
+    pub(crate) fn is_pending(&self, now_ns: u64, age_max_ns: u64) -> bool {
+        match self.begun_ns.load(Ordering::Relaxed) {
+            0 => self.nr_queued.load(Ordering::Relaxed) > 0,
+            begun_ns => now_ns.saturating_sub(begun_ns) < age_max_ns,
+        }
     }
 
-    pub(super) fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         drop(self.queue.lock());
         self.pushed.notify_all();
     }
 
-    fn pop(&self, is_stopped: impl Fn() -> bool) -> Option<RefusedWindow> {
+    fn next(&self, memcg: &Memcg) -> Work {
         let mut queue = self.queue.lock();
         loop {
-            if is_stopped() {
-                return None;
+            if memcg.is_stopped() {
+                return Work::Stop;
             }
-            match queue.pop_front() {
-                Some(window) => return Some(window),
-                None => queue = self.pushed.wait(queue),
+            if let Some(window) = queue.pop_front() {
+                // The bracket counts from here, so that there is no moment at which neither the
+                // queue nor the worker has the window.
+                self.begun_ns
+                    .store(memcg.clock.now_ns().max(1), Ordering::Relaxed);
+                self.nr_queued.store(queue.len() as u64, Ordering::Relaxed);
+                return Work::Settle(window);
             }
+            if !memcg.reclaim.parked.is_empty() {
+                drop(self.pushed.wait_timeout(queue, PARKED_PERIOD));
+                return Work::LookAtParked;
+            }
+            queue = self.pushed.wait(queue);
         }
     }
 
     fn done(&self) {
-        self.nr_pending.fetch_sub(1, Ordering::Relaxed);
+        self.begun_ns.store(0, Ordering::Relaxed);
     }
 }
 
@@ -112,28 +139,40 @@ impl StuckTable {
         }
     }
 
-    /// Whether `page` counts as pinned.
-    pub(super) fn holds(&self, vma: VmaId, page: PageIndex) -> bool {
+    /// Whether an entry that is not over fits.
+    fn any(&self, fits: impl Fn(&Stuck) -> bool) -> bool {
         if self.nr.load(Ordering::Relaxed) == 0 {
             return false;
         }
         let mut entries = self.entries.lock();
         entries.retain(|stuck| !stuck.is_over());
         self.nr.store(entries.len() as u64, Ordering::Relaxed);
-        entries
-            .iter()
-            .any(|stuck| stuck.vma == vma && stuck.run.contains(page))
+        entries.iter().any(fits)
+    }
+
+    /// Whether `page` counts as pinned.
+    pub(super) fn holds(&self, vma: VmaId, page: PageIndex) -> bool {
+        self.any(|stuck| stuck.vma == vma && stuck.run.contains(page))
+    }
+
+    /// Whether `holder` has yet to answer.
+    pub(super) fn owes(&self, holder: &str) -> bool {
+        self.any(|stuck| *stuck.holder == *holder)
     }
 
     fn push(&self, stuck: Stuck) {
         let mut entries = self.entries.lock();
-        let is_known = entries
-            .iter()
-            .any(|e| (e.vma, e.run) == (stuck.vma, stuck.run));
-        if entries.len() < STUCK_MAX && !is_known {
+        if entries.len() < STUCK_MAX {
             entries.push(stuck);
             self.nr.store(entries.len() as u64, Ordering::Relaxed);
         }
+    }
+
+    /// The mapping is gone.
+    pub(crate) fn forget(&self, vma: VmaId) {
+        let mut entries = self.entries.lock();
+        entries.retain(|stuck| stuck.vma != vma);
+        self.nr.store(entries.len() as u64, Ordering::Relaxed);
     }
 
     /// Who holds on to what, for reports.
@@ -146,13 +185,60 @@ impl StuckTable {
     }
 }
 
+/// Address spaces whose teardown waits for a device, each with what the device owes.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    entries: Mutex<Vec<(Arc<Mm>, Option<Fence>)>>,
+    nr: AtomicU64,
+}
+
+impl Parked {
+    pub(super) fn new() -> Self {
+        Self {
+            entries: Mutex::new("mm.reclaim.parked", Vec::new()),
+            nr: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn push(&self, mm: Arc<Mm>, fence: Option<Fence>) {
+        self.entries.lock().push((mm, fence));
+        self.nr.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.nr.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes out one whose device has answered.
+    fn take_answered(&self) -> Option<Arc<Mm>> {
+        let mut entries = self.entries.lock();
+        let has_answered =
+            |(_, fence): &(_, Option<Fence>)| fence.as_ref().is_some_and(Fence::is_signalled);
+        let index = entries.iter().position(has_answered)?;
+        self.nr.fetch_sub(1, Ordering::Relaxed);
+        Some(entries.swap_remove(index).0)
+    }
+}
+
 impl Memcg {
     /// The loop of the worker that waits for devices, until [`Memcg::stop`]. One thread; no fault
     /// ever waits for it.
     pub fn run_settle(&self) {
-        while let Some(refused) = self.reclaim.refused.pop(|| self.is_stopped()) {
-            self.settle(refused);
-            self.reclaim.refused.done();
+        loop {
+            match self.reclaim.refused.next(self) {
+                Work::Stop => return,
+                Work::Settle(refused) => {
+                    self.settle(refused);
+                    self.reclaim.refused.done();
+                }
+                Work::LookAtParked => {
+                    while let Some(mm) = self.reclaim.parked.take_answered() {
+                        if !mm.unpark() {
+                            break;
+                        }
+                    }
+                }
+            }
         }
     }
 

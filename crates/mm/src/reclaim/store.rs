@@ -159,9 +159,17 @@ impl Vma {
             return 0;
         }
         let run = PageRun::new(first, nr);
-        // An error means that the slots were taken from us; they are empty then, as they should.
-        let _ = self.primary().free_detached(run);
-        let mut freed = 0;
+        let is_freed = self.primary().free_detached(run).is_ok();
+        if !is_freed {
+            // Something else changed the slots. What was stored is as good as what is there.
+            count(&self.stat().foreign_changes);
+        }
+        let nr_ready = words[..nr as usize]
+            .iter()
+            .filter(|(_, is_ready)| *is_ready);
+        let freed = nr_ready.count() as u64;
+        // Before the pages are seen as swapped: a fault takes them away again.
+        self.mm().rss.swapped.fetch_add(freed, Ordering::Relaxed);
         for (page, &(was, is_ready)) in run.pages().zip(words) {
             let owned = Owned { page, was };
             if !is_ready {
@@ -180,9 +188,7 @@ impl Vma {
                     count(&self.stat().clean_drop);
                 }
             }
-            freed += 1;
         }
-        self.mm().rss.swapped.fetch_add(freed, Ordering::Relaxed);
         self.uncharge(freed);
         freed
     }
