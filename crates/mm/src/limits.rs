@@ -11,9 +11,12 @@ pub const WINDOW_PAGES: u32 = 64;
 /// Pages that the reaper asks for at once: one page-table page worth, as zapping goes.
 pub const REAP_CHUNK_PAGES: u32 = 512;
 
-/// The fewest frames a `max` may have: below it, one access that crosses a page boundary and the
-/// reserve of reclaim do not fit together.
+/// The fewest frames a `max` may have: below it, an access that crosses a page boundary and what
+/// reclaim moves meanwhile do not fit together.
 pub const FRAMES_MIN: u64 = 4;
+
+/// The most bytes that the slots of a compressed store can be numbered for.
+pub const ZSWAP_BYTES_MAX: u64 = 128 << 30;
 
 /// The most pages one mapping may have.
 pub const MAPPING_PAGES_MAX: u32 = 1 << 30;
@@ -69,32 +72,48 @@ impl Limits {
     ///
     /// # Errors
     ///
-    /// [`LimitError`] when `max` leaves no room for the reserve.
+    /// See [`LimitError`].
     pub fn check(&self) -> Result<(), LimitError> {
+        let (max_bytes, zswap_max_bytes) = (self.max_bytes, self.zswap_max_bytes);
         if self.frames_max() < FRAMES_MIN {
-            return Err(LimitError {
-                max_bytes: self.max_bytes,
-            });
+            return Err(LimitError::TooSmall { max_bytes });
+        }
+        if zswap_max_bytes > ZSWAP_BYTES_MAX {
+            return Err(LimitError::StoreTooLarge { zswap_max_bytes });
         }
         Ok(())
     }
 }
 
-/// A `max` that leaves no room for the reserve.
+/// Why bounds cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LimitError {
-    /// The bound that was asked for.
-    pub max_bytes: u64,
+pub enum LimitError {
+    /// `max` leaves no room to work in.
+    TooSmall {
+        /// The bound that was asked for.
+        max_bytes: u64,
+    },
+    /// The compressed store is larger than its slots can be numbered.
+    StoreTooLarge {
+        /// The bound that was asked for.
+        zswap_max_bytes: u64,
+    },
 }
 
 impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a limit of {} bytes is too small: the reserve alone needs {} bytes",
-            self.max_bytes,
-            FRAMES_MIN * PAGE_SIZE as u64
-        )
+        match self {
+            Self::TooSmall { max_bytes } => write!(
+                f,
+                "a limit of {max_bytes} bytes is too small: reclaim needs at least {} bytes",
+                FRAMES_MIN * PAGE_SIZE as u64
+            ),
+            Self::StoreTooLarge { zswap_max_bytes } => write!(
+                f,
+                "a compressed store of {zswap_max_bytes} bytes is too large: at most \
+                 {ZSWAP_BYTES_MAX} bytes can be numbered"
+            ),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`LimitError`] when `max` is too small for the reserve.
+    /// See [`LimitError`].
     pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Result<Arc<Self>, LimitError> {
         limits.check()?;
         let frames_max = limits.frames_max();
