@@ -14,6 +14,7 @@
 
 mod codec;
 mod header;
+mod lz4;
 mod size_class;
 mod slab;
 mod zswap;
