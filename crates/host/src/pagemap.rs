@@ -10,7 +10,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const WRITE_PROTECTED: u64 = 1 << 57;
 
-/// Entries read in one call, into a buffer on the stack.
+/// Entries read in one call, into a buffer on the stack, which may be that of a signal.
 pub(crate) const BATCH: usize = 32;
 
 /// What the page table holds for one page.
@@ -18,6 +18,9 @@ pub(crate) const BATCH: usize = 32;
 pub(crate) struct Entry(u64);
 
 impl Entry {
+    /// Nothing at all: what a buffer holds before it is read into.
+    pub(crate) const NOTHING: Self = Self(0);
+
     /// A frame is mapped.
     pub(crate) fn is_present(self) -> bool {
         self.0 & PRESENT != 0
@@ -63,17 +66,18 @@ impl Pagemap {
         Ok(Self { fd })
     }
 
-    /// Reads the entries of `into.len()` pages from `address` on. Allocates nothing.
+    /// Reads the entries of `nr` pages from `address` on, or as many as `into` holds. Allocates
+    /// nothing.
     pub(crate) fn read<'a>(
         &self,
         address: usize,
         nr: usize,
-        into: &'a mut [Entry; BATCH],
+        into: &'a mut [Entry],
     ) -> Result<&'a [Entry], Errno> {
-        let nr = nr.min(BATCH);
+        let nr = nr.min(into.len());
         let bytes = nr * size_of::<Entry>();
         let at = (address / PAGE_SIZE * size_of::<Entry>()) as libc::off_t;
-        // SAFETY: `into` holds `BATCH >= nr` entries of plain 64-bit integers, for which every
+        // SAFETY: `into` holds at least `nr` entries of plain 64-bit integers, for which every
         // bit pattern is valid, and is borrowed mutably for the call.
         let done = unsafe { libc::pread(self.fd.as_raw_fd(), into.as_mut_ptr().cast(), bytes, at) };
         let done = Errno::check(done as i64)?;
@@ -93,4 +97,4 @@ impl Pagemap {
 }
 
 /// A buffer for [`Pagemap::read`].
-pub(crate) const NOTHING: [Entry; BATCH] = [Entry(0); BATCH];
+pub(crate) const NOTHING: [Entry; BATCH] = [Entry::NOTHING; BATCH];

@@ -1,15 +1,18 @@
 //! Moving runs of pages between their addresses and their slots.
 //!
 //! One loop serves both directions. The kernel's answer is believed in one case only: full
-//! success of a move that refuses holes says that every page has moved. After anything else the
-//! page tables of both places are asked, page by page, and the loop goes on at the first page
-//! that has not moved. The machine's error number then only says what to do about *that* page.
+//! success. Of a move that refuses holes it says that every page has moved; of one that allows
+//! them, that no page is left at its source, and the page table of the target tells which there
+//! were. After anything else the page tables of both places are asked, page by page, and the loop
+//! goes on at the first page that has not moved. The machine's error number then only says what to
+//! do about *that* page.
 
 use super::{NR_RETRIES_MAX, PrivateMmu, mmu_error};
 use crate::errno::Errno;
 use crate::pagemap::{self, Entry};
 use crate::uffd::{Holes, Stopped, Uffd};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
+use pinless_mm::limits::WINDOW_PAGES;
 use pinless_mm::primary_mmu::{Detached, MmuError};
 
 /// Where a page is, by the page tables of both places.
@@ -104,14 +107,19 @@ pub(super) fn detach(
         run,
         left: run,
         outcome,
-        holes: Holes::Refuse,
+        // Runs of reclaim have holes more often than not, and a stop costs more than a look.
+        holes: if run.nr == 1 {
+            Holes::Refuse
+        } else {
+            Holes::Allow
+        },
         nr_retries: 0,
         error: None,
     };
     while trip.left.nr > 0 {
         match route.go(trip.left, trip.holes) {
             Ok(()) if trip.holes == Holes::Refuse => trip.settle_all(Detached::Done),
-            Ok(()) => trip.ask_all()?,
+            Ok(()) => trip.ask_targets()?,
             Err(stopped) => {
                 let nr_before = trip.left.nr;
                 trip.ask_until_source()?;
@@ -165,6 +173,32 @@ impl Detach<'_> {
                 self.settle(Detached::Done);
             }
         }
+    }
+
+    /// Settles all that is left after a move that left nothing at the sources: what is in its
+    /// slot has moved, and what is not was a hole.
+    fn ask_targets(&mut self) -> Result<(), MmuError> {
+        let route = self.route;
+        let mut entries = [Entry::NOTHING; WINDOW_PAGES as usize];
+        while self.left.nr > 0 {
+            let slot = (route.target)(route.mmu, self.left.first);
+            let asked = route
+                .mmu
+                .pagemap
+                .read(slot, self.left.nr as usize, &mut entries);
+            let targets = match asked {
+                Ok(targets) => targets,
+                Err(errno) => return self.or_busy(Err(errno)),
+            };
+            for target in targets {
+                self.settle(if target.is_occupied() {
+                    Detached::Done
+                } else {
+                    Detached::Hole
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Settles all that is left by where each page is.
