@@ -265,6 +265,7 @@ fn publish(table: Table) {
 /// waited for; turning new readers away first keeps them from feeding the one waited for.
 fn wait_for_readers() {
     for _ in 0..2 {
+        // SeqCst: readers that come after it stand in the other counter.
         let old = EPOCH.fetch_add(1, Ordering::SeqCst) & 1;
         // SeqCst: pairs with the additions and subtractions of readers.
         // A reader is a few dozen instructions from leaving, in a signal handler that no other

@@ -147,6 +147,7 @@ struct Loaded {
     value: u64,
 }
 
+// SAFETY: the symbols are defined in the assembly of this module; only their addresses are used.
 unsafe extern "C" {
     static pinless_uaccess_begin: u8;
     static pinless_uaccess_end: u8;

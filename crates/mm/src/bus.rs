@@ -58,7 +58,8 @@ impl fmt::Display for StaleDma {
         };
         write!(
             f,
-            "stale DMA on page {}: translation of generation {}, frame of generation {}, caught {how}",
+            "stale DMA on page {}: translation of generation {}, frame of generation {}, \
+             caught {how}",
             self.used.page, self.used.generation, self.found
         )
     }

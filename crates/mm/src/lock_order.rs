@@ -1,11 +1,9 @@
 //! The order of the locks of this crate, as data.
 //!
-//! | rule | why |
-//! |---|---|
-//! | no lock of this crate is held while a notifier is called | a notifier takes its own locks, and may hang |
-//! | no lock of this crate is held while managed memory is touched | the fault would take it again |
-//! | `mm.reclaim.scratch` is held while pages are stored, and those who wait for it hold nothing | it is the outermost lock of reclaim |
-//! | the rest nests as [`ORDER`] says, and is held for short, bounded work | |
+//! * No lock of this crate is held while a notifier is called: it takes its own, and may hang.
+//! * None is held while managed memory is touched: the fault would take it again.
+//! * `mm.reclaim.scratch` is the outermost lock of reclaim; who waits for it holds no other.
+//! * The rest nests as [`ORDER`] says, and is held for short, bounded work.
 //!
 //! Linux counterpart: the lock tree at the head of `mm/rmap.c`.
 
@@ -30,6 +28,7 @@ pub const ORDER: &[(&str, &[&str])] = &[
     ("mm.reclaim.hands", &[]),
     ("mm.reclaim.idle", &[]),
     ("mm.reclaim.refused", &[]),
+    ("mm.reclaim.parked", &[]),
     ("mm.reclaim.stuck", &[]),
     ("mm.frames", &[]),
     ("mm.page_wait", &[]),

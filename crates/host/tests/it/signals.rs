@@ -39,6 +39,11 @@ extern "C" fn earlier(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) 
     }
 }
 
+/// Puts a page of zeros at an address.
+///
+/// # Safety
+///
+/// The caller gives up what was there.
 unsafe fn map_fixed(page: *mut libc::c_void) {
     // SAFETY: the caller gives up what was at the page.
     unsafe {
