@@ -1,3 +1,33 @@
-//! The `pinless` command.
+//! The `pinless` command: arguments in, a picture out.
+//!
+//! The only crate of the workspace that prints, and the only one that knows arguments, exit codes
+//! and JSON. Each command measures first and makes a report; rendering it comes after.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod cmd;
+mod exit;
+mod render;
+
+use args::{Cli, Command};
+use clap::Parser;
+use exit::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::of_arguments(&error).into(),
+    };
+    exit::silence_panics();
+    let outcome = std::panic::catch_unwind(|| match cli.command {
+        Command::Run(args) => cmd::run::main(&args),
+    });
+    outcome.unwrap_or_else(|_| exit::of_panic()).into()
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

@@ -1,0 +1,201 @@
+//! Arguments, and what the help says of them.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use core::fmt;
+use core::str::FromStr;
+use std::path::PathBuf;
+
+/// Memory that devices use, overcommitted: pages move, devices are told.
+#[derive(Parser, Debug)]
+#[command(name = "pinless", version, about, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be done.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run the main job: four times more memory than the limit, used by threads and devices
+    Run(RunArgs),
+}
+
+const RUN_HELP: &str = "\
+What happens:
+  Tenants load real files into managed memory through io_uring, four times as
+  much as may be resident. Then, all at once: threads read and write it at
+  random, two devices do DMA on it without pinning it, and io_uring writes it
+  out and reads it back. Each byte read is compared with a model. Pages are
+  compressed and brought back throughout. At two thirds of the time one tenant
+  starts to leak, while one of its devices hangs, until it is killed for it;
+  the others go on. At the end all memory is hashed against the model.
+
+Examples:
+  pinless run                                the files around you, 64M, 10 s
+  pinless run --input /usr/share/doc --limit 256M --tenants 8 --seconds 60
+  pinless run --json - | jq .oom             only the report, as JSON
+  pinless run --inject skip-notifier         a broken run: must be caught
+
+Exit codes:
+  0 everything held, 1 something did not (stderr says which page, device and
+  step), 2 it could not be run as asked, 130 ended by Ctrl-C before the end";
+
+/// Options of `pinless run`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = RUN_HELP)]
+pub(crate) struct RunArgs {
+    /// Files to load: a file, or a directory with all below it but .git and target
+    /// [default: the repository around the current directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) input: Option<PathBuf>,
+
+    /// The most memory that may be resident (memory.max): 64M, 1G, ...
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) limit: Bytes,
+
+    /// The most compressed memory (memory.zswap.max) [default: twice the limit]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) zswap: Option<Bytes>,
+
+    /// Address spaces that share the limit; one of them will leak
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub(crate) tenants: u32,
+
+    /// How long the work goes on, loading and the last check not counted
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+
+    /// Write the report as JSON to FILE; `-` prints it instead of the table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Repeat the choices of an earlier run, as far as threads can [default: from the clock]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// How threads reach memory that is not there
+    #[arg(long, value_enum, default_value_t = FaultModes::Mixed)]
+    pub(crate) fault_mode: FaultModes,
+
+    /// Break something on purpose: the run must notice, and exit with 1
+    #[arg(long, value_enum, value_name = "FAULT")]
+    pub(crate) inject: Option<Injection>,
+
+    /// Leave io_uring out
+    #[arg(long)]
+    pub(crate) no_io_uring: bool,
+}
+
+/// How the threads of the tenants reach memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum FaultModes {
+    /// One after the other, over the tenants
+    Mixed,
+    /// Service threads resolve the faults
+    Service,
+    /// The faulting thread resolves them, in its SIGBUS handler
+    InThread,
+    /// Guards make pages resident before they are used
+    Guard,
+}
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Injection {
+    /// Devices are not told of changes
+    SkipNotifier,
+    /// Devices are told that a change is over before it is made
+    LateEnd,
+    /// The compressed store loses a page that it acknowledged
+    LostStore,
+    /// A bit of the compressed store changes
+    CorruptSlot,
+}
+
+/// A size on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Bytes(pub(crate) u64);
+
+/// Why a size is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BytesError;
+
+impl fmt::Display for BytesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size is a number with K, M, G or T behind it, like 64M")
+    }
+}
+
+impl std::error::Error for BytesError {}
+
+impl FromStr for Bytes {
+    type Err = BytesError;
+
+    fn from_str(text: &str) -> Result<Self, BytesError> {
+        let text = text.trim();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "" | "B" => 0,
+            "K" | "KB" | "KIB" => 10,
+            "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            "T" | "TB" | "TIB" => 40,
+            _ => return Err(BytesError),
+        };
+        let number: u64 = digits.parse().map_err(|_| BytesError)?;
+        number.checked_mul(1 << shift).map(Self).ok_or(BytesError)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+        for (shift, unit) in units {
+            if self.0 >> shift == 0 {
+                continue;
+            }
+            return if self.0.is_multiple_of(1 << shift) {
+                write!(f, "{}{unit}", self.0 >> shift)
+            } else {
+                write!(f, "{:.1}{unit}", self.0 as f64 / (1_u64 << shift) as f64)
+            };
+        }
+        write!(f, "{} B", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, bytes: Option<u64>, shown: &str) {
+        let parsed = text.parse::<Bytes>().ok();
+        assert_eq!(parsed.map(|bytes| bytes.0), bytes, "{text}");
+        if let Some(parsed) = parsed {
+            assert_eq!(parsed.to_string(), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        check("64M", Some(64 << 20), "64M");
+        check("1g", Some(1 << 30), "1G");
+        check("1536K", Some(1536 << 10), "1.5M");
+        check("4096", Some(4096), "4K");
+        check(" 8MiB ", Some(8 << 20), "8M");
+        check("0", Some(0), "0 B");
+        check("100", Some(100), "100 B");
+        for bad in ["", "M", "1.5M", "64X", "-1", "99999999T"] {
+            check(bad, None, "");
+        }
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

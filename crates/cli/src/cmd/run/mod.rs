@@ -1,0 +1,179 @@
+//! `pinless run`: the main job, on real memory with real files and devices.
+//!
+//! Four times more memory than the limit is filled with files and used, by everybody at once:
+//! threads, devices that do DMA, io_uring. Whatever is read is compared with a model that lies
+//! outside of managed memory. What did not hold goes to the [`judge`]; the rest is a [`report`].
+
+mod corpus;
+mod judge;
+mod model;
+mod oom_story;
+mod plan;
+pub(crate) mod report;
+mod rng;
+mod rss;
+mod stage;
+mod tenant;
+mod verify;
+mod witness;
+mod workload;
+
+use crate::args::{Bytes, RunArgs};
+use crate::exit::{self, Exit};
+use crate::render::{json, live::Live, term};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use corpus::{Corpus, CorpusError};
+use pinless::{BuildError, MapError};
+use plan::Plan;
+use report::Report;
+use stage::Stage;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Why the run could not even begin.
+#[derive(Debug)]
+pub(crate) enum RunError {
+    Corpus(CorpusError),
+    TooSmall {
+        limit: Bytes,
+        nr_tenants: u32,
+        needed: Bytes,
+    },
+    TooLarge {
+        limit: Bytes,
+    },
+    Build(BuildError),
+    Map(MapError),
+    TempFile(io::Error),
+    Json {
+        path: PathBuf,
+        error: io::Error,
+    },
+    Signals(io::Error),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Corpus(error) => error.fmt(f),
+            Self::TooSmall {
+                limit,
+                nr_tenants,
+                needed,
+            } => write!(
+                f,
+                "a limit of {limit} is too small for {nr_tenants} tenants and the reserve: \
+                 give --limit {needed} or more, or fewer --tenants"
+            ),
+            Self::TooLarge { limit } => write!(
+                f,
+                "a limit of {limit} is too large: a tenant's memory would have too many pages"
+            ),
+            Self::Build(error) => error.fmt(f),
+            Self::Map(error) => write!(f, "a tenant's memory cannot be mapped: {error}"),
+            Self::TempFile(error) => write!(
+                f,
+                "no temporary file can be made in {}: {error}; set TMPDIR",
+                std::env::temp_dir().display()
+            ),
+            Self::Json { path, error } => {
+                write!(
+                    f,
+                    "the report cannot be written to {}: {error}",
+                    path.display()
+                )
+            }
+            Self::Signals(error) => write!(f, "Ctrl-C cannot be caught: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Runs it, shows the report, and says how it went.
+pub(crate) fn main(args: &RunArgs) -> Exit {
+    let ran = json_file(args).and_then(|json| run(args).map(|report| (report, json)));
+    let (report, json) = match ran {
+        Ok(ran) => ran,
+        Err(error) => return exit::bad_use(&error),
+    };
+    match json {
+        None => exit::print_text(&term::table(&report)),
+        Some(Json::Stdout) => exit::print_text(&json::text(&report)),
+        Some(Json::File(file, path)) => {
+            exit::print_text(&term::table(&report));
+            if let Err(error) = json::write(&report, file) {
+                return exit::bad_use(&RunError::Json { path, error });
+            }
+        }
+    }
+    for line in term::failures(&report) {
+        exit::eprint_line(&line);
+    }
+    match (report.ok, report.interrupted) {
+        (false, _) => Exit::Failed,
+        (true, true) => Exit::Interrupted,
+        (true, false) => Exit::Held,
+    }
+}
+
+/// Where the JSON goes.
+enum Json {
+    Stdout,
+    File(File, PathBuf),
+}
+
+/// Opened before the run: to fail after it would be a pity.
+fn json_file(args: &RunArgs) -> Result<Option<Json>, RunError> {
+    let Some(path) = &args.json else {
+        return Ok(None);
+    };
+    if path == Path::new("-") {
+        return Ok(Some(Json::Stdout));
+    }
+    let file = File::create(path).map_err(|error| RunError::Json {
+        path: path.clone(),
+        error,
+    })?;
+    Ok(Some(Json::File(file, path.clone())))
+}
+
+fn run(args: &RunArgs) -> Result<Report, RunError> {
+    let seed = args.seed.unwrap_or_else(seed_of_clock);
+    let input = args.input.clone().unwrap_or_else(corpus::default_input);
+    let corpus = Corpus::gather(&input, Plan::managed_bytes_max(args)).map_err(RunError::Corpus)?;
+    let corpus = Arc::new(corpus);
+    let plan = Plan::new(args, seed, &corpus)?;
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&is_interrupted))
+            .map_err(RunError::Signals)?;
+    }
+    let stage = Stage::set(plan, &input, corpus, is_interrupted)?;
+    Ok(stage.play(&Live::new()))
+}
+
+fn seed_of_clock() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    // Six digits are easy to type again.
+    since.map_or(1, |since| rng::mix(since.as_nanos() as u64) % 1_000_000)
+}
+
+/// A file without a name: nothing is left behind, however the run ends.
+fn temp_file() -> io::Result<File> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let nr = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("pinless-{}-{nr}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}

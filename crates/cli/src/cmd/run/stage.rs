@@ -1,0 +1,504 @@
+//! The run from load to report: who does what, and when.
+
+use super::RunError;
+use super::corpus::Corpus;
+use super::judge::{Failure, Judge};
+use super::oom_story;
+use super::plan::Plan;
+use super::report::{Input, Report};
+use super::rng::Rng;
+use super::rss::OtherMemory;
+use super::tenant::{Tally, Tenant};
+use super::verify::{self, Verified};
+use super::workload::{Actor, cpu, dma, leak, load, ring};
+use crate::args::{Bytes, Injection};
+use crate::exit;
+use crate::render::live::{Figures, Live};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use pinless::io_uring::SetupError;
+use pinless::{Builder, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
+use pinless_mm::swap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Instant;
+
+/// Between two looks at how it goes.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How long a device may keep reclaim waiting: nobody waits for reclaim meanwhile.
+const SETTLE_DEADLINE: Duration = Duration::from_millis(400);
+
+/// The work goes on after the kill, so that it is seen that it does.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// A leak that nobody was killed for after this long is a failure.
+const LEAK_MAX: Duration = Duration::from_secs(120);
+
+/// A change outside of a bracket ends the run; a device that meets it may still say so.
+const WITNESS_GRACE: Duration = Duration::from_millis(1500);
+
+/// One store in so many fails, when it is made to fail.
+const INJECT_ONE_IN: u32 = 64;
+
+/// Everything that takes part.
+pub(crate) struct Stage {
+    pub(crate) plan: Plan,
+    pub(crate) input: Input,
+    pub(crate) judge: Judge,
+    pub(crate) no_ring: OnceLock<SetupError>,
+    pub(crate) is_interrupted: Arc<AtomicBool>,
+    may_hang: AtomicBool,
+    pub(crate) tenants: Vec<Tenant>,
+    pub(crate) pinless: Pinless,
+}
+
+/// What is measured on the way, since it is gone at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Course {
+    pub(crate) loaded: Duration,
+    pub(crate) worked: Duration,
+    pub(crate) rss_other: (u64, u64),
+    pub(crate) compression_ratio: f64,
+    /// Operations of each tenant when the victim had been reaped.
+    pub(crate) ops_at_kill: Option<Vec<u64>>,
+    pub(crate) verified: Vec<Verified>,
+}
+
+/// Where the work is.
+enum Phase {
+    Steady,
+    /// One device is to hang.
+    Hanging,
+    Leaking,
+    /// The victim was reaped.
+    Aftermath(Instant),
+}
+
+impl Stage {
+    pub(crate) fn set(
+        plan: Plan,
+        input: &Path,
+        corpus: Arc<Corpus>,
+        is_interrupted: Arc<AtomicBool>,
+    ) -> Result<Self, RunError> {
+        let pinless = Builder::new(plan.limit_bytes)
+            .zswap_max(plan.zswap_bytes)
+            .settle_deadline(SETTLE_DEADLINE)
+            // One for each tenant, and one for the leak.
+            .fault_threads(plan.nr_tenants as usize + 1)
+            .build()
+            .map_err(RunError::Build)?;
+        let no_ring = OnceLock::new();
+        let tenants = (0..plan.nr_tenants)
+            .map(|index| Tenant::create(&pinless, &plan, &corpus, index, &no_ring))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            input: Input::new(input, &corpus),
+            judge: Judge::new(),
+            no_ring,
+            is_interrupted,
+            may_hang: AtomicBool::new(false),
+            tenants,
+            pinless,
+            plan,
+        })
+    }
+
+    /// Does it all, and takes everything down.
+    pub(crate) fn play(self, live: &Live) -> Report {
+        let mut course = Course::default();
+        // Kept to the end of the scope: the reaper is to free what was leaked.
+        let leaked = std::thread::scope(|scope| {
+            let _curtain = Curtain(&self);
+            self.start_engines(scope);
+            self.load(scope, live, &mut course);
+            let leaked = self.work(scope, live, &mut course);
+            self.judge_course(&course);
+            course.verified = verify::run(&self, scope, live);
+            leaked
+        });
+        live.finish();
+        let mut report = Report::new(&self, &course);
+        drop(leaked);
+        self.take_down(&mut report);
+        report
+    }
+
+    fn start_engines<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        for tenant in &self.tenants {
+            for dma in tenant.dma_devices() {
+                self.spawn(scope, dma.device.name(), || dma.device.serve());
+            }
+        }
+    }
+
+    fn load<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        live: &Live,
+        course: &mut Course,
+    ) {
+        let began = Instant::now();
+        let loaders: Vec<_> = self
+            .tenants
+            .iter()
+            .filter_map(|tenant| {
+                let actor = self.actor(tenant, "loader".to_owned(), &tenant.loading, 0);
+                let chunk_pages = self.plan.chunk_pages;
+                let load = move || load::run(&actor, chunk_pages).is_ok();
+                self.spawn(scope, "loader", load)
+            })
+            .collect();
+        while loaders.iter().any(|loader| !loader.is_finished()) {
+            self.heed_interrupt();
+            let loaded: u64 = self
+                .tenants
+                .iter()
+                .map(|t| t.loading.verified_bytes())
+                .sum();
+            live.show("load", loaded, self.plan.managed_bytes(), &self.figures());
+            std::thread::sleep(TICK);
+        }
+        course.loaded = began.elapsed();
+    }
+
+    /// The work, until its time is over or something did not hold. Returns what was leaked.
+    fn work<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        live: &Live,
+        course: &mut Course,
+    ) -> Option<Mapping> {
+        if self.judge.is_stopped() {
+            return None;
+        }
+        self.inject();
+        let actors = self.start_actors(scope);
+        let mut leak = None;
+        let mut other = OtherMemory::default();
+        let began = Instant::now();
+        let leak_at = self.plan.duration * 2 / 3;
+        let mut phase = Phase::Steady;
+        let mut convicted_at = None;
+        while !self.judge.is_stopped() {
+            std::thread::sleep(TICK);
+            self.heed_interrupt();
+            let elapsed = began.elapsed();
+            let (done, total) = (elapsed.as_millis(), self.plan.duration.as_millis());
+            live.show("work", done as u64, total as u64, &self.figures());
+            other.watch(self.pinless.memcg());
+            self.heed_witness(&mut convicted_at);
+            self.heed_wrong_victim();
+            match phase {
+                Phase::Steady if elapsed < leak_at / 4 => {
+                    course.rss_other.0 = other.bytes(self.pinless.memcg());
+                }
+                Phase::Steady if elapsed >= leak_at => {
+                    course.rss_other.1 = other.bytes(self.pinless.memcg());
+                    course.compression_ratio = self.compression_ratio();
+                    self.may_hang.store(true, Ordering::Relaxed);
+                    phase = Phase::Hanging;
+                }
+                Phase::Hanging if self.leaker().is_hung.load(Ordering::Relaxed) => {
+                    leak = self.start_leak(scope);
+                    phase = Phase::Leaking;
+                }
+                Phase::Leaking if self.is_reaped() => {
+                    let ops = self.tenants.iter().map(Tenant::ops).collect();
+                    course.ops_at_kill = Some(ops);
+                    phase = Phase::Aftermath(Instant::now());
+                }
+                Phase::Aftermath(since)
+                    if since.elapsed() >= AFTERMATH && elapsed >= self.plan.duration =>
+                {
+                    self.judge.stop();
+                }
+                Phase::Hanging | Phase::Leaking if elapsed > leak_at + LEAK_MAX => {
+                    self.fail("leak", "nobody was killed and reaped for it in two minutes");
+                }
+                _ => {}
+            }
+        }
+        course.worked = began.elapsed();
+        if course.compression_ratio == 0.0 {
+            course.compression_ratio = self.compression_ratio();
+        }
+        for actor in actors {
+            let _ = actor.join();
+        }
+        leak.and_then(|leak| leak.join().ok().flatten()).flatten()
+    }
+
+    fn start_actors<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Vec<ScopedJoinHandle<'scope, Option<()>>> {
+        let mut actors = Vec::new();
+        for tenant in &self.tenants {
+            let name = format!("cpu thread ({})", tenant.access);
+            let actor = self.actor(tenant, name, &tenant.cpu, 1);
+            actors.push(self.spawn(scope, "cpu", move || cpu::run(actor)));
+            for (index, dma) in (2..).zip(&tenant.dma) {
+                let name = format!("device {}", dma.device.name());
+                let actor = self.actor(tenant, name, &dma.tally, index);
+                actors.push(self.spawn(scope, dma.kind, move || dma::run(actor, dma)));
+            }
+            if let Some(dma) = &tenant.hanging {
+                let name = format!("device {}", dma.device.name());
+                let actor = self.actor(tenant, name, &dma.tally, 10);
+                let may_hang = || self.may_hang.load(Ordering::Relaxed);
+                actors.push(self.spawn(scope, "nic", move || {
+                    dma::run_until_hang(actor, dma, may_hang);
+                }));
+            }
+            if let Some(device) = &tenant.ring {
+                let name = format!("device {}/io_uring", tenant.name);
+                let actor = self.actor(tenant, name, &device.tally, 11);
+                let pages_max = self.plan.chunk_pages.min(8);
+                actors.push(self.spawn(scope, "ring", move || {
+                    ring::run(actor, device, pages_max);
+                }));
+            }
+        }
+        actors.into_iter().flatten().collect()
+    }
+
+    fn start_leak<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Option<ScopedJoinHandle<'scope, Option<Option<Mapping>>>> {
+        static NOBODYS: Tally = Tally::new();
+        let actor = self.actor(self.leaker(), "leaking thread".to_owned(), &NOBODYS, 12);
+        let nr_pages = self.plan.leak_pages();
+        self.spawn(scope, "leak", move || {
+            leak::run(actor, &self.pinless, nr_pages)
+        })
+    }
+
+    /// Runs `body` beside the rest. A panic is a failure of the run, and ends it.
+    pub(crate) fn spawn<'scope, T: Send + 'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        name: &str,
+        body: impl FnOnce() -> T + Send + 'scope,
+    ) -> Option<ScopedJoinHandle<'scope, Option<T>>> {
+        let spawned = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, move || {
+                // Unwind safe: after a panic nothing is done but to stop and to report.
+                let outcome = catch_unwind(AssertUnwindSafe(body));
+                if outcome.is_err() {
+                    self.fail_panic();
+                }
+                outcome.ok()
+            });
+        spawned
+            .inspect_err(|error| self.fail("start a thread", &error.to_string()))
+            .ok()
+    }
+
+    pub(crate) fn actor<'a>(
+        &'a self,
+        tenant: &'a Tenant,
+        name: String,
+        tally: &'a Tally,
+        index: u32,
+    ) -> Actor<'a> {
+        Actor {
+            judge: &self.judge,
+            tenant,
+            name,
+            tally,
+            rng: Rng::new(self.plan.seed, tenant.index, index),
+        }
+    }
+
+    pub(crate) fn leaker(&self) -> &Tenant {
+        &self.tenants[self.plan.leaker() as usize]
+    }
+
+    fn inject(&self) {
+        for tenant in &self.tenants {
+            tenant.witness.arm();
+        }
+        let zswap = self.pinless.memcg().zswap();
+        let one_in = INJECT_ONE_IN;
+        let notifiers = |fault| {
+            for tenant in &self.tenants {
+                tenant.mm.notifiers().inject(fault);
+            }
+        };
+        match self.plan.inject {
+            None => {}
+            Some(Injection::SkipNotifier) => notifiers(mmu_notifier::Inject::SkipNotifier),
+            Some(Injection::LateEnd) => notifiers(mmu_notifier::Inject::LateEnd),
+            Some(Injection::LostStore) => zswap.inject(swap::Inject::LoseStore { one_in }),
+            Some(Injection::CorruptSlot) => zswap.inject(swap::Inject::CorruptSlot { one_in }),
+        }
+    }
+
+    fn heed_interrupt(&self) {
+        if self.is_interrupted.load(Ordering::Relaxed) {
+            self.judge.stop();
+        }
+    }
+
+    fn heed_witness(&self, convicted_at: &mut Option<Instant>) {
+        if let Some(since) = convicted_at {
+            if since.elapsed() >= WITNESS_GRACE {
+                self.judge.stop();
+            }
+            return;
+        }
+        let is_convicted = |tenant: &Tenant| tenant.witness.verdict(&tenant.name).is_some();
+        if self.tenants.iter().any(is_convicted) {
+            *convicted_at = Some(Instant::now());
+        }
+    }
+
+    /// Somebody was killed who had not leaked, or before he leaked.
+    fn heed_wrong_victim(&self) {
+        let leaker = self.leaker();
+        let may_die = self.may_hang.load(Ordering::Relaxed);
+        for tenant in &self.tenants {
+            if tenant.mm.is_killed() && !(may_die && tenant.index == leaker.index) {
+                let what = "it was killed although it did not leak";
+                self.judge.fail(oom_story::failure(&tenant.name, what));
+            }
+        }
+    }
+
+    fn is_reaped(&self) -> bool {
+        let reports = self.pinless.memcg().oom_reports();
+        reports.iter().any(|report| report.done_ns.is_some())
+    }
+
+    /// What has to be true at the end of the work.
+    fn judge_course(&self, course: &Course) {
+        for tenant in &self.tenants {
+            if let Some(failure) = tenant.witness.verdict(&tenant.name) {
+                self.judge.fail(failure);
+            }
+        }
+        self.judge_bounds();
+        let is_complete = self.judge.nr_failures() == 0 && !self.is_interrupted();
+        if is_complete {
+            oom_story::judge(self, course);
+        }
+    }
+
+    fn judge_bounds(&self) {
+        let memcg = self.pinless.memcg();
+        let (frames, zswap) = (memcg.frames(), memcg.zswap());
+        let bytes = |frames: u64| Bytes(frames * PAGE_SIZE as u64);
+        if frames.peak() > frames.max() {
+            let (peak, max) = (bytes(frames.peak()), bytes(frames.max()));
+            self.fail(
+                "charge frames",
+                &format!("{peak} were charged, {max} may be"),
+            );
+        }
+        if zswap.peak_bytes() > zswap.max_bytes() {
+            let (peak, max) = (Bytes(zswap.peak_bytes()), Bytes(zswap.max_bytes()));
+            self.fail(
+                "charge the store",
+                &format!("{peak} were charged, {max} may be"),
+            );
+        }
+        let stale = super::report::stale_dma(self);
+        if stale > 0 && self.judge.nr_failures() == 0 {
+            self.fail(
+                "DMA",
+                &format!("{stale} accesses through stale translations"),
+            );
+        }
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.is_interrupted.load(Ordering::Relaxed)
+    }
+
+    fn compression_ratio(&self) -> f64 {
+        let stats = self.pinless.memcg().zswap().stats();
+        stats.original_bytes as f64 / stats.compressed_bytes.max(1) as f64
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        let memcg = self.pinless.memcg();
+        let stat = memcg.stat();
+        Figures {
+            verified_bytes: self.tenants.iter().map(Tenant::verified_bytes).sum(),
+            soft_faults: stat.soft_fault.count,
+            hard_faults: stat.hard_fault.count,
+            evictions: stat.pgsteal,
+            nr_failures: self.judge.nr_failures(),
+            kills: stat.oom_kill,
+        }
+    }
+
+    /// A failure that is nobody's in particular.
+    pub(crate) fn fail(&self, step: &'static str, what: &str) {
+        self.judge.fail(Failure {
+            whose: "all".to_owned(),
+            actor: "pinless".to_owned(),
+            step,
+            page: None,
+            what: what.to_owned(),
+        });
+    }
+
+    fn fail_panic(&self) {
+        let what = exit::take_panic().unwrap_or_else(|| "a thread panicked".to_owned());
+        self.fail("run", &format!("a bug of pinless: {what}"));
+    }
+
+    /// Takes everything down. Whatever is charged after that was lost.
+    fn take_down(self, report: &mut Report) {
+        let Self {
+            judge,
+            tenants,
+            pinless,
+            ..
+        } = self;
+        for tenant in tenants {
+            tenant.close();
+        }
+        let memcg = Arc::clone(pinless.memcg());
+        drop(pinless);
+        let (frames, stored) = (memcg.frames().usage(), memcg.zswap().stats().stored_pages);
+        // A tenant whose pages were lost on purpose has nothing to give back for them.
+        if frames + stored > 0 && judge.nr_failures() == 0 {
+            report.fail(Failure {
+                whose: "all".to_owned(),
+                actor: "pinless".to_owned(),
+                step: "take everything down",
+                page: None,
+                what: format!("{frames} frames and {stored} stored pages were not given back"),
+            });
+        }
+        if let Some(panic) = exit::take_panic() {
+            report.fail(Failure {
+                whose: "all".to_owned(),
+                actor: "pinless".to_owned(),
+                step: "run",
+                page: None,
+                what: format!("a bug of pinless: {panic}"),
+            });
+        }
+    }
+}
+
+/// However the scope is left: everybody stops, and no engine is waited for in vain.
+struct Curtain<'a>(&'a Stage);
+
+impl Drop for Curtain<'_> {
+    fn drop(&mut self) {
+        self.0.judge.stop();
+        for tenant in &self.0.tenants {
+            tenant.stop_devices();
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Devices: they read and write through their own translations.
+
+use super::{Actor, Over};
+use crate::cmd::run::model::{BLOCK_BYTES, BLOCKS_PER_PAGE, Locked};
+use crate::cmd::run::tenant::Dma;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+use pinless_devices::DmaError;
+
+const READ: &str = "DMA read and verify";
+const WRITE: &str = "DMA write";
+
+/// Pages on which the device works that is going to hang: what it holds is not taken back.
+pub(crate) const HANGING_PAGES: u32 = 16;
+
+/// Works until it is over.
+pub(crate) fn run(mut actor: Actor<'_>, dma: &Dma) {
+    actor.repeat(|actor| {
+        let block = actor.lock_block()?;
+        transfer(actor, dma, block)
+    });
+}
+
+/// Works on few pages until it is told to hang, and then hangs with them in its hands.
+pub(crate) fn run_until_hang(mut actor: Actor<'_>, dma: &Dma, may_hang: impl Fn() -> bool) {
+    let tenant = actor.tenant;
+    actor.repeat(|actor| {
+        let nr_blocks = u64::from(HANGING_PAGES) * BLOCKS_PER_PAGE;
+        let nr_blocks = nr_blocks.min(tenant.model.nr_blocks());
+        let last = tenant.model.nr_blocks() - 1 - actor.rng.below(nr_blocks);
+        let Some(block) = tenant.model.try_lock(last) else {
+            std::thread::yield_now();
+            return Ok(());
+        };
+        transfer(actor, dma, block)?;
+        if may_hang() {
+            dma.device.hang(true);
+            if dma.device.holds() > 0 {
+                tenant.is_hung.store(true, Ordering::Relaxed);
+                return Err(Over);
+            }
+            // Everything was taken back a moment ago: a hanging device that holds nothing would
+            // not be in the way of anybody.
+            dma.device.hang(false);
+        }
+        // Few pages: leave the processor to those who have many.
+        lockdep::sync::sleep("cli.hanging", Duration::from_micros(200));
+        Ok(())
+    });
+}
+
+fn transfer(actor: &mut Actor<'_>, dma: &Dma, mut block: Locked<'_>) -> Result<(), Over> {
+    let (page, offset) = (block.page(), block.offset_in_page());
+    let mut found = [0; BLOCK_BYTES];
+    match dma.device.read(page, offset, &mut found) {
+        Ok(()) => actor.verify(READ, &block, &found)?,
+        // Nothing was read; the page is wanted by others too. The device counts it.
+        Err(DmaError::Starved) => return Ok(()),
+        Err(error) => return Err(actor.failed(READ, page, &error)),
+    }
+    if actor.coin() {
+        let next = block.begin_write();
+        match dma.device.write(page, offset, &next) {
+            Ok(()) => block.written(),
+            Err(DmaError::Starved) => block.not_written(),
+            Err(error) => return Err(actor.failed(WRITE, page, &error)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Exit codes, and the one line that goes with each bad end.
+
+use clap::error::ErrorKind;
+use lockdep::sync::Mutex;
+use std::fmt;
+
+/// What the shell sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Exit {
+    /// Everything held.
+    Held = 0,
+    /// Something did not hold; the report says what.
+    Failed = 1,
+    /// The command was asked for something that cannot be done.
+    BadUse = 2,
+    /// The user ended it before it could show everything; what it had shown so far held.
+    Interrupted = 130,
+}
+
+/// Where the last panic came from.
+static PANIC: Mutex<Option<String>> = Mutex::new("cli.panic", None);
+
+/// Says in one line why nothing was done.
+pub(crate) fn bad_use(why: &dyn fmt::Display) -> Exit {
+    eprint_line(&format!("pinless: {why}"));
+    Exit::BadUse
+}
+
+/// What clap found wrong, in one line; or the help that was asked for.
+pub(crate) fn of_arguments(error: &clap::Error) -> Exit {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            print_text(&error.to_string());
+            Exit::Held
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            bad_use(&"say what to do: `pinless run` is the main job, `pinless --help` tells more")
+        }
+        _ => {
+            let text = error.to_string();
+            let first: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let line = first.join(" ");
+            let line = line.strip_prefix("error: ").unwrap_or(&line);
+            bad_use(&format_args!("{line} (see `pinless run --help`)"))
+        }
+    }
+}
+
+/// Keeps panics off the terminal; [`take_panic`] tells them.
+pub(crate) fn silence_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let mut last = PANIC.lock();
+        // The first one is the cause, what follows is fallout.
+        last.get_or_insert_with(|| info.to_string().replace('\n', " "));
+    }));
+}
+
+/// What the first panic said, once.
+pub(crate) fn take_panic() -> Option<String> {
+    PANIC.lock().take()
+}
+
+/// A panic of the command itself: a bug of Pinless, told in one line.
+pub(crate) fn of_panic() -> Exit {
+    let what = take_panic().unwrap_or_else(|| "unknown".to_owned());
+    eprint_line(&format!("pinless: a bug of pinless: {what}"));
+    Exit::Failed
+}
+
+/// Prints a line on stderr; nobody may be reading, and that is no failure.
+pub(crate) fn eprint_line(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Prints text on stdout; nobody may be reading, and that is no failure.
+pub(crate) fn print_text(text: &str) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}

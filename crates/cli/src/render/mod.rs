@@ -1,0 +1,5 @@
+//! What the user sees.
+
+pub(crate) mod json;
+pub(crate) mod live;
+pub(crate) mod term;
