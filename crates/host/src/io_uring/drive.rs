@@ -460,6 +460,7 @@ impl Core {
     /// Ends all use of the ring; says whether the kernel is done with everything.
     pub(super) fn close(&self) -> bool {
         let mut state = self.state.lock();
+        self.carry_out(&mut state);
         state.is_closing = true;
         for slot in 0..state.slots.len() as SlotNr {
             if state.slot(slot).phase == SlotPhase::Ready {

@@ -160,7 +160,9 @@ impl Kernel {
     }
 
     /// Empties a slot. `Token::Released(slot)` comes when the kernel has let go: at once, or when
-    /// the last operation that uses the slot ends. Does not wait for it, and allocates nothing.
+    /// the last operation that uses the slot ends. Does not wait for it, and allocates nothing. It
+    /// takes the kernel's lock of this ring, which is held for bounded work: ours is held around
+    /// each submission, so what is left is the kernel's own finishing of operations.
     pub(super) fn clear(&self, slot: SlotNr) -> Result<(), Errno> {
         let nothing = libc::iovec {
             iov_base: core::ptr::null_mut(),

@@ -36,6 +36,8 @@ mod kernel;
 mod operation;
 mod state;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use error::{AttachError, OpError, SetupError};
 pub use operation::Operation;

@@ -6,6 +6,7 @@ use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::env::Clock;
 use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::{Advice, Vma};
+use pinless_mm::mmu_notifier::{Event, Refused};
 use pinless_mm::page::State;
 use pinless_mm::{Memcg, MmHandle};
 use std::fs::{File, OpenOptions};
@@ -95,6 +96,23 @@ impl Field {
             self.page_out(run);
             run.pages().all(|page| self.state(page) == State::Swapped)
         });
+    }
+
+    /// Opens a non-blockable bracket over `run`, and closes it. Tries until it is not refused:
+    /// another thread may have the ring's lock for a moment.
+    pub(crate) fn invalidate(&self, run: PageRun, event: Event) {
+        lockdep::sync::spin_wait("test.invalidated", 0, || {
+            self.try_invalidate(run, event).is_ok()
+        });
+    }
+
+    /// Opens a non-blockable bracket over `run`, and closes it.
+    pub(crate) fn try_invalidate(&self, run: PageRun, event: Event) -> Result<(), Refused> {
+        let (start, end) = (self.vma.address(run.first), self.vma.address(run.end()));
+        self.mm
+            .notifiers()
+            .start_nonblock(start, end, event)
+            .map(drop)
     }
 
     pub(crate) fn read(&self, bytes: Range<u64>) -> Vec<u8> {

@@ -95,11 +95,8 @@ fn the_rest_of_a_slot_in_use_waits_for_the_operation() {
     let (operation, _reader, mut writer) = read_from_pipe(&ring, &area, pages(0, 1));
     assert_eq!(ring.stats().hits, 1, "it uses a part of the large slot");
 
-    let (start, end) = (field.vma.address(4), field.vma.address(5));
     let refused = field
-        .mm
-        .notifiers()
-        .start_nonblock(start, end, Event::Clear)
+        .try_invalidate(pages(4, 1), Event::Clear)
         .expect_err("in use");
     assert_eq!(&*refused.holder, pinless_host::io_uring::NAME);
     assert_eq!((ring.stats().refusals, ring.stats().revocations), (1, 0));
@@ -134,13 +131,17 @@ fn a_change_of_rights_waits_for_pinned_pages_too() {
     };
     let area = ring.attach(&field.mapping, &field.vma).expect("the same");
     let (operation, _reader, mut writer) = read_from_pipe(&ring, &area, pages(0, 1));
-    let (start, end) = (field.vma.address(0), field.vma.address(1));
-    let start_nonblock = |event| field.mm.notifiers().start_nonblock(start, end, event);
-    start_nonblock(Event::Protection).expect_err("in use");
-    drop(start_nonblock(Event::Clear).expect("cannot mean a pinned page"));
+    let held = pages(0, 1);
+    for _ in 0..100 {
+        field
+            .try_invalidate(held, Event::Protection)
+            .expect_err("in use");
+    }
+    // This one cannot mean a pinned page.
+    field.invalidate(held, Event::Clear);
     writer.write_all(&noise(1, 1)).expect("a reader");
     operation.wait().expect("a whole read");
-    drop(start_nonblock(Event::Protection).expect("not in use"));
+    field.invalidate(held, Event::Protection);
 }
 
 #[test]

@@ -73,24 +73,14 @@ fn a_revoked_slot_is_registered_again_on_next_use() {
         .expect("a whole read");
     assert_eq!(counts(), (1, 2, 0));
     // Another range is none of the slot's business, and refused to nobody.
-    let (start, end) = (field.vma.address(4), field.vma.address(8));
-    let notifiers = field.mm.notifiers();
-    drop(
-        notifiers
-            .start_nonblock(start, end, Event::Unmap)
-            .expect("not held"),
-    );
-    assert_eq!(counts(), (1, 2, 0));
-    let (start, end) = (field.vma.address(3), field.vma.address(4));
-    drop(
-        notifiers
-            .start_nonblock(start, end, Event::Clear)
-            .expect("idle"),
-    );
+    field
+        .try_invalidate(pages(4, 4), Event::Unmap)
+        .expect("not held");
+    assert_eq!((counts(), ring.stats().refusals), ((1, 2, 0), 0));
+    field.invalidate(pages(3, 1), Event::Clear);
     assert_eq!(counts(), (1, 2, 1));
     read().expect("a whole read");
     assert_eq!(counts(), (2, 2, 1));
-    assert_eq!(ring.stats().refusals, 0);
 }
 
 #[test]

@@ -34,25 +34,30 @@ fn a_revocation_is_refused_posted_and_carried_out_by_the_owner() {
     let source = file_with(&contents);
     ring.read_fixed(&area, fd(&source), 0, bytes_of(run))
         .expect("a whole read");
-    let (start, end) = (field.vma.address(0), field.vma.address(1));
-    let try_bracket = || {
-        let notifiers = field.mm.notifiers();
-        notifiers.start_nonblock(start, end, Event::Clear).is_ok()
+    let elsewhere = |work: &(dyn Fn() + Sync)| {
+        std::thread::scope(|scope| scope.spawn(work).join().expect("no panic"));
     };
-    std::thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| [try_bracket(), try_bracket()]);
-        let answers = elsewhere.join().expect("no panic");
-        assert_eq!(answers, [false, false], "the owner has done nothing yet");
-        ring.poll();
-        assert!(scope.spawn(try_bracket).join().expect("no panic"));
+    let page = pages(0, 1);
+    elsewhere(&|| {
+        // Again and again, until it is posted and ever after.
+        lockdep::sync::spin_wait("test.posted", 0, || {
+            let answer = field.try_invalidate(page, Event::Clear);
+            answer.expect_err("the owner has done nothing yet");
+            ring.stats().revocations == 1
+        });
+        let answer = field.try_invalidate(page, Event::Clear);
+        answer.expect_err("nor now");
     });
-    assert_eq!((ring.stats().revocations, ring.stats().refusals), (1, 2));
+    assert!(ring.stats().refusals >= 2);
+    ring.poll();
+    elsewhere(&|| field.invalidate(page, Event::Clear));
+    assert_eq!(ring.stats().revocations, 1);
 
     // Registered again; and in the owner's own thread nothing need be posted.
     ring.read_fixed(&area, fd(&source), 0, bytes_of(run))
         .expect("a whole read");
-    assert!(try_bracket());
-    assert_eq!((ring.stats().revocations, ring.stats().refusals), (2, 2));
+    field.invalidate(page, Event::Clear);
+    assert_eq!(ring.stats().revocations, 2);
 
     // A bracket that may block waits for the owner's next call.
     ring.read_fixed(&area, fd(&source), 0, bytes_of(run))
@@ -151,13 +156,13 @@ fn an_owner_does_not_wait_for_itself() {
     let source = file_with(&noise(1, 8));
     let read = || ring.read_fixed(&area, fd(&source), 0, bytes_of(pages(0, 8)));
     read().expect("a whole read");
-    let (start, end) = (field.vma.address(0), field.vma.address(1));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let notifiers = field.mm.notifiers();
-            notifiers
-                .start_nonblock(start, end, Event::Clear)
-                .expect_err("posted");
+            lockdep::sync::spin_wait("test.posted", 0, || {
+                let answer = field.try_invalidate(pages(0, 1), Event::Clear);
+                answer.expect_err("the owner does nothing");
+                ring.stats().revocations == 1
+            });
         });
     });
     field.page_out(pages(0, 8));
