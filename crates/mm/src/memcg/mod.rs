@@ -159,7 +159,8 @@ impl Memcg {
 
     /// Charges a frame if one is free, and wakes reclaim when few are left.
     pub(crate) fn try_charge_frame(&self) -> bool {
-        let is_charged = self.frames.try_charge(1);
+        // Nobody goes before those who wait already.
+        let is_charged = self.frames.nr_waiting() == 0 && self.frames.try_charge(1);
         self.kick_if_few();
         is_charged
     }

@@ -2,29 +2,28 @@
 //!
 //! Linux counterpart: `out_of_memory`, `oom_kill_process`.
 
-use super::State;
 use super::badness::badness;
 use super::report::OomReport;
+use super::{State, Verdict};
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
-use core::sync::atomic::Ordering;
+use crate::reclaim::Stall;
 use std::sync::{Arc, Weak};
 
 impl Memcg {
-    /// Passes of reclaim freed nothing and somebody waits: kills, if nothing else can help. False
-    /// when there was nobody to kill. `nr_freed` is what had come free when that was found.
-    pub(crate) fn out_of_memory(&self, nr_freed: u64) -> bool {
-        if self.may_still_free() {
-            return true;
+    /// A row of passes freed nothing and somebody waits: kills, if nothing else can help.
+    pub(crate) fn out_of_memory(&self, stall: &Stall) -> Verdict {
+        if self.may_still_free(stall) {
+            return Verdict::Wait;
         }
         let mut state = self.oom.state.lock();
         // Looked at again under the lock: an earlier victim may have given something back since.
-        if state.victim.is_some() || self.frames.nr_freed() != nr_freed {
-            return true;
+        if state.victim.is_some() || self.frames.nr_freed() != stall.nr_freed {
+            return Verdict::Acted;
         }
         let Some((victim, badness, candidates)) = self.select_victim() else {
-            return false;
+            return Verdict::Wait;
         };
         self.kill(&mut state, &victim, badness, candidates);
         drop(state);
@@ -32,17 +31,20 @@ impl Memcg {
         // Whoever waits for a frame on the victim's behalf stops waiting.
         self.frames.wake_all();
         self.oom.wake.notify_all();
-        true
+        Verdict::Acted
     }
 
-    /// Whether something is under way that could free memory: a fault or a piece of reclaim, or
-    /// a device that was asked and has time to answer.
-    fn may_still_free(&self) -> bool {
+    /// Whether something that was under way when the row began could still free memory: a fault or
+    /// a piece of reclaim, or a device that was asked and has time to answer. What began later
+    /// does not count, or memory could never run out beside a busy device.
+    fn may_still_free(&self, stall: &Stall) -> bool {
         let (now_ns, reclaim) = (self.clock.now_ns(), &self.reclaim);
         let age_max_ns = 2 * self.limits.settle_deadline.as_nanos() as u64;
-        reclaim.in_flight.load(Ordering::Relaxed) > 0
-            || reclaim.refused.is_pending(now_ns, age_max_ns)
-            || reclaim.pending.is_any(now_ns, age_max_ns)
+        reclaim.has_old_in_flight()
+            || reclaim
+                .refused
+                .is_pending(stall.nr_refused, now_ns, age_max_ns)
+            || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
     }
 
     /// The address space with the highest badness; of equals, the later one.

@@ -19,6 +19,15 @@ use crate::mmu_notifier::MmId;
 use lockdep::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
+/// What came of running out of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Something may still free memory, or there is nobody to kill.
+    Wait,
+    /// Somebody was killed, or is being reaped, or memory moves after all.
+    Acted,
+}
+
 /// The state of the OOM killer of a memory cgroup.
 pub(crate) struct Control {
     state: Mutex<State>,

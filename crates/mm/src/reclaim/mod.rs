@@ -22,8 +22,9 @@ mod store;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
+use crate::oom::Verdict;
 use crate::swap::Scratch;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
@@ -57,8 +58,10 @@ pub(crate) struct Control {
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
     pub(crate) nr_windows: AtomicU64,
-    /// Faults and pieces of reclaim that some thread works on now; none of them waits for long.
-    pub(crate) in_flight: AtomicU64,
+    /// Faults and pieces of reclaim that some thread works on now, none of which waits for long:
+    /// those that began in an even epoch, and those of an odd one.
+    in_flight: [AtomicU64; 2],
+    epoch: AtomicUsize,
 }
 
 /// How a pass of reclaim ended.
@@ -72,10 +75,14 @@ pub(crate) enum Pass {
 
 /// Passes in a row after which somebody still waits for a frame.
 #[derive(Clone, Copy, Default, Debug)]
-struct Stall {
+pub(crate) struct Stall {
     nr_passes: u32,
-    /// The frames that had come back when the row began, and when that was.
-    began: (u64, u64),
+    /// The frames that had come back when the row began.
+    pub(crate) nr_freed: u64,
+    /// When the row began.
+    pub(crate) began_ns: u64,
+    /// Windows that had been refused when the row began.
+    pub(crate) nr_refused: u64,
     /// How long it has been going on.
     lasted_ns: u64,
 }
@@ -83,13 +90,19 @@ struct Stall {
 impl Stall {
     /// A pass ended. A frame that came back ends the row: somebody else may have taken it, but
     /// memory moves. Whoever comes to wait cuts a pause short, so the passes alone say little.
-    fn note(&mut self, nr_freed: u64, now_ns: u64) {
-        if self.nr_passes == 0 || self.began.0 != nr_freed {
-            self.nr_passes = 0;
-            self.began = (nr_freed, now_ns);
+    /// True when a row begins.
+    fn note(&mut self, nr_freed: u64, now_ns: u64) -> bool {
+        let begins = self.nr_passes == 0 || self.nr_freed != nr_freed;
+        if begins {
+            *self = Self {
+                nr_freed,
+                began_ns: now_ns,
+                ..Self::default()
+            };
         }
         self.nr_passes += 1;
-        self.lasted_ns = now_ns.saturating_sub(self.began.1);
+        self.lasted_ns = now_ns.saturating_sub(self.began_ns);
+        begins
     }
 
     fn is_over(&self) -> bool {
@@ -121,7 +134,8 @@ impl Control {
             parked: Parked::new(),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
-            in_flight: AtomicU64::new(0),
+            in_flight: [const { AtomicU64::new(0) }; 2],
+            epoch: AtomicUsize::new(0),
         }
     }
 
@@ -161,19 +175,36 @@ impl Control {
     }
 }
 
-/// Counts something as worked on: memory has not run out while somebody works on it.
-pub(crate) struct InFlight<'a>(&'a Control);
+/// Counts something as worked on: memory has not run out before it is done.
+pub(crate) struct InFlight<'a>(&'a AtomicU64);
 
 impl<'a> InFlight<'a> {
     pub(crate) fn new(control: &'a Control) -> Self {
-        control.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(control)
+        let in_flight = &control.in_flight[control.epoch.load(Ordering::Relaxed) % 2];
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(in_flight)
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Control {
+    /// From here on what begins is counted apart from what has begun, unless something is left of
+    /// the epoch before: then that is waited for first.
+    fn turn_epoch(&self) {
+        if !self.has_old_in_flight() {
+            self.epoch.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether something is still worked on that began before the epoch was turned.
+    pub(crate) fn has_old_in_flight(&self) -> bool {
+        let old = (self.epoch.load(Ordering::Relaxed) + 1) % 2;
+        self.in_flight[old].load(Ordering::Relaxed) > 0
     }
 }
 
@@ -189,9 +220,12 @@ impl Memcg {
                 self.reclaim.wait_for_work(|| self.is_stopped(), None);
                 continue;
             }
-            stall.note(self.frames.nr_freed(), self.clock.now_ns());
-            if stall.is_over() && self.out_of_memory(stall.began.0) {
-                // Somebody was killed, or something is under way: what comes of that counts anew.
+            if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
+                stall.nr_refused = self.reclaim.refused.nr_pushed();
+                self.reclaim.turn_epoch();
+            }
+            if stall.is_over() && self.out_of_memory(&stall) == Verdict::Acted {
+                // Somebody is being killed: what comes of that counts anew.
                 stall = Stall::default();
             }
             self.reclaim

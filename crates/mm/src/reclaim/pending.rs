@@ -35,11 +35,12 @@ impl Pending {
         }
     }
 
-    /// Whether something is under way that began less than `age_max_ns` ago.
-    pub(crate) fn is_any(&self, now_ns: u64, age_max_ns: u64) -> bool {
+    /// Whether something is under way that began before `before_ns` and less than `age_max_ns` ago.
+    pub(crate) fn is_any(&self, before_ns: u64, now_ns: u64, age_max_ns: u64) -> bool {
         self.begun_ns.iter().any(|place| {
             let begun_ns = place.load(Ordering::Relaxed);
-            begun_ns != 0 && now_ns.saturating_sub(begun_ns) < age_max_ns
+            let is_young = now_ns.saturating_sub(begun_ns) < age_max_ns;
+            begun_ns != 0 && begun_ns <= before_ns && is_young
         })
     }
 }
@@ -65,15 +66,19 @@ mod tests {
     #[test]
     fn what_is_overdue_does_not_count() {
         let pending = Pending::new();
-        assert!(!pending.is_any(5, 100));
+        assert!(!pending.is_any(5, 5, 100));
         let old = pending.begin(0);
-        assert!(pending.is_any(5, 100) && !pending.is_any(200, 100));
+        assert!(pending.is_any(5, 5, 100) && !pending.is_any(200, 200, 100));
         let young = pending.begin(150);
-        assert!(pending.is_any(200, 100));
+        assert!(pending.is_any(200, 200, 100));
+        assert!(
+            !pending.is_any(149, 200, 100),
+            "it began after what is waited for"
+        );
         drop(young);
-        assert!(!pending.is_any(200, 100));
+        assert!(!pending.is_any(200, 200, 100));
         drop(old);
         let _all: Vec<_> = (0..40).map(|_| pending.begin(7)).collect();
-        assert!(pending.is_any(8, 100));
+        assert!(pending.is_any(8, 8, 100));
     }
 }

@@ -39,7 +39,9 @@ enum Work {
 pub(crate) struct RefusedQueue {
     queue: Mutex<VecDeque<RefusedWindow>>,
     pushed: Condvar,
-    nr_queued: AtomicU64,
+    /// Pushed so far, and settled so far.
+    nr_pushed: AtomicU64,
+    nr_done: AtomicU64,
     /// When the bracket began that the worker is in; zero for none.
     begun_ns: AtomicU64,
 }
@@ -52,7 +54,8 @@ impl RefusedQueue {
                 VecDeque::with_capacity(REFUSED_QUEUE_MAX),
             ),
             pushed: Condvar::new("mm.reclaim.refused.pushed"),
-            nr_queued: AtomicU64::new(0),
+            nr_pushed: AtomicU64::new(0),
+            nr_done: AtomicU64::new(0),
             begun_ns: AtomicU64::new(0),
         }
     }
@@ -61,19 +64,23 @@ impl RefusedQueue {
         let mut queue = self.queue.lock();
         if queue.len() < REFUSED_QUEUE_MAX && !queue.contains(&window) {
             queue.push_back(window);
-            self.nr_queued.store(queue.len() as u64, Ordering::Relaxed);
+            self.nr_pushed.fetch_add(1, Ordering::Relaxed);
             drop(queue);
             self.pushed.notify_one();
         }
     }
 
-    /// Whether some refusal may still be settled. One that takes longer than `age_max_ns` will
-    /// not, nor will those that queue behind it.
-    pub(crate) fn is_pending(&self, now_ns: u64, age_max_ns: u64) -> bool {
-        match self.begun_ns.load(Ordering::Relaxed) {
-            0 => self.nr_queued.load(Ordering::Relaxed) > 0,
-            begun_ns => now_ns.saturating_sub(begun_ns) < age_max_ns,
-        }
+    /// How many windows were refused so far.
+    pub(super) fn nr_pushed(&self) -> u64 {
+        self.nr_pushed.load(Ordering::Relaxed)
+    }
+
+    /// Whether one of the first `nr` refusals may still be settled. One that takes longer than
+    /// `age_max_ns` will not, nor will those that queue behind it.
+    pub(crate) fn is_pending(&self, nr: u64, now_ns: u64, age_max_ns: u64) -> bool {
+        let begun_ns = self.begun_ns.load(Ordering::Relaxed);
+        let is_overdue = begun_ns != 0 && now_ns.saturating_sub(begun_ns) >= age_max_ns;
+        self.nr_done.load(Ordering::Relaxed) < nr && !is_overdue
     }
 
     pub(crate) fn wake_all(&self) {
@@ -88,11 +95,8 @@ impl RefusedQueue {
                 return Work::Stop;
             }
             if let Some(window) = queue.pop_front() {
-                // The bracket counts from here, so that there is no moment at which neither the
-                // queue nor the worker has the window.
-                self.begun_ns
-                    .store(memcg.clock.now_ns().max(1), Ordering::Relaxed);
-                self.nr_queued.store(queue.len() as u64, Ordering::Relaxed);
+                let now_ns = memcg.clock.now_ns().max(1);
+                self.begun_ns.store(now_ns, Ordering::Relaxed);
                 return Work::Settle(window);
             }
             if !memcg.reclaim.parked.is_empty() {
@@ -105,6 +109,7 @@ impl RefusedQueue {
 
     fn done(&self) {
         self.begun_ns.store(0, Ordering::Relaxed);
+        self.nr_done.fetch_add(1, Ordering::Relaxed);
     }
 }
 
