@@ -5,6 +5,7 @@ use crate::addr::{PAGE_SIZE, PageRun};
 use crate::gfp::Gfp;
 use crate::mm_struct::{Advice, PinError};
 use crate::primary_mmu::Access;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 const WRITERS: u32 = 3;
@@ -131,4 +132,32 @@ pub(super) fn everybody_who_waits_gets_a_frame(machine: &dyn Machine) {
             join();
         }
     }
+}
+
+/// Pages come back as fast as they are stored, and are never counted as stored before or after.
+pub(super) fn counts_stay_in_range(machine: &dyn Machine) {
+    const NR_PAGES: u32 = 8;
+    let world = World::new(machine, 64);
+    let mm = world.memcg.new_mm("counts");
+    let mapping = world.map(&mm, NR_PAGES);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (vma, ends) = (Arc::clone(mapping.vma()), Arc::clone(&is_over));
+    let adviser = world.spawn("adviser", move || {
+        for _ in 0..200 {
+            vma.advise(vma.all(), Advice::PageOut)
+                .expect("nobody refuses");
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    let mut page = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        mapping.write(offset_of(page), &[9]).expect("a frame");
+        let nr_swapped = mm.nr_swapped();
+        assert!(
+            nr_swapped <= u64::from(NR_PAGES),
+            "{nr_swapped} are swapped"
+        );
+        page = (page + 1) % NR_PAGES;
+    }
+    adviser();
 }

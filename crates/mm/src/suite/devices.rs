@@ -8,7 +8,7 @@ use crate::mm_struct::{Advice, AdviseError};
 use crate::mmu_notifier::{BracketError, Context, Notifier, Range, Ranges};
 use crate::page::State;
 use crate::primary_mmu::Access;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use lockdep::sync::Fence;
 use std::sync::Arc;
@@ -143,4 +143,71 @@ pub(super) fn a_translation_is_stale_after_its_page_moved(machine: &dyn Machine)
     assert_eq!(refused.caught, Caught::ReadOnly);
     assert_eq!(world.memcg.stat().stale_dma, 3);
     assert_eq!(read_page(&*mapping, 1)[..4], [3, 3, 8, 9]);
+}
+
+/// Does not answer before the device has translated everything again.
+#[derive(Default)]
+struct Retranslates {
+    nr_told: AtomicU64,
+    nr_rounds: AtomicU64,
+}
+
+impl Notifier for Retranslates {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.would_block()?;
+        self.nr_told.fetch_add(1, Ordering::Relaxed);
+        let nr_rounds = self.nr_rounds.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            // The round that is under way, and a whole one.
+            if self.nr_rounds.load(Ordering::Relaxed) > nr_rounds + 1 {
+                break;
+            }
+            lockdep::sync::sleep("suite.retranslates", Duration::from_micros(50));
+        }
+        Ok(())
+    }
+}
+
+/// A device that uses its range again and again while it is told does not keep the range alive.
+pub(super) fn advice_not_to_need_ends_beside_a_device(machine: &dyn Machine) {
+    const NR_CALLS: u64 = 8;
+    let world = World::new(machine, 64);
+    let mm = world.memcg.new_mm("dontneed");
+    let mapping = world.map(&mm, 8);
+    let vma = Arc::clone(mapping.vma());
+    let notifier = Arc::new(Retranslates::default());
+    let subscription = mm
+        .notifiers()
+        .subscribe("gpu9", Ranges::WholeMm, Arc::clone(&notifier));
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let (used, counts, stops) = (
+        Arc::clone(&vma),
+        Arc::clone(&notifier),
+        Arc::clone(&is_stopped),
+    );
+    let device = world.spawn("device", move || {
+        let mut at = [BusAddr {
+            page: 0,
+            generation: 0,
+            access: Access::Write,
+        }; 8];
+        // Gives in at last, so that a call that does not end by itself is counted.
+        while !stops.load(Ordering::Relaxed)
+            && counts.nr_told.load(Ordering::Relaxed) <= 4 * NR_CALLS
+        {
+            used.fault_range(PageRun::new(0, 8), Access::Write, &mut at)
+                .expect("frames are free");
+            counts.nr_rounds.fetch_add(1, Ordering::Relaxed);
+            lockdep::sync::sleep("suite.device", Duration::from_micros(20));
+        }
+    });
+    for _ in 0..NR_CALLS {
+        vma.advise(PageRun::new(0, 8), Advice::DontNeed)
+            .expect("nobody hangs");
+    }
+    is_stopped.store(true, Ordering::Relaxed);
+    device();
+    let nr_told = notifier.nr_told.load(Ordering::Relaxed);
+    assert_eq!(nr_told, NR_CALLS, "once is enough");
+    drop(subscription);
 }

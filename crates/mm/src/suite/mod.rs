@@ -7,6 +7,7 @@
 mod basics;
 mod concurrent;
 mod devices;
+mod endings;
 mod failures;
 mod oom;
 
@@ -81,9 +82,18 @@ cases! {
     concurrent::writers_lose_nothing_under_reclaim,
     concurrent::pins_and_reclaim_respect_each_other,
     concurrent::everybody_who_waits_gets_a_frame,
+    concurrent::counts_stay_in_range,
     devices::a_refusal_without_blocking_is_settled_by_a_worker,
     devices::a_device_that_does_not_answer_is_named_and_left_alone,
     devices::a_translation_is_stale_after_its_page_moved,
+    devices::advice_not_to_need_ends_beside_a_device,
+    endings::an_exit_waits_for_the_devices_before_pages_go,
+    endings::an_exit_with_a_stuck_device_ends_when_it_answers,
+    endings::a_failed_unmap_changes_nothing,
+    endings::what_is_pinned_during_an_unmap_goes_with_its_pin,
+    endings::a_pin_of_a_dead_victim_gives_its_frames_back,
+    endings::the_reaper_skips_no_mapping,
+    endings::nobody_is_killed_while_another_exits,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
@@ -91,6 +101,8 @@ cases! {
     oom::what_a_device_holds_is_left_behind_by_name,
     oom::no_second_victim_before_the_first_is_reaped,
     oom::nobody_is_killed_while_advice_is_carried_out,
+    oom::a_hung_device_does_not_stop_the_oom_killer,
+    oom::a_hung_callback_does_not_stop_the_oom_killer,
 }
 
 /// A worker's name and its loop.
@@ -148,6 +160,15 @@ impl<'a> World<'a> {
             lockdep::sync::sleep("suite.wait_until", core::time::Duration::from_micros(500));
         }
         panic!("{what} did not come true");
+    }
+
+    /// Waits until the reaper is done with every victim so far.
+    #[track_caller]
+    fn wait_until_reaped(&self) {
+        self.wait_until("the reaper is done", || {
+            let reports = self.memcg.oom_reports();
+            reports.iter().all(|report| report.done_ns.is_some())
+        });
     }
 
     /// What must be true at every moment.

@@ -4,18 +4,18 @@ use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::fault::FaultError;
 use crate::gfp::Gfp;
-use crate::limits::Limits;
+use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
 use crate::mm_struct::Advice;
 use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use lockdep::sync::Fence;
+use lockdep::sync::{Fence, Mutex};
 use std::sync::Arc;
 
 /// Writes pages that cannot be compressed until the address space is killed.
-fn leak(mapping: &dyn Mapping, nr_pages: u32, seed: u64) -> u32 {
+pub(super) fn leak(mapping: &dyn Mapping, nr_pages: u32, seed: u64) -> u32 {
     let mut rng = Rng(seed);
     for page in 0..nr_pages {
         match mapping.write(offset_of(page), &rng.incompressible()) {
@@ -27,7 +27,7 @@ fn leak(mapping: &dyn Mapping, nr_pages: u32, seed: u64) -> u32 {
     panic!("nobody was killed after {nr_pages} pages");
 }
 
-fn limits(frames: u64) -> Limits {
+pub(super) fn limits(frames: u64) -> Limits {
     let mut limits = Limits::new(frames * PAGE_SIZE as u64);
     limits.zswap_max_bytes = 2 * limits.max_bytes;
     limits.reap_interval = Duration::from_millis(2);
@@ -49,13 +49,7 @@ pub(super) fn the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
     leak(&*leaked, 512, 22);
     assert!(CALLED.load(Ordering::Relaxed));
     assert!(bad.is_killed() && !good.is_killed());
-    world.wait_until("the reaper is done", || {
-        world
-            .memcg
-            .oom_reports()
-            .iter()
-            .all(|report| report.done_ns.is_some())
-    });
+    world.wait_until_reaped();
     let reports = world.memcg.oom_reports();
     assert_eq!(reports.len(), 1, "one victim is enough: {reports:?}");
     assert_eq!((&*reports[0].victim, reports[0].candidates), ("bad", 2));
@@ -108,13 +102,7 @@ pub(super) fn what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) 
         .notifiers()
         .subscribe("nic0", Ranges::Only(vec![held]), holder);
     leak(&*mapping, 512, 23);
-    world.wait_until("the reaper gives up", || {
-        world
-            .memcg
-            .oom_reports()
-            .iter()
-            .all(|report| report.done_ns.is_some())
-    });
+    world.wait_until_reaped();
     let report = &world.memcg.oom_reports()[0];
     assert_eq!(report.passes, world.memcg.limits().reap_passes);
     assert_eq!(report.skipped.len(), 1, "{report}");
@@ -222,5 +210,81 @@ pub(super) fn nobody_is_killed_while_advice_is_carried_out(machine: &dyn Machine
     adviser();
     reader();
     assert_eq!(world.memcg.stat().oom_kill, 0);
+    drop(subscription);
+}
+
+/// G7, G9: more is refused than counts as pinned, so that there is always something to ask for.
+pub(super) fn a_hung_device_does_not_stop_the_oom_killer(machine: &dyn Machine) {
+    const NR_WINDOWS: u32 = STUCK_MAX as u32 + 4;
+    let limits = Limits {
+        zswap_max_bytes: PAGE_SIZE as u64,
+        settle_deadline: Duration::from_millis(4),
+        fault_deadline: Duration::from_secs(5),
+        reap_passes: 1,
+        ..limits(u64::from(NR_WINDOWS) + 8)
+    };
+    let world = World::with_limits(machine, limits);
+    let (hog, other) = (world.memcg.new_mm("hog"), world.memcg.new_mm("other"));
+    let held = world.map(&hog, NR_WINDOWS * WINDOW_PAGES);
+    let fence = Fence::new("suite.settles");
+    let settles = Arc::new(Settles {
+        fence: fence.clone(),
+    });
+    let subscription = hog.notifiers().subscribe("gpu1", Ranges::WholeMm, settles);
+    let mut rng = Rng(26);
+    for window in 0..NR_WINDOWS {
+        write_page(&*held, window * WINDOW_PAGES, &rng.incompressible());
+    }
+    let needs = world.map(&other, 32);
+    for page in 0..32 {
+        let written = needs.write(offset_of(page), &rng.incompressible());
+        if written.is_err() || world.memcg.stat().oom_kill > 0 {
+            break;
+        }
+    }
+    let reports = world.memcg.oom_reports();
+    let victims: Vec<_> = reports.iter().map(|report| &*report.victim).collect();
+    assert_eq!(victims.first(), Some(&"hog"), "{victims:?}");
+    fence.signal();
+    drop(subscription);
+}
+
+/// Takes its lock in its callback.
+struct Locker {
+    lock: Mutex<()>,
+}
+
+impl Notifier for Locker {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        drop(cx.lock(&self.lock)?);
+        Ok(())
+    }
+}
+
+/// G7: no deadline bounds a callback that may block, but what waits for it does not count for ever.
+pub(super) fn a_hung_callback_does_not_stop_the_oom_killer(machine: &dyn Machine) {
+    let limits = Limits {
+        zswap_max_bytes: PAGE_SIZE as u64,
+        settle_deadline: Duration::from_millis(10),
+        fault_deadline: Duration::from_secs(5),
+        ..limits(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let (small, hog) = (world.memcg.new_mm("small"), world.memcg.new_mm("hog"));
+    let (held, leaked) = (world.map(&small, 4), world.map(&hog, 128));
+    let locker = Arc::new(Locker {
+        lock: Mutex::new("suite.locker", ()),
+    });
+    let subscription = small
+        .notifiers()
+        .subscribe("gpu2", Ranges::WholeMm, Arc::clone(&locker));
+    let mut rng = Rng(27);
+    for page in 0..4 {
+        write_page(&*held, page, &rng.incompressible());
+    }
+    let hangs = locker.lock.lock();
+    leak(&*leaked, 128, 28);
+    assert!(hog.is_killed() && !small.is_killed());
+    drop(hangs);
     drop(subscription);
 }

@@ -1,7 +1,7 @@
 //! The simulated machine as the shared suite wants it: on the tasks of a run, or on plain threads.
 
 use lockdep::sync::Completion;
-use pinless_mm::addr::Vaddr;
+use pinless_mm::addr::{PAGE_SIZE, Vaddr};
 use pinless_mm::env::Clock;
 use pinless_mm::fault::FaultError;
 use pinless_mm::primary_mmu::PrimaryMmu;
@@ -9,6 +9,7 @@ use pinless_mm::suite::{Join, Machine, Mapping};
 use pinless_mm::{Mm, Vma};
 use pinless_sim::{Frames, Sim, SimMmu};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Frames of the machine: more than any test may use.
@@ -17,13 +18,19 @@ const NR_FRAMES: u64 = 1100;
 /// A simulated machine on the tasks of a run.
 pub(crate) struct OnTasks {
     sim: Sim,
-    frames: Arc<Frames>,
+    memory: Memory,
 }
 
 /// A simulated machine on threads that the operating system schedules.
 pub(crate) struct OnThreads {
-    frames: Arc<Frames>,
+    memory: Memory,
     clock: Arc<RealClock>,
+}
+
+/// Frames, and addresses that no mapping has yet.
+struct Memory {
+    frames: Arc<Frames>,
+    next: AtomicU64,
 }
 
 struct RealClock(Instant);
@@ -38,7 +45,7 @@ impl OnTasks {
     pub(crate) fn new(sim: &Sim) -> Self {
         Self {
             sim: sim.clone(),
-            frames: Frames::new(NR_FRAMES),
+            memory: Memory::new(),
         }
     }
 }
@@ -46,7 +53,7 @@ impl OnTasks {
 impl OnThreads {
     pub(crate) fn new() -> Self {
         Self {
-            frames: Frames::new(NR_FRAMES),
+            memory: Memory::new(),
             clock: Arc::new(RealClock(Instant::now())),
         }
     }
@@ -58,13 +65,24 @@ impl Clock for RealClock {
     }
 }
 
-fn map(frames: &Arc<Frames>, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-    let mmu = SimMmu::new(Vaddr(0x7000_0000_0000), nr_pages, frames);
-    let primary = Arc::clone(&mmu) as Arc<dyn PrimaryMmu>;
-    let vma = mm
-        .map(primary)
-        .expect("a mapping of a living address space");
-    Arc::new(SimMapping { mmu, vma })
+impl Memory {
+    fn new() -> Self {
+        Self {
+            frames: Frames::new(NR_FRAMES),
+            next: AtomicU64::new(0x7000_0000_0000),
+        }
+    }
+
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        let len = u64::from(nr_pages) * PAGE_SIZE as u64;
+        let base = Vaddr(self.next.fetch_add(len, Ordering::Relaxed));
+        let mmu = SimMmu::new(base, nr_pages, &self.frames);
+        let primary = Arc::clone(&mmu) as Arc<dyn PrimaryMmu>;
+        let vma = mm
+            .map(primary)
+            .expect("a mapping of a living address space");
+        Arc::new(SimMapping { mmu, vma })
+    }
 }
 
 impl Machine for OnTasks {
@@ -73,7 +91,7 @@ impl Machine for OnTasks {
     }
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-        map(&self.frames, mm, nr_pages)
+        self.memory.map(mm, nr_pages)
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {
@@ -93,7 +111,7 @@ impl Machine for OnThreads {
     }
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-        map(&self.frames, mm, nr_pages)
+        self.memory.map(mm, nr_pages)
     }
 
     fn spawn(&self, _name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {

@@ -1,5 +1,6 @@
 //! The memory manager on the simulated machine.
 
+mod answers;
 mod judge;
 mod machine;
 mod suite;
