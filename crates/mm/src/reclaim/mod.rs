@@ -31,8 +31,10 @@ use lockdep::sync::{Condvar, Mutex};
 use pending::Pending;
 use settle::{Parked, RefusedQueue, StuckTable};
 
-/// Frames that a thread reclaims for itself before it tries again.
-const DIRECT_FRAMES: u64 = 32;
+/// Frames that a thread reclaims for itself before it tries again. It does so while the worker is
+/// behind, and every access that does waits for all of them: few keep the tail short, and cost
+/// little, as neighbours are still detached together.
+const DIRECT_FRAMES: u64 = 2;
 
 /// The pause between two passes when somebody waits and nothing could be freed.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
@@ -148,13 +150,18 @@ impl Control {
         // AcqRel: Release pairs with the swap in `wait_for_work`, so that the worker sees the
         // shortage; Acquire orders this kick after the worker took the last one.
         if !self.kicked.load(Ordering::Relaxed) && !self.kicked.swap(true, Ordering::AcqRel) {
-            self.wake_all();
+            self.wake_workers();
         }
     }
 
-    pub(crate) fn wake_all(&self) {
+    fn wake_workers(&self) {
         drop(self.idle.lock());
         self.wake.notify_all();
+    }
+
+    /// Wakes every thread that waits for something to do here.
+    pub(crate) fn wake_all(&self) {
+        self.wake_workers();
         self.refused.wake_all();
     }
 
