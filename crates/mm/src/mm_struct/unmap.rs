@@ -73,7 +73,7 @@ impl Mm {
             Err(error) => Err(error),
         };
         match unmapped {
-            Ok(()) => self.gone(),
+            Ok(()) => self.forget_if_empty(),
             Err(error) => self.park(error),
         }
     }
@@ -108,7 +108,7 @@ impl Mm {
     pub(crate) fn unpark(self: &Arc<Self>) -> bool {
         match self.unmap_all() {
             Ok(()) => {
-                self.gone();
+                self.forget_if_empty();
                 true
             }
             Err(error) => {
@@ -118,7 +118,12 @@ impl Mm {
         }
     }
 
-    fn gone(&self) {
+    /// Nobody need know of an address space that is torn down. As long as somebody else is
+    /// unmapping a part of it, there are devices to tell: that one comes by here when it is done.
+    fn forget_if_empty(&self) {
+        if !self.vmas.read().is_empty() {
+            return;
+        }
         self.notifiers().forget_all();
         self.memcg().remove_mm(self.id());
         self.memcg().oom.forget(self.id());
@@ -139,7 +144,12 @@ impl Vma {
         }
         loop {
             match self.tell_and_zap() {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    if self.mm().is_exited() {
+                        self.mm().forget_if_empty();
+                    }
+                    return Ok(());
+                }
                 Err(error) => {
                     self.set_life(Life::Alive);
                     // Whoever tore the address space down meanwhile left this mapping to us.

@@ -30,6 +30,7 @@ use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
 use pending::Pending;
 use settle::{Parked, RefusedQueue, StuckTable};
+use shed::KeptCopies;
 
 /// Frames that a thread reclaims for itself before it tries again. It does so while the worker is
 /// behind, and every access that does waits for all of them: few keep the tail short, and cost
@@ -56,6 +57,7 @@ pub(crate) struct Control {
     /// Advice and teardowns that wait for devices.
     pub(crate) pending: Pending,
     pub(crate) parked: Parked,
+    pub(crate) kept_copies: KeptCopies,
     /// Pages that stand by.
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
@@ -134,6 +136,7 @@ impl Control {
             stuck: StuckTable::new(),
             pending: Pending::new(),
             parked: Parked::new(),
+            kept_copies: KeptCopies::new(),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
             in_flight: [const { AtomicU64::new(0) }; 2],

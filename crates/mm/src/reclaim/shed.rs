@@ -8,17 +8,52 @@ use crate::memcg::Memcg;
 use crate::memcg::stat::add;
 use crate::mm_struct::Vma;
 use crate::page::State;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Whether there may be clean mapped pages with a copy in the store. A store that is full asks for
+/// each page that does not fit, and must not look at all pages each time.
+#[derive(Debug)]
+pub(crate) struct KeptCopies {
+    /// Copies kept so far; only grows.
+    nr: AtomicU64,
+    /// As many had been kept when the last round found none.
+    nr_when_none: AtomicU64,
+}
+
+impl KeptCopies {
+    pub(super) const fn new() -> Self {
+        Self {
+            nr: AtomicU64::new(0),
+            nr_when_none: AtomicU64::new(0),
+        }
+    }
+
+    /// A page was filled, and its copy stays.
+    pub(crate) fn note(&self) {
+        self.nr.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Memcg {
     /// Gives back the stored copies of up to `target` clean mapped pages. Returns how many.
     pub(super) fn shed_copies(&self, target: u64) -> u64 {
+        let kept = &self.reclaim.kept_copies;
+        let nr_kept = kept.nr.load(Ordering::Relaxed);
+        if nr_kept == kept.nr_when_none.load(Ordering::Relaxed) {
+            return 0;
+        }
         let mut lap = self.start_lap(Hand::Shed);
-        let mut shed = 0;
+        let (mut shed, mut left) = (0, 0);
         while shed < target {
             let Some((vma, run)) = self.next_run(Hand::Shed, &mut lap, target) else {
                 break;
             };
-            shed += vma.shed_window(run);
+            let window = vma.shed_window(run);
+            shed += window.0;
+            left += window.1;
+        }
+        if shed + left == 0 {
+            kept.nr_when_none.store(nr_kept, Ordering::Relaxed);
         }
         add(&self.stat.copies_shed, shed);
         shed
@@ -26,24 +61,25 @@ impl Memcg {
 }
 
 impl Vma {
-    /// The clean mapped pages of a window lose their copies, and count as dirty.
-    fn shed_window(&self, run: PageRun) -> u64 {
-        let mut shed = 0;
+    /// The clean mapped pages of a window lose their copies, and count as dirty. Returns how many
+    /// did, and how many could not now.
+    fn shed_window(&self, run: PageRun) -> (u64, u64) {
+        let (mut shed, mut left) = (0, 0);
         for page in run.pages() {
             let seen = self.pages.load(page);
             let Some(copy) = seen.copy() else { continue };
-            if seen.state() != State::Resident || seen.is_dirty() || copy.is_same_filled() {
+            if seen.state() == State::Swapped || seen.is_dirty() || copy.is_same_filled() {
                 continue;
             }
-            if self
-                .pages
-                .try_change(page, seen, seen.dirty().without_copy())
-                .is_ok()
-            {
+            let dirty = seen.dirty().without_copy();
+            let is_mapped = seen.state() == State::Resident;
+            if is_mapped && self.pages.try_change(page, seen, dirty).is_ok() {
                 self.free_copy(Some(copy));
                 shed += 1;
+            } else {
+                left += 1;
             }
         }
-        shed
+        (shed, left)
     }
 }
