@@ -1,6 +1,8 @@
 //! The shared suite on real memory: with faults resolved by service threads and in the faulting
 //! thread.
 
+#![expect(clippy::print_stdout, reason = "which case runs, for when one hangs")]
+
 use pinless_host::{AccessError, CreateError, FaultService, HostMapping, Resolver, attach_thread};
 use pinless_mm::env::Clock;
 use pinless_mm::fault::FaultError;
