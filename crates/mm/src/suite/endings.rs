@@ -187,6 +187,38 @@ pub(super) fn an_exit_with_a_stuck_device_ends_when_it_answers(machine: &dyn Mac
     drop(subscription);
 }
 
+/// G1: an exit that finds a mapping being unmapped leaves it to whoever does so, and leaves the
+/// devices on the list of those who are told.
+pub(super) fn an_exit_beside_an_unmap_leaves_nobody_out(machine: &dyn Machine) {
+    let world = World::with_limits(machine, roomy(32, Duration::from_millis(10)));
+    let mm = world.memcg.new_mm("exiting");
+    let mapping = world.map(&mm, 16);
+    let vma = mapping.vma();
+    let (slow, stuck) = (Device::new(), Device::new());
+    let subscriptions = [&slow, &stuck].map(|device| device.subscribe(&mm, Ranges::WholeMm));
+    let translations = fill_and_translate(&*mapping);
+    let (shared, unmapped) = (mm.share(), Arc::clone(vma));
+    let unmapping = world.spawn("unmapping", move || {
+        // It fails until the address space exits, and then goes on by itself.
+        while shared.unmap(&unmapped).is_err() && !unmapped.is_dead() {
+            lockdep::sync::sleep("suite.unmapping", Duration::from_micros(500));
+        }
+    });
+    world.wait_until("the devices are asked", || slow.was_told());
+    drop(mm);
+    // The one that the exit waits for: it goes on, and the other has still not answered.
+    stuck.done.signal();
+    let nr_told = slow.nr_told.load(Ordering::Relaxed);
+    world.wait_until("the other is asked again and again", || {
+        vma.is_dead() || slow.nr_told.load(Ordering::Relaxed) > nr_told + 10
+    });
+    check_translations(vma, &translations);
+    slow.done.signal();
+    unmapping();
+    check_all_is_free(&world);
+    drop(subscriptions);
+}
+
 /// G10, G11: while the devices are asked, programs may use the mapping, and they keep it if one
 /// of them does not answer.
 pub(super) fn a_failed_unmap_changes_nothing(machine: &dyn Machine) {

@@ -89,6 +89,7 @@ cases! {
     devices::advice_not_to_need_ends_beside_a_device,
     endings::an_exit_waits_for_the_devices_before_pages_go,
     endings::an_exit_with_a_stuck_device_ends_when_it_answers,
+    endings::an_exit_beside_an_unmap_leaves_nobody_out,
     endings::a_failed_unmap_changes_nothing,
     endings::what_is_pinned_during_an_unmap_goes_with_its_pin,
     endings::a_pin_of_a_dead_victim_gives_its_frames_back,
