@@ -1,11 +1,12 @@
 //! Compression of one page, in memory that the caller owns.
 
-use super::lz4;
 use super::size_class::COMPRESSED_BYTES_MAX;
 use crate::addr::{PAGE_SIZE, PageBuf};
 use crate::fault::StoreError;
 use core::fmt;
-use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+use lz4_flex::block::{
+    CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
+};
 
 const OUTPUT_BYTES: usize = get_maximum_output_size(PAGE_SIZE);
 
@@ -46,7 +47,10 @@ pub(super) fn compress<'a>(contents: &PageBuf, scratch: &'a mut Scratch) -> Opti
 
 /// Decompresses what [`compress`] made.
 pub(super) fn decompress(compressed: &[u8], into: &mut PageBuf) -> Result<(), StoreError> {
-    lz4::decode(compressed, into).ok_or(StoreError::Corrupt)
+    match decompress_into(compressed, into) {
+        Ok(PAGE_SIZE) => Ok(()),
+        _ => Err(StoreError::Corrupt),
+    }
 }
 
 /// The 32-bit pattern that fills the page, if one does.

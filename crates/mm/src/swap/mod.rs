@@ -14,7 +14,6 @@
 
 mod codec;
 mod header;
-mod lz4;
 mod size_class;
 mod slab;
 mod zswap;
