@@ -1,8 +1,8 @@
 //! Memory that can be overcommitted while devices use it: the front door.
 //!
-//! [`Builder`] puts the memory manager on the real machine: it probes what the machine can do, makes
-//! the [`Memcg`] with its bounds, and starts the threads that reclaim, settle, reap and resolve
-//! faults. [`Pinless`] is the running whole; dropping it ends the threads.
+//! [`Builder`] puts the memory manager on the real machine: it probes what the machine can do,
+//! makes the [`Memcg`] with its bounds, and starts the threads that reclaim, settle, reap and
+//! resolve faults. [`Pinless`] is the running whole; dropping it ends the threads.
 //!
 //! ```no_run
 //! use pinless::{Builder, FaultMode};
