@@ -31,8 +31,14 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long a device may keep reclaim waiting: nobody waits for reclaim meanwhile.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(400);
 
+/// How long a fault waits for a frame. Longer than usual: the machine may be busy otherwise.
+const FAULT_DEADLINE: Duration = Duration::from_secs(30);
+
 /// The work goes on after the kill, so that it is seen that it does.
 const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// Whoever does nothing for this long after the kill does not go on.
+const AFTERMATH_MAX: Duration = Duration::from_secs(20);
 
 /// A leak that nobody was killed for after this long is a failure.
 const LEAK_MAX: Duration = Duration::from_secs(120);
@@ -86,6 +92,7 @@ impl Stage {
     ) -> Result<Self, RunError> {
         let pinless = Builder::new(plan.limit_bytes)
             .zswap_max(plan.zswap_bytes)
+            .fault_deadline(FAULT_DEADLINE)
             .settle_deadline(SETTLE_DEADLINE)
             // One for each tenant, and one for the leak.
             .fault_threads(plan.nr_tenants as usize + 1)
@@ -212,7 +219,9 @@ impl Stage {
                     phase = Phase::Aftermath(Instant::now());
                 }
                 Phase::Aftermath(since)
-                    if since.elapsed() >= AFTERMATH && elapsed >= self.plan.duration =>
+                    if elapsed >= self.plan.duration
+                        && (since.elapsed() >= AFTERMATH && self.goes_on(course)
+                            || since.elapsed() >= AFTERMATH_MAX) =>
                 {
                     self.judge.stop();
                 }
@@ -278,7 +287,8 @@ impl Stage {
         })
     }
 
-    /// Runs `body` beside the rest. A panic is a failure of the run, and ends it.
+    /// Runs `body` beside the rest, in a thread that may touch managed memory of any kind. A panic
+    /// is a failure of the run, and ends it.
     pub(crate) fn spawn<'scope, T: Send + 'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
@@ -288,6 +298,9 @@ impl Stage {
         let spawned = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn_scoped(scope, move || {
+                let attached = pinless::attach_thread()
+                    .inspect_err(|error| self.fail("attach a thread", &error.to_string()));
+                let _attached = attached.ok()?;
                 // Unwind safe: after a panic nothing is done but to stop and to report.
                 let outcome = catch_unwind(AssertUnwindSafe(body));
                 if outcome.is_err() {
@@ -374,6 +387,13 @@ impl Stage {
     fn is_reaped(&self) -> bool {
         let reports = self.pinless.memcg().oom_reports();
         reports.iter().any(|report| report.done_ns.is_some())
+    }
+
+    /// Everybody but the victim has done something since it was reaped.
+    fn goes_on(&self, course: &Course) -> bool {
+        let before = course.ops_at_kill.iter().flatten();
+        let mut tenants = self.tenants.iter().zip(before);
+        tenants.all(|(tenant, &before)| tenant.mm.is_killed() || tenant.ops() > before)
     }
 
     /// What has to be true at the end of the work.

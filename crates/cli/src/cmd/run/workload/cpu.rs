@@ -17,9 +17,6 @@ const WRITE: &str = "write";
 
 /// Works until it is over.
 pub(crate) fn run(mut actor: Actor<'_>) {
-    let Ok(attached) = actor.attach() else {
-        return;
-    };
     actor.repeat(|actor| {
         if actor.rng.below(ADVICE_ONE_IN) == 0 {
             return advise(actor);
@@ -30,7 +27,6 @@ pub(crate) fn run(mut actor: Actor<'_>) {
             CpuAccess::Guard => through_guard(actor, block),
         }
     });
-    drop(attached);
 }
 
 fn through_address(actor: &mut Actor<'_>, mut block: Locked<'_>) -> Result<(), Over> {

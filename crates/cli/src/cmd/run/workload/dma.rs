@@ -7,6 +7,10 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 use pinless_devices::DmaError;
 
+/// A card gives up a command after a second, which passes on a busy machine; one that gives up this
+/// often in a row does hang.
+const HUNG_MAX: u32 = 20;
+
 const READ: &str = "DMA read and verify";
 const WRITE: &str = "DMA write";
 
@@ -15,9 +19,10 @@ pub(crate) const HANGING_PAGES: u32 = 16;
 
 /// Works until it is over.
 pub(crate) fn run(mut actor: Actor<'_>, dma: &Dma) {
+    let mut nr_hung = 0;
     actor.repeat(|actor| {
         let block = actor.lock_block()?;
-        transfer(actor, dma, block)
+        transfer(actor, dma, block, &mut nr_hung)
     });
 }
 
@@ -32,7 +37,7 @@ pub(crate) fn run_until_hang(mut actor: Actor<'_>, dma: &Dma, may_hang: impl Fn(
             std::thread::yield_now();
             return Ok(());
         };
-        transfer(actor, dma, block)?;
+        transfer(actor, dma, block, &mut 0)?;
         if may_hang() {
             dma.device.hang(true);
             if dma.device.holds() > 0 {
@@ -49,22 +54,38 @@ pub(crate) fn run_until_hang(mut actor: Actor<'_>, dma: &Dma, may_hang: impl Fn(
     });
 }
 
-fn transfer(actor: &mut Actor<'_>, dma: &Dma, mut block: Locked<'_>) -> Result<(), Over> {
+fn transfer(
+    actor: &mut Actor<'_>,
+    dma: &Dma,
+    mut block: Locked<'_>,
+    nr_hung: &mut u32,
+) -> Result<(), Over> {
     let (page, offset) = (block.page(), block.offset_in_page());
     let mut found = [0; BLOCK_BYTES];
     match dma.device.read(page, offset, &mut found) {
         Ok(()) => actor.verify(READ, &block, &found)?,
-        // Nothing was read; the page is wanted by others too. The device counts it.
-        Err(DmaError::Starved) => return Ok(()),
+        Err(error) if is_passing(error, nr_hung) => return Ok(()),
         Err(error) => return Err(actor.failed(READ, page, &error)),
     }
     if actor.coin() {
         let next = block.begin_write();
         match dma.device.write(page, offset, &next) {
             Ok(()) => block.written(),
-            Err(DmaError::Starved) => block.not_written(),
+            Err(error) if is_passing(error, nr_hung) => block.not_written(),
             Err(error) => return Err(actor.failed(WRITE, page, &error)),
         }
     }
+    *nr_hung = 0;
     Ok(())
+}
+
+/// The device did nothing this time: the page is wanted by others too, or its engine did not get
+/// to it.
+fn is_passing(error: DmaError, nr_hung: &mut u32) -> bool {
+    *nr_hung += u32::from(error == DmaError::Hung);
+    match error {
+        DmaError::Starved => true,
+        DmaError::Hung => *nr_hung < HUNG_MAX,
+        DmaError::Stale(_) | DmaError::Fault(_) | DmaError::Stopped => false,
+    }
 }

@@ -17,7 +17,6 @@ const VERIFY: &str = "verify what was loaded";
 
 /// Loads the tenant's memory, `chunk_pages` at a time, and compares it with the input.
 pub(crate) fn run(actor: &Actor<'_>, chunk_pages: u32) -> Result<(), Over> {
-    let _attached = actor.attach()?;
     let nr_pages = actor.tenant.mapping.vma().nr_pages();
     let mut first = 0;
     while first < nr_pages {

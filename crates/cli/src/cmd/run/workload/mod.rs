@@ -11,7 +11,7 @@ use super::model::{Locked, Mismatch};
 use super::rng::Rng;
 use super::tenant::{Tally, Tenant};
 use core::fmt;
-use pinless::{AttachedThread, PageIndex};
+use pinless::PageIndex;
 
 /// How often an actor looks for a block that nobody uses before it lets others run.
 const LOOKS: u32 = 8;
@@ -35,16 +35,6 @@ impl<'a> Actor<'a> {
         while self.go_on().is_ok() && step(self).is_ok() {
             self.tally.op();
         }
-    }
-
-    /// Lets this thread resolve its own faults: needed where the mapping wants that, harmless
-    /// elsewhere.
-    pub(crate) fn attach(&self) -> Result<AttachedThread, Over> {
-        pinless::attach_thread().map_err(|errno| {
-            self.judge
-                .fail(self.failure("attach the thread", None, &errno));
-            Over
-        })
     }
 
     pub(crate) fn go_on(&self) -> Result<(), Over> {
