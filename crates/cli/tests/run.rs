@@ -92,6 +92,7 @@ fn check_story(report: &Value) {
     let tenants = report["tenants"].as_array().expect("a list");
     assert_eq!(tenants.len(), 2);
     assert_eq!(tenants[0]["killed"], false);
+    assert!(tenants[0]["memory_hash"].is_string());
     assert_eq!(tenants[0]["memory_hash"], tenants[0]["model_hash"]);
     assert_eq!(tenants[1]["killed"], true);
 }

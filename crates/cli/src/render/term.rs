@@ -168,15 +168,14 @@ fn devices(table: &mut Table, devices: &[Device]) {
 fn tenants(table: &mut Table, tenants: &[TenantReport]) {
     table.rule("tenants");
     for tenant in tenants {
-        let end = if tenant.killed {
-            "killed".to_owned()
-        } else if tenant.memory_hash == tenant.model_hash && tenant.pages_unreadable == 0 {
-            format!("hash {}", tenant.memory_hash)
-        } else {
-            format!(
-                "{} wrong, {} lost",
-                tenant.pages_wrong, tenant.pages_unreadable
-            )
+        let end = match &tenant.memory_hash {
+            _ if tenant.killed => "killed".to_owned(),
+            _ if tenant.pages_wrong + tenant.pages_unreadable > 0 => {
+                let (wrong, lost) = (tenant.pages_wrong, tenant.pages_unreadable);
+                format!("{wrong} pages wrong, {lost} lost")
+            }
+            Some(hash) => format!("hash {hash}"),
+            None => "not hashed".to_owned(),
         };
         let (operations, bytes) = (count(tenant.operations), Bytes(tenant.bytes));
         table.row(

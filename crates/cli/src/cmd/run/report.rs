@@ -119,9 +119,9 @@ pub(crate) struct TenantReport {
     pub(crate) operations: u64,
     pub(crate) bytes_verified: u64,
     pub(crate) killed: bool,
-    /// Of what was read at the end, and of what had to be there.
-    pub(crate) memory_hash: String,
-    pub(crate) model_hash: String,
+    /// Of what was read at the end, and of what had to be there; none after Ctrl-C.
+    pub(crate) memory_hash: Option<String>,
+    pub(crate) model_hash: Option<String>,
     pub(crate) pages_wrong: u64,
     pub(crate) pages_unreadable: u64,
 }
@@ -294,7 +294,7 @@ fn ring_device(tenant: &Tenant, device: &RingDevice) -> Device {
 
 fn tenant_reports(tenants: &[Tenant], verified: &[Verified]) -> Vec<TenantReport> {
     let reports = tenants.iter().zip(verified).map(|(tenant, verified)| {
-        let hash = |hash: u64| format!("{hash:016x}");
+        let hash = |hash: u64| verified.is_complete.then(|| format!("{hash:016x}"));
         TenantReport {
             name: tenant.name.clone(),
             access: tenant.access.to_string(),

@@ -17,6 +17,8 @@ const HASH: &str = "final hash";
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Verified {
     pub(crate) is_killed: bool,
+    /// All pages were looked at: not so after Ctrl-C.
+    pub(crate) is_complete: bool,
     pub(crate) memory_hash: u64,
     pub(crate) model_hash: u64,
     pub(crate) bytes: u64,
@@ -38,7 +40,7 @@ pub(crate) fn run<'scope>(
         .map(|tenant| {
             let tally = &tenant.loading;
             let actor = stage.actor(tenant, "the last check".to_owned(), tally, 20);
-            stage.spawn(scope, "verify", move || verify(&actor))
+            stage.spawn(scope, "verify", move || verify(&actor, stage))
         })
         .collect();
     let progress = || -> u64 { stage.tenants.iter().map(|t| t.loading.ops()).sum() };
@@ -59,7 +61,7 @@ fn total_pages(plan: &Plan) -> u64 {
     u64::from(plan.nr_tenants) * u64::from(plan.tenant_pages)
 }
 
-fn verify(actor: &Actor<'_>) -> Verified {
+fn verify(actor: &Actor<'_>, stage: &Stage) -> Verified {
     let (tenant, tally): (&Tenant, &Tally) = (actor.tenant, actor.tally);
     let mut verified = Verified {
         is_killed: tenant.mm.is_killed(),
@@ -67,6 +69,9 @@ fn verify(actor: &Actor<'_>) -> Verified {
     };
     let (mut memory, mut model) = (Xxh3::new(), Xxh3::new());
     for page in 0..tenant.mapping.vma().nr_pages() {
+        if stage.is_interrupted() {
+            return verified;
+        }
         tally.op();
         let mut found = [0; PAGE_SIZE];
         if let Err(error) = read(tenant, page, &mut found) {
@@ -83,6 +88,7 @@ fn verify(actor: &Actor<'_>) -> Verified {
         memory.update(&found);
         model.update(&expected);
     }
+    verified.is_complete = true;
     verified.memory_hash = memory.digest();
     verified.model_hash = model.digest();
     verified

@@ -1,0 +1,142 @@
+//! The front door on the real machine: what a user does first.
+
+#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
+
+use core::time::Duration;
+use pinless::{
+    Access, AccessError, Advice, Builder, FaultMode, GuardError, PAGE_SIZE, PageRun, Pinless,
+    UnmapError,
+};
+use pinless_mm::mm_struct::PinError;
+
+const FRAMES: u64 = 64;
+
+/// A system of a few frames; `None` where there is no userfaultfd.
+fn build() -> Option<Pinless> {
+    let built = Builder::new(FRAMES * PAGE_SIZE as u64)
+        .zswap_max(4 << 20)
+        .fault_deadline(Duration::from_secs(30))
+        .fault_threads(1)
+        .build();
+    built
+        .inspect_err(|error| println!("skipped: no userfaultfd: {error}"))
+        .ok()
+}
+
+fn offset_of(page: u32) -> u64 {
+    u64::from(page) * PAGE_SIZE as u64
+}
+
+/// G6, G10: more memory than frames, through every way to reach it, and nothing left at the end.
+#[test]
+fn memory_comes_back_however_it_is_reached() {
+    let Some(pinless) = build() else { return };
+    let attached = pinless::attach_thread().expect("a thread can be attached");
+    let nr_pages = 4 * FRAMES as u32;
+    for mode in [FaultMode::Service, FaultMode::InThread] {
+        let mm = pinless.new_mm("front door");
+        let memory = pinless.map(&mm, nr_pages, mode).expect("a mapping");
+        assert_eq!(memory.len(), nr_pages as usize * PAGE_SIZE);
+        for page in 0..nr_pages {
+            memory
+                .store_u64(offset_of(page) + 8, u64::from(page) + 1)
+                .expect("a frame");
+        }
+        for page in 0..nr_pages {
+            let through_guard = memory.guard(PageRun::single(page), Access::Read);
+            let through_guard = through_guard.expect("a frame").load_u64(8);
+            let through_address = memory.load_u64(offset_of(page) + 8);
+            assert_eq!(through_guard, Ok(u64::from(page) + 1), "{mode:?}");
+            assert_eq!(through_address, through_guard, "{mode:?}");
+        }
+        memory.unmap().expect("nobody holds it");
+    }
+    drop(attached);
+    let memcg = pinless.memcg();
+    assert!(memcg.stat().pgsteal > 0, "pages were taken back");
+    assert!(memcg.frames().peak() <= FRAMES);
+    assert_eq!(memcg.frames().usage(), 0);
+    assert_eq!(memcg.zswap().stats().stored_pages, 0);
+}
+
+/// G11: what is under a guard stays, and a guard gives no way out of its range.
+#[test]
+fn a_guard_keeps_its_pages_and_its_bounds() {
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("guarded");
+    let memory = pinless.map(&mm, 16, FaultMode::Service).expect("a mapping");
+    let run = PageRun::new(3, 2);
+    let guard = memory.guard(run, Access::Write).expect("two frames");
+    let last = guard.len_bytes() as u64 - 4;
+    guard.write(last, b"data").expect("inside");
+    memory
+        .advise(memory.vma().all(), Advice::PageOut)
+        .expect("what is pinned is left out");
+    let mut found = [0; 4];
+    guard.read(last, &mut found).expect("inside");
+    assert_eq!(&found, b"data");
+    assert_eq!(guard.as_ptr().addr() as u64, memory.vma().address(3).0);
+    let out = guard.read(last + 1, &mut found);
+    assert!(
+        matches!(out, Err(AccessError::OutOfRange { .. })),
+        "{out:?}"
+    );
+    let odd = guard.load_u64(4);
+    assert!(
+        matches!(odd, Err(AccessError::Misaligned { .. })),
+        "{odd:?}"
+    );
+    let pinned = mm.unmap(memory.vma());
+    assert!(
+        matches!(pinned, Err(UnmapError::Pinned { page: 3 })),
+        "{pinned:?}"
+    );
+    drop(guard);
+    let beyond = memory.guard(PageRun::new(15, 2), Access::Read).err();
+    assert!(
+        matches!(beyond, Some(GuardError::Pin(PinError::OutOfRange { .. }))),
+        "{beyond:?}"
+    );
+    memory
+        .read_at(offset_of(5) - 4, &mut found)
+        .expect("a frame");
+    assert_eq!(&found, b"data");
+}
+
+/// The names under which the threads are found, and that they end with their owner.
+#[test]
+fn threads_have_names_and_end_with_their_owner() {
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("named");
+    let memcg = std::sync::Arc::clone(pinless.memcg());
+    let names = || -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("proc");
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .map(|name| name.trim().to_owned())
+            .collect()
+    };
+    // The kernel shows the first fifteen letters, as soon as the thread has named itself.
+    let wanted = [
+        "pinless-reclaim",
+        "pinless-settle",
+        "pinless-reaper",
+        "pinless-fault",
+    ];
+    while !wanted.iter().all(|name| names().iter().any(|n| n == name)) {
+        std::thread::yield_now();
+    }
+    drop(mm);
+    drop(pinless);
+    assert_eq!(
+        std::sync::Arc::strong_count(&memcg),
+        1,
+        "no worker holds it"
+    );
+}
+
+#[test]
+fn a_limit_below_the_reserve_is_refused() {
+    let error = Builder::new(100).build().expect_err("no room");
+    assert!(error.to_string().contains("too small"), "{error}");
+}
