@@ -40,8 +40,10 @@ const AFTERMATH: Duration = Duration::from_millis(300);
 /// Whoever does nothing for this long after the kill does not go on.
 const AFTERMATH_MAX: Duration = Duration::from_secs(20);
 
-/// A leak that nobody was killed for after this long is a failure.
+/// A leak that nobody was killed for after this long is a failure; and as many seconds more as the
+/// limit has pieces of this size: the leak has to fill what is left of the store, page by page.
 const LEAK_MAX: Duration = Duration::from_secs(120);
+const LEAK_BYTES_A_SECOND: u64 = 4 << 20;
 
 /// A change outside of a bracket ends the run; a device that meets it may still say so.
 const WITNESS_GRACE: Duration = Duration::from_millis(1500);
@@ -225,8 +227,8 @@ impl Stage {
                 {
                     self.judge.stop();
                 }
-                Phase::Hanging | Phase::Leaking if elapsed > leak_at + LEAK_MAX => {
-                    self.fail("leak", "nobody was killed and reaped for it in two minutes");
+                Phase::Hanging | Phase::Leaking if elapsed > leak_at + self.leak_max() => {
+                    self.fail("leak", "nobody was killed and reaped for it in minutes");
                 }
                 _ => {}
             }
@@ -387,6 +389,11 @@ impl Stage {
     fn is_reaped(&self) -> bool {
         let reports = self.pinless.memcg().oom_reports();
         reports.iter().any(|report| report.done_ns.is_some())
+    }
+
+    /// How long a leak may go on.
+    fn leak_max(&self) -> Duration {
+        LEAK_MAX + Duration::from_secs(self.plan.limit_bytes / LEAK_BYTES_A_SECOND)
     }
 
     /// Everybody but the victim has done something since it was reaped.
