@@ -42,7 +42,7 @@ pub enum FaultMode {
 pub enum CreateError {
     /// The machine gives no userfaultfd.
     Unavailable(Unavailable),
-    /// The machine's userfaultfd refused the features that are needed; [`crate::probe`] says
+    /// The machine's userfaultfd refused the features that are needed; [`crate::probe()`] says
     /// which.
     Features(Errno),
     /// A mapping has at least one page.

@@ -17,7 +17,7 @@ use crate::render::live::{Figures, Live};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use pinless::io_uring::SetupError;
-use pinless::{Builder, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
+use pinless::{Builder, FaultMode, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
 use pinless_mm::swap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -59,6 +59,8 @@ pub(crate) struct Stage {
     pub(crate) no_ring: OnceLock<SetupError>,
     pub(crate) is_interrupted: Arc<AtomicBool>,
     may_hang: AtomicBool,
+    /// Kept to the end: it is the reaper who is to free it.
+    leaked: OnceLock<Mapping>,
     pub(crate) tenants: Vec<Tenant>,
     pub(crate) pinless: Pinless,
 }
@@ -69,6 +71,7 @@ pub(crate) struct Course {
     pub(crate) loaded: Duration,
     pub(crate) worked: Duration,
     pub(crate) rss_other: (u64, u64),
+    other: OtherMemory,
     pub(crate) compression_ratio: f64,
     /// Operations of each tenant when the victim had been reaped.
     pub(crate) ops_at_kill: Option<Vec<u64>>,
@@ -110,6 +113,7 @@ impl Stage {
             no_ring,
             is_interrupted,
             may_hang: AtomicBool::new(false),
+            leaked: OnceLock::new(),
             tenants,
             pinless,
             plan,
@@ -119,19 +123,16 @@ impl Stage {
     /// Does it all, and takes everything down.
     pub(crate) fn play(self, live: &Live) -> Report {
         let mut course = Course::default();
-        // Kept to the end of the scope: the reaper is to free what was leaked.
-        let leaked = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let _curtain = Curtain(&self);
             self.start_engines(scope);
             self.load(scope, live, &mut course);
-            let leaked = self.work(scope, live, &mut course);
+            self.work(scope, live, &mut course);
             self.judge_course(&course);
             course.verified = verify::run(&self, scope, live);
-            leaked
         });
         live.finish();
         let mut report = Report::new(&self, &course);
-        drop(leaked);
         self.take_down(&mut report);
         report
     }
@@ -169,25 +170,24 @@ impl Stage {
                 .map(|t| t.loading.verified_bytes())
                 .sum();
             live.show("load", loaded, self.plan.managed_bytes(), &self.figures());
+            course.other.watch(self.pinless.memcg());
             std::thread::sleep(TICK);
         }
         course.loaded = began.elapsed();
     }
 
-    /// The work, until its time is over or something did not hold. Returns what was leaked.
+    /// The work, until its time is over or something did not hold.
     fn work<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         live: &Live,
         course: &mut Course,
-    ) -> Option<Mapping> {
+    ) {
         if self.judge.is_stopped() {
-            return None;
+            return;
         }
         self.inject();
-        let actors = self.start_actors(scope);
-        let mut leak = None;
-        let mut other = OtherMemory::default();
+        let mut actors = self.start_actors(scope);
         let began = Instant::now();
         let leak_at = self.plan.duration * 2 / 3;
         let mut phase = Phase::Steady;
@@ -198,21 +198,21 @@ impl Stage {
             let elapsed = began.elapsed();
             let (done, total) = (elapsed.as_millis(), self.plan.duration.as_millis());
             live.show("work", done as u64, total as u64, &self.figures());
-            other.watch(self.pinless.memcg());
+            course.other.watch(self.pinless.memcg());
             self.heed_witness(&mut convicted_at);
             self.heed_wrong_victim();
             match phase {
                 Phase::Steady if elapsed < leak_at / 4 => {
-                    course.rss_other.0 = other.bytes(self.pinless.memcg());
+                    course.rss_other.0 = course.other.bytes(self.pinless.memcg());
                 }
                 Phase::Steady if elapsed >= leak_at => {
-                    course.rss_other.1 = other.bytes(self.pinless.memcg());
+                    course.rss_other.1 = course.other.bytes(self.pinless.memcg());
                     course.compression_ratio = self.compression_ratio();
                     self.may_hang.store(true, Ordering::Relaxed);
                     phase = Phase::Hanging;
                 }
                 Phase::Hanging if self.leaker().is_hung.load(Ordering::Relaxed) => {
-                    leak = self.start_leak(scope);
+                    actors.extend(self.start_leak(scope));
                     phase = Phase::Leaking;
                 }
                 Phase::Leaking if self.is_reaped() => {
@@ -240,7 +240,6 @@ impl Stage {
         for actor in actors {
             let _ = actor.join();
         }
-        leak.and_then(|leak| leak.join().ok().flatten()).flatten()
     }
 
     fn start_actors<'scope>(
@@ -280,13 +279,25 @@ impl Stage {
     fn start_leak<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
-    ) -> Option<ScopedJoinHandle<'scope, Option<Option<Mapping>>>> {
+    ) -> Vec<ScopedJoinHandle<'scope, Option<()>>> {
         static NOBODYS: Tally = Tally::new();
-        let actor = self.actor(self.leaker(), "leaking thread".to_owned(), &NOBODYS, 12);
-        let nr_pages = self.plan.leak_pages();
-        self.spawn(scope, "leak", move || {
-            leak::run(actor, &self.pinless, nr_pages)
-        })
+        let (tenant, nr_pages) = (self.leaker(), self.plan.leak_pages());
+        let mapping = match self.pinless.map(&tenant.mm, nr_pages, FaultMode::Service) {
+            Ok(mapping) => self.leaked.get_or_init(|| mapping),
+            Err(error) => {
+                self.fail("leak", &error.to_string());
+                return Vec::new();
+            }
+        };
+        let threads = (0..leak::THREADS).filter_map(|thread| {
+            let name = "leaking thread".to_owned();
+            let actor = self.actor(tenant, name, &NOBODYS, 12 + thread);
+            let chunk_pages = self.plan.chunk_pages;
+            self.spawn(scope, "leak", move || {
+                leak::run(actor, mapping, thread, chunk_pages);
+            })
+        });
+        threads.collect()
     }
 
     /// Runs `body` beside the rest, in a thread that may touch managed memory of any kind. A panic
@@ -486,10 +497,12 @@ impl Stage {
     fn take_down(self, report: &mut Report) {
         let Self {
             judge,
+            leaked,
             tenants,
             pinless,
             ..
         } = self;
+        drop(leaked);
         for tenant in tenants {
             tenant.close();
         }
