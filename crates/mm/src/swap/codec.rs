@@ -8,7 +8,7 @@ use lz4_flex::block::{
     CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
 };
 
-const OUTPUT_BYTES: usize = get_maximum_output_size(PAGE_SIZE);
+const OUTPUT_BYTES: usize = PREFIX_BYTES + get_maximum_output_size(PAGE_SIZE);
 
 /// Working memory for stores. One for each worker, made at start: a store allocates nothing.
 pub struct Scratch {
@@ -38,19 +38,74 @@ impl fmt::Debug for Scratch {
     }
 }
 
+/// What stands before the bytes of a page: how long its head is, how that is stored, and the
+/// pattern that fills the rest.
+///
+/// Pages are often filled in part: the end of an arena, of a stack, of a file. Such a tail is a
+/// pattern, as in a page that is filled with one, and only the head goes to the codec.
+const PREFIX_BYTES: usize = 6;
+
+/// In the length of the head: the head is stored as it is.
+const RAW: u16 = 1 << 15;
+
+/// A tail shorter than this is left to the codec.
+const TAIL_BYTES_MIN: usize = 64;
+
 /// Compresses a page; `None` if that is not worth it.
 pub(super) fn compress<'a>(contents: &PageBuf, scratch: &'a mut Scratch) -> Option<&'a [u8]> {
-    let len = compress_into_with_table(contents, &mut scratch.output[..], &mut scratch.table)
+    let (head, pattern) = split_tail(contents);
+    let (prefix, body) = scratch.output.split_at_mut(PREFIX_BYTES);
+    let mut len = compress_into_with_table(head, body, &mut scratch.table)
         .expect("the output has room for the worst page");
+    let mut head_bytes = head.len() as u16;
+    if len >= head.len() {
+        len = head.len();
+        body[..len].copy_from_slice(head);
+        head_bytes |= RAW;
+    }
+    prefix[..2].copy_from_slice(&head_bytes.to_ne_bytes());
+    prefix[2..].copy_from_slice(&pattern);
+    let len = PREFIX_BYTES + len;
     (len <= COMPRESSED_BYTES_MAX).then(|| &scratch.output[..len])
 }
 
 /// Decompresses what [`compress`] made.
 pub(super) fn decompress(compressed: &[u8], into: &mut PageBuf) -> Result<(), StoreError> {
-    match decompress_into(compressed, into) {
-        Ok(PAGE_SIZE) => Ok(()),
-        _ => Err(StoreError::Corrupt),
+    let (prefix, body) = compressed
+        .split_first_chunk::<PREFIX_BYTES>()
+        .ok_or(StoreError::Corrupt)?;
+    let [a, b, pattern @ ..] = *prefix;
+    let head_bytes = u16::from_ne_bytes([a, b]);
+    let (head, tail) = into
+        .split_at_mut_checked(usize::from(head_bytes & !RAW))
+        .ok_or(StoreError::Corrupt)?;
+    if head_bytes & RAW == 0 {
+        let len = decompress_into(body, head).map_err(|_| StoreError::Corrupt)?;
+        if len != head.len() {
+            return Err(StoreError::Corrupt);
+        }
+    } else if body.len() == head.len() {
+        head.copy_from_slice(body);
+    } else {
+        return Err(StoreError::Corrupt);
     }
+    tail.as_chunks_mut().0.fill(pattern);
+    Ok(())
+}
+
+/// The part of the page before its tail, and the pattern that fills the tail.
+fn split_tail(contents: &PageBuf) -> (&[u8], [u8; 4]) {
+    let words = contents.as_chunks::<4>().0;
+    let pattern = words[words.len() - 1];
+    let nr_tail = words
+        .iter()
+        .rev()
+        .take_while(|word| **word == pattern)
+        .count();
+    if nr_tail * 4 < TAIL_BYTES_MIN {
+        return (contents, pattern);
+    }
+    (&contents[..(words.len() - nr_tail) * 4], pattern)
 }
 
 /// The 32-bit pattern that fills the page, if one does.

@@ -297,7 +297,7 @@ fn any_flipped_bit_is_an_error_and_never_data() {
             .unwrap();
         let nr_bits = match kind {
             Kind::AlmostPattern => 24 * 8 + 100,
-            Kind::HalfRandom => 2080 * 8,
+            Kind::HalfRandom => 2078 * 8,
             _ => 4120 * 8,
         };
         for bit in (0..nr_bits).step_by(if nr_bits > 1000 { 7 } else { 1 }) {
