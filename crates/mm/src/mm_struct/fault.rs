@@ -59,7 +59,6 @@ impl FrameCharge<'_> {
                     waited: Default::default(),
                 });
             }
-            FrameSource::Reclaim if memcg.try_charge_frame() => {}
             FrameSource::Reclaim => {
                 memcg.reclaim_directly();
                 memcg.charge_fault(mm)?;

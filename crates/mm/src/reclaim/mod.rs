@@ -243,9 +243,13 @@ impl Memcg {
         }
     }
 
-    /// Reclaims in the thread that needs a frame. Not in a fault, nor under a notifier's lock.
+    /// Reclaims in the thread that needs a frame, when few are left. Not in a fault, nor under a
+    /// notifier's lock. The worker is left asleep: on another processor, each page that it takes
+    /// would interrupt this one.
     pub(crate) fn reclaim_directly(&self) {
-        let _ = self.reclaim_pass(DIRECT_FRAMES.min(self.marks.high), Effort::Direct);
+        if self.frames.counter().free() <= self.marks.low {
+            let _ = self.reclaim_pass(self.marks.low + DIRECT_FRAMES, Effort::Direct);
+        }
     }
 
     /// Frees frames until `target_free` are free or nothing more can be done.
@@ -264,7 +268,7 @@ impl Memcg {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
                 // Enough for this thread, though others may have taken the frames.
-                if effort == Effort::Direct && nr_freed >= target_free {
+                if effort == Effort::Direct && nr_freed >= DIRECT_FRAMES {
                     return Pass::Done;
                 }
                 continue;
