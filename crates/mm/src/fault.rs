@@ -29,7 +29,7 @@ pub trait FaultHandler: Send + Sync {
 pub enum FaultError {
     /// The address space was killed by the OOM killer.
     Killed,
-    /// The mapping is gone.
+    /// The mapping is gone, or its memory cgroup was stopped.
     Unmapped,
     /// The contents were lost: the store answered with an error, or with something else than was
     /// stored.

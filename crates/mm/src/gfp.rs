@@ -8,6 +8,6 @@ pub enum Gfp {
     /// May reclaim in the calling thread, which may call notifiers in non-blockable mode, and may
     /// wait for frames. Never under a lock that a notifier takes.
     Kernel,
-    /// Neither reclaims nor waits: gives up at once.
+    /// Neither reclaims nor waits for frames: gives up at once when none is free.
     NoWait,
 }

@@ -1,8 +1,7 @@
 //! Faults: a page becomes usable.
 //!
-//! A fault allocates nothing, runs no notifier and waits for none. It may wait for three things:
-//! for a machine operation on its page (microseconds), for a frame (up to a deadline), and for
-//! nothing else.
+//! A fault allocates nothing, runs no notifier and waits for none. It may wait for a
+//! machine operation on its page (microseconds) and for a frame (up to a deadline).
 //!
 //! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
 

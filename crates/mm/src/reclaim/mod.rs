@@ -32,9 +32,8 @@ use pending::Pending;
 use settle::{Parked, RefusedQueue, StuckTable};
 use shed::KeptCopies;
 
-/// Frames that a thread reclaims for itself before it tries again. It does so while the worker is
-/// behind, and every access that does waits for all of them: few keep the tail short, and cost
-/// little, as neighbours are still detached together.
+/// Frames that a thread reclaims for itself before it takes one. It does so while few are left, and
+/// every access that does waits for all of them: few keep the tail short.
 const DIRECT_FRAMES: u64 = 2;
 
 /// The pause between two passes when somebody waits and nothing could be freed.
