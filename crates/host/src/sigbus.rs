@@ -5,10 +5,10 @@
 //! the handler that was there before. One handler serves all mappings; it is installed once and
 //! stays.
 //!
-//! It runs on the alternate stack with every other signal blocked, so nothing but the fill
-//! happens there, and with SIGBUS let through, so that a fault inside it is seen: that is a bug,
-//! and it ends the process with the name of the page. It allocates nothing and takes no lock of
-//! this crate.
+//! It runs on the alternate stack with every other signal blocked, so nothing happens there but
+//! the fill and what frees a frame for it, and with SIGBUS let through, so that a fault inside it
+//! is seen: that is a bug, and it ends the process with the name of the page. It allocates nothing
+//! and takes no lock of this crate.
 //!
 //! Linux counterpart: `force_sig_fault`, `arch/x86/mm/fault.c:do_sigbus`.
 

@@ -424,10 +424,17 @@ fn faults_and_reclaim(world: &World<'_, '_>) {
         tenant.fill(page, &noise[..nr]).expect("room");
     }
     let before = world.memcg.stat();
-    check_section("faults and reclaim", || {
-        let tenant = Arc::clone(&tenant);
-        world.spawn_all(4, move |me| tenant.wander(me, 3000));
-    });
+    let wander = |what: &str| {
+        check_section(what, || {
+            let tenant = Arc::clone(&tenant);
+            world.spawn_all(4, move |me| tenant.wander(me, 3000));
+        });
+    };
+    wander("faults that reclaim for themselves");
+    let device = Device::signalled();
+    let subscription = tenant.subscribe("faults", &device);
+    wander("faults that leave it to the worker");
+    drop(subscription);
     let after = world.memcg.stat();
     assert!(after.pgfault_wp > before.pgfault_wp, "no write trapped");
     assert!(after.pgmajfault > before.pgmajfault, "nothing was filled");

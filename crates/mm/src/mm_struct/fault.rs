@@ -1,7 +1,8 @@
 //! Faults: a page becomes usable.
 //!
 //! A fault allocates nothing, runs no notifier and waits for none. It may wait for a
-//! machine operation on its page (microseconds) and for a frame (up to a deadline).
+//! machine operation on its page (microseconds) and for a frame (up to a deadline). While few
+//! frames are left, it frees some itself, of memory that nobody has to be told about.
 //!
 //! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
 
@@ -12,7 +13,7 @@ use crate::fault::{FaultError, FaultHandler, StoreError};
 use crate::memcg::stat::count;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
-use crate::reclaim::InFlight;
+use crate::reclaim::{Effort, InFlight};
 use crate::swap::Stored;
 use core::sync::atomic::Ordering;
 
@@ -59,10 +60,13 @@ impl FrameCharge<'_> {
                 });
             }
             FrameSource::Reclaim => {
-                memcg.reclaim_directly();
+                memcg.reclaim_directly(Effort::Direct);
                 memcg.charge_fault(mm)?;
             }
-            FrameSource::Wait => memcg.charge_fault(mm)?,
+            FrameSource::Wait => {
+                memcg.reclaim_directly(Effort::Fault);
+                memcg.charge_fault(mm)?;
+            }
         }
         self.is_charged = true;
         Ok(())

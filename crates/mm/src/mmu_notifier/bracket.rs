@@ -71,6 +71,26 @@ impl Notifiers {
         start_nonblock(self.registry.list(), range).map(|bracket| bracket.after(nr_joined))
     }
 
+    /// Opens a non-blockable bracket if there is no subscription: for a thread that must not run
+    /// anybody's callbacks, such as one in a fault.
+    pub(crate) fn start_for_nobody(
+        &self,
+        start: Vaddr,
+        end: Vaddr,
+        event: Event,
+    ) -> Option<Invalidation> {
+        let range = self.range(start, end, event, Mode::NonBlock);
+        // Before the list: who joins in between is told, and counted as not told.
+        let nr_joined = self.registry.nr_joined();
+        let bracket = || Invalidation::of_nobody(range).after(nr_joined);
+        self.registry.is_empty().then(bracket)
+    }
+
+    /// Whether there is a subscription.
+    pub(crate) fn has_subscriptions(&self) -> bool {
+        !self.registry.is_empty()
+    }
+
     /// Opens a bracket whose callbacks may block, and waits for what they settle: once, for all
     /// devices together, no longer than `settle_deadline`.
     ///

@@ -1,5 +1,6 @@
 //! The front hand: mapped pages go into their slots.
 
+use super::Effort;
 use super::settle::RefusedWindow;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::StoreError;
@@ -38,18 +39,22 @@ impl PageSet {
 impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
-    pub(super) fn detach_window(&self, run: PageRun) -> u64 {
+    pub(super) fn detach_window(&self, run: PageRun, effort: Effort) -> u64 {
         let chosen = self.choose_unreferenced(run);
         if chosen.is_empty() {
             return 0;
         }
         let hull = chosen.hull(run.first);
         let (start, end) = (self.address(hull.first), self.address(hull.end()));
-        match self
-            .mm()
-            .notifiers()
-            .start_nonblock(start, end, Event::Clear)
-        {
+        let notifiers = self.mm().notifiers();
+        if effort == Effort::Fault {
+            let Some(bracket) = notifiers.start_for_nobody(start, end, Event::Clear) else {
+                self.unchoose(hull);
+                return 0;
+            };
+            return self.detach_told(run, chosen, &bracket);
+        }
+        match notifiers.start_nonblock(start, end, Event::Clear) {
             Ok(bracket) => self.detach_told(run, chosen, &bracket),
             Err(refused) => {
                 self.unchoose(hull);

@@ -1,5 +1,6 @@
 //! The hands of the clock: which pages come next.
 
+use super::Effort;
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
@@ -52,11 +53,13 @@ impl Default for Hands {
 #[derive(Debug)]
 pub(super) struct Lap {
     windows_left: u64,
+    /// Stop before the memory of an address space that somebody has to be told about.
+    stops_at_subscribers: bool,
 }
 
 impl Memcg {
     /// The way round for `hand`.
-    pub(super) fn start_lap(&self, hand: Hand) -> Lap {
+    pub(super) fn start_lap(&self, hand: Hand, effort: Effort) -> Lap {
         let nr = self.reclaim.nr_windows.load(Ordering::Relaxed);
         let rounds = match hand {
             // The first round takes the referenced marks away, the second finds the pages.
@@ -65,7 +68,8 @@ impl Memcg {
         };
         // One window more, because the first may be left out in part.
         Lap {
-            windows_left: rounds * nr + 1,
+            windows_left: (rounds * nr + 1).min(effort.windows_max()),
+            stops_at_subscribers: hand == Hand::Front && effort == Effort::Fault,
         }
     }
 
@@ -89,6 +93,10 @@ impl Memcg {
             let (&id, vma) = next?;
             if id != at.vma {
                 *at = Position { vma: id, page: 0 };
+            }
+            // Passing over it would spare its pages at the cost of everybody else's.
+            if lap.stops_at_subscribers && vma.mm().notifiers().has_subscriptions() {
+                return None;
             }
             while at.page < vma.nr_pages() && lap.windows_left > 0 {
                 let window = at.page / WINDOW_PAGES;

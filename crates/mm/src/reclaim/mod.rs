@@ -36,6 +36,12 @@ use shed::KeptCopies;
 /// every access that does waits for all of them: few keep the tail short.
 const DIRECT_FRAMES: u64 = 2;
 
+/// Pages that it detaches at once for that.
+const DIRECT_PAGES: u64 = 4;
+
+/// Windows that a hand looks at for it before the work is left to the worker.
+const DIRECT_WINDOWS: u64 = 16;
+
 /// The pause between two passes when somebody waits and nothing could be freed.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
 
@@ -116,11 +122,29 @@ impl Stall {
 
 /// How hard a pass tries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Effort {
-    /// In a thread that needs a frame: it can wait for the worker instead.
+pub(crate) enum Effort {
+    /// In a fault, also on a signal stack: calls no notifier.
+    Fault,
+    /// In a thread that needs a frame outside of a fault.
     Direct,
     /// In the worker, whose stall means that memory has run out.
     Worker,
+}
+
+impl Effort {
+    fn pages_at_once(self) -> u64 {
+        match self {
+            Self::Fault | Self::Direct => DIRECT_PAGES,
+            Self::Worker => u64::from(WINDOW_PAGES),
+        }
+    }
+
+    fn windows_max(self) -> u64 {
+        match self {
+            Self::Fault | Self::Direct => DIRECT_WINDOWS,
+            Self::Worker => u64::MAX,
+        }
+    }
 }
 
 impl Control {
@@ -242,12 +266,12 @@ impl Memcg {
         }
     }
 
-    /// Reclaims in the thread that needs a frame, when few are left. Not in a fault, nor under a
-    /// notifier's lock. The worker is left asleep: on another processor, each page that it takes
-    /// would interrupt this one.
-    pub(crate) fn reclaim_directly(&self) {
+    /// Reclaims in the thread that needs a frame, when few are left; what cannot be had cheaply is
+    /// left to the worker. Otherwise that is left asleep: on another processor, each page that it
+    /// takes would interrupt this one. Not under a notifier's lock, unless it is a fault.
+    pub(crate) fn reclaim_directly(&self, effort: Effort) {
         if self.frames.counter().free() <= self.marks.low {
-            let _ = self.reclaim_pass(self.marks.low + DIRECT_FRAMES, Effort::Direct);
+            let _ = self.reclaim_pass(self.marks.low + DIRECT_FRAMES, effort);
         }
     }
 
@@ -260,14 +284,14 @@ impl Memcg {
         while self.frames.counter().free() < target_free && !self.is_stopped() {
             let standby = self.reclaim.nr_standby.load(Ordering::Relaxed);
             if !front_is_idle && standby < wanted {
-                front_is_idle = !self.advance(Hand::Front, wanted - standby);
+                front_is_idle = !self.advance(Hand::Front, wanted - standby, effort);
             }
             let missing = target_free.saturating_sub(self.frames.counter().free());
-            if self.advance(Hand::Back, missing.max(1)) {
+            if self.advance(Hand::Back, missing.max(1), effort) {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
                 // Enough for this thread, though others may have taken the frames.
-                if effort == Effort::Direct && nr_freed >= DIRECT_FRAMES {
+                if effort != Effort::Worker && nr_freed >= DIRECT_FRAMES {
                     return Pass::Done;
                 }
                 continue;
@@ -275,7 +299,7 @@ impl Memcg {
             // Nothing that stands by can go: the store is full, or nothing stands by. A clean
             // page may still be among those that are mapped.
             stalls += 1;
-            if stalls > 1 || effort == Effort::Direct || !self.detach_all() {
+            if stalls > 1 || effort != Effort::Worker || !self.detach_all() {
                 count(&self.stat.stalls);
                 return Pass::Stalled;
             }
@@ -288,7 +312,7 @@ impl Memcg {
         let mut windows = 0;
         while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
             && !self.is_stopped()
-            && self.advance(Hand::Front, u64::from(WINDOW_PAGES))
+            && self.advance(Hand::Front, u64::from(WINDOW_PAGES), Effort::Worker)
         {
             windows += 1;
         }
@@ -297,17 +321,16 @@ impl Memcg {
 
     /// Moves a hand on until it did something for about `wanted` pages; false when it went all the
     /// way round (the front hand twice: the first time only takes marks away) without.
-    fn advance(&self, hand: Hand, wanted: u64) -> bool {
-        let mut lap = self.start_lap(hand);
+    fn advance(&self, hand: Hand, wanted: u64, effort: Effort) -> bool {
+        let mut lap = self.start_lap(hand, effort);
+        let wanted = wanted.min(effort.pages_at_once());
         loop {
             let in_flight = InFlight::new(&self.reclaim);
-            let Some((vma, run)) =
-                self.next_run(hand, &mut lap, wanted.min(u64::from(WINDOW_PAGES)))
-            else {
+            let Some((vma, run)) = self.next_run(hand, &mut lap, wanted) else {
                 return false;
             };
             let done = match hand {
-                Hand::Front => vma.detach_window(run),
+                Hand::Front => vma.detach_window(run, effort),
                 Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch)),
                 Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
             };

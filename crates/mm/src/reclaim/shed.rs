@@ -2,6 +2,7 @@
 //!
 //! Linux counterpart: freeing swap slots of resident pages when swap is nearly full.
 
+use super::Effort;
 use super::hands::Hand;
 use crate::addr::PageRun;
 use crate::memcg::Memcg;
@@ -42,7 +43,7 @@ impl Memcg {
         if nr_kept == kept.nr_when_none.load(Ordering::Relaxed) {
             return 0;
         }
-        let mut lap = self.start_lap(Hand::Shed);
+        let mut lap = self.start_lap(Hand::Shed, Effort::Worker);
         let (mut shed, mut left) = (0, 0);
         while shed < target {
             let Some((vma, run)) = self.next_run(Hand::Shed, &mut lap, target) else {
