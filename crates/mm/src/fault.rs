@@ -48,11 +48,9 @@ pub enum FaultError {
     Machine(MmuError),
 }
 
-/// Why the contents of a stored page cannot be given back, or cannot be stored.
+/// Why the contents of a stored page cannot be given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreError {
-    /// The store is at its bound.
-    Full,
     /// What is in the slot is not what was stored there.
     Corrupt,
     /// The slot holds the contents of another page, or an older version: a store was lost.
@@ -62,7 +60,6 @@ pub enum StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Full => "the compressed store is full",
             Self::Corrupt => "the checksum of the stored copy is wrong",
             Self::Misplaced => "the slot holds another page or an older version: a store was lost",
         })

@@ -21,7 +21,7 @@
 
 use crate::addr::PageIndex;
 use crate::fault::StoreError;
-use crate::swap::Stored;
+use crate::swap::{NoRoom, Stored};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -87,7 +87,7 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 /// | 7, 8 | has a stored copy; the copy is a fill pattern |
 /// | 12..22 | pins |
 /// | 22..32 | tag of the stored copy |
-/// | 32..64 | slot, or fill pattern |
+/// | 32..64 | slot, or fill pattern; without a copy, what the store had no room for |
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Word(u64);
 
@@ -241,6 +241,21 @@ impl Word {
                 | ((u64::from(stored.tag()) << TAG_SHIFT) & TAG_MASK)
                 | (u64::from(stored.payload()) << PAYLOAD_SHIFT),
         )
+    }
+
+    /// What the store had no room for when the page was to be stored. It changed neither since, or
+    /// this would be gone.
+    pub fn no_room(self) -> Option<NoRoom> {
+        if self.0 & HAS_COPY != 0 {
+            return None;
+        }
+        NoRoom::from_code((self.0 >> PAYLOAD_SHIFT) as u32)
+    }
+
+    /// The same word without a stored copy, and with the reason why there is none.
+    #[must_use]
+    pub fn with_no_room(self, no_room: NoRoom) -> Self {
+        Self((self.0 & !COPY_MASK) | u64::from(no_room.code()) << PAYLOAD_SHIFT)
     }
 
     /// The same word without a stored copy.

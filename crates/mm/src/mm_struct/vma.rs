@@ -10,7 +10,7 @@ use crate::primary_mmu::PrimaryMmu;
 use crate::swap::{Owner, Stored};
 use crate::wait::PageWaiters;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::Arc;
 
 /// Names one mapping among all of a memory cgroup, in the order in which they were made.
@@ -22,6 +22,8 @@ pub struct VmaId(pub u64);
 struct Window {
     mapped: AtomicU8,
     detached: AtomicU8,
+    /// A device refused it, and is going to be asked again by a thread that waits.
+    is_refused: AtomicBool,
 }
 
 /// How far the end of a mapping has come.
@@ -229,6 +231,25 @@ impl Vma {
     pub(crate) fn nr_detached_in(&self, window: u32) -> u8 {
         self.windows[window as usize]
             .detached
+            .load(Ordering::Relaxed)
+    }
+
+    /// Notes that the window of `page` waits for a device; false when it did already.
+    pub(crate) fn begin_refused(&self, page: PageIndex) -> bool {
+        let window = &self.windows[(page / WINDOW_PAGES) as usize];
+        !window.is_refused.swap(true, Ordering::Relaxed)
+    }
+
+    /// The window of `page` no longer waits for a device.
+    pub(crate) fn end_refused(&self, page: PageIndex) {
+        let window = &self.windows[(page / WINDOW_PAGES) as usize];
+        window.is_refused.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the window waits for a device; a hint that spares it the same question again.
+    pub(crate) fn is_refused(&self, window: u32) -> bool {
+        self.windows[window as usize]
+            .is_refused
             .load(Ordering::Relaxed)
     }
 

@@ -59,15 +59,21 @@ impl Vma {
             Err(refused) => {
                 self.unchoose(hull);
                 count(&self.stat().reclaim_refused);
-                let reclaim = &self.memcg().reclaim;
-                if !reclaim.stuck.owes(&refused.holder) {
-                    reclaim.refused.push(RefusedWindow {
-                        vma: self.id(),
-                        run: hull,
-                    });
-                }
+                self.ask_later(hull, &refused.holder);
                 0
             }
+        }
+    }
+
+    /// Has the worker that may wait ask for a run of a window, which `holder` refused.
+    fn ask_later(&self, run: PageRun, holder: &str) {
+        let reclaim = &self.memcg().reclaim;
+        if reclaim.stuck.owes(holder) || !self.begin_refused(run.first) {
+            return;
+        }
+        let vma = self.id();
+        if !reclaim.refused.push(RefusedWindow { vma, run }) {
+            self.end_refused(run.first);
         }
     }
 

@@ -102,6 +102,7 @@ impl Memcg {
                 let window = at.page / WINDOW_PAGES;
                 let rest = vma.window(window).end() - at.page;
                 let nr = match hand {
+                    Hand::Front if vma.is_refused(window) => 0,
                     Hand::Front | Hand::Shed => vma.nr_mapped_in(window),
                     Hand::Back => vma.nr_detached_in(window),
                 };

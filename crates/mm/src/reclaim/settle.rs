@@ -60,14 +60,17 @@ impl RefusedQueue {
         }
     }
 
-    pub(super) fn push(&self, window: RefusedWindow) {
+    /// False when the queue is full.
+    pub(super) fn push(&self, window: RefusedWindow) -> bool {
         let mut queue = self.queue.lock();
-        if queue.len() < REFUSED_QUEUE_MAX && !queue.contains(&window) {
-            queue.push_back(window);
-            self.nr_pushed.fetch_add(1, Ordering::Relaxed);
-            drop(queue);
-            self.pushed.notify_one();
+        if queue.len() == REFUSED_QUEUE_MAX {
+            return false;
         }
+        queue.push_back(window);
+        self.nr_pushed.fetch_add(1, Ordering::Relaxed);
+        drop(queue);
+        self.pushed.notify_one();
+        true
     }
 
     /// How many windows were refused so far.
@@ -250,6 +253,8 @@ impl Memcg {
     fn settle(&self, refused: RefusedWindow) {
         let vma = self.vmas.read().get(&refused.vma).cloned();
         let Some(vma) = vma else { return };
+        // Before it is asked: what is refused from now on is asked for once more.
+        vma.end_refused(refused.run.first);
         match vma.detach_window_blockable(refused.run) {
             // What stands by now can be stored.
             Ok(_detached) => self.reclaim.kick(),

@@ -2,12 +2,11 @@
 
 use super::detach::PageSet;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
-use crate::fault::StoreError;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::{add, count};
 use crate::mm_struct::{Owned, Vma};
 use crate::page::{State, Word};
-use crate::swap::{Scratch, Stored};
+use crate::swap::{NoRoom, Scratch, Stored};
 use core::sync::atomic::Ordering;
 
 /// Clean copies that are given back at a time when the store is full.
@@ -54,6 +53,9 @@ impl Vma {
         if !seen.is_dirty() && seen.copy().is_some() {
             return Some(None);
         }
+        if seen.no_room().is_some_and(|refused| !self.may_have_room(refused)) {
+            return None;
+        }
         // The copy is taken while nobody can move the page away, compressed after that.
         let owned = self.try_own(page, seen)?;
         let mut contents = [0; PAGE_SIZE];
@@ -61,13 +63,12 @@ impl Vma {
         self.publish(owned, seen.with_state(State::Storing));
         match self.store_or_shed(page, &contents, scratch) {
             Ok(stored) => Some(Some(stored)),
-            Err(_full) => {
+            Err(refused) => {
                 count(&self.stat().store_full);
                 let storing = seen.with_state(State::Storing);
+                let standby = seen.with_no_room(refused);
                 // Fails when the page was rescued, which is as good.
-                let _ = self
-                    .pages
-                    .try_change(page, storing, seen.with_state(State::Standby));
+                let _ = self.pages.try_change(page, storing, standby);
                 None
             }
         }
@@ -78,14 +79,20 @@ impl Vma {
         page: PageIndex,
         contents: &[u8; PAGE_SIZE],
         scratch: &mut Scratch,
-    ) -> Result<Stored, StoreError> {
+    ) -> Result<Stored, NoRoom> {
         let memcg = self.memcg();
         match memcg.zswap.store(self.owner(page), contents, scratch) {
-            Err(StoreError::Full) if memcg.shed_copies(SHED_PAGES) > 0 => {
+            Err(_) if memcg.shed_copies(SHED_PAGES) > 0 => {
                 memcg.zswap.store(self.owner(page), contents, scratch)
             }
             result => result,
         }
+    }
+
+    /// Whether it is worth compressing a page once more that did not fit.
+    fn may_have_room(&self, refused: NoRoom) -> bool {
+        let memcg = self.memcg();
+        memcg.zswap.has_room_for(refused) || memcg.shed_copies(SHED_PAGES) > 0
     }
 
     /// Frees the slots of the pages that still stand by, in runs.

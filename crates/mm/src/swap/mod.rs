@@ -22,7 +22,7 @@ mod zswap;
 mod tests;
 
 pub use codec::Scratch;
-pub use zswap::{Inject, Stats, Zswap};
+pub use zswap::{Inject, NoRoom, Stats, Zswap};
 
 use core::num::NonZeroU32;
 

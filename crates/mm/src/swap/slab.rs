@@ -126,6 +126,12 @@ impl Slab {
         Some((SlotHandle::new(index as usize, slot), sequence))
     }
 
+    /// Whether a slot of the class is free, or a block.
+    pub(super) fn has_room(&self, class: SizeClass) -> bool {
+        let list = self.classes[class.index()].lock();
+        list.partial.head != NONE || self.pool.lock().head != NONE
+    }
+
     /// Calls `read` with the slot.
     pub(super) fn read<R>(&self, handle: SlotHandle, read: impl FnOnce(&[u8]) -> R) -> R {
         let block = self.block(handle);

@@ -129,14 +129,14 @@ impl Zswap {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Full`] at the bound, or when the free memory is in blocks of other sizes;
+    /// [`NoRoom`] at the bound, or when the free memory is in blocks of other sizes;
     /// nothing is stored then.
     pub fn store(
         &self,
         owner: Owner,
         contents: &PageBuf,
         scratch: &mut Scratch,
-    ) -> Result<Stored, StoreError> {
+    ) -> Result<Stored, NoRoom> {
         if let Some(pattern) = codec::same_filled(contents) {
             self.counters.same_filled.fetch_add(1, Relaxed);
             self.counters.same_filled_total.fetch_add(1, Relaxed);
@@ -160,7 +160,7 @@ impl Zswap {
         let Some((handle, sequence)) = taken else {
             self.uncharge(class);
             self.counters.fragmented.fetch_add(1, Relaxed);
-            return Err(StoreError::Full);
+            return Err(NoRoom(class));
         };
         let filled = HEADER_BYTES + payload.len();
         self.counters
@@ -198,6 +198,13 @@ impl Zswap {
             }
         };
         result
+    }
+
+    /// Whether there is room now for what there was none for.
+    pub fn has_room_for(&self, refused: NoRoom) -> bool {
+        let NoRoom(class) = refused;
+        let bytes = class.slot_bytes() as u64;
+        self.bytes() + bytes <= self.max_bytes && self.slab.has_room(class)
     }
 
     /// Forgets a stored page. To be called once for each store, after a load that failed too.
@@ -319,7 +326,7 @@ impl Zswap {
         codec::decompress(payload, into)
     }
 
-    fn charge(&self, class: SizeClass) -> Result<(), StoreError> {
+    fn charge(&self, class: SizeClass) -> Result<(), NoRoom> {
         let bytes = class.slot_bytes() as u64;
         let charged = self.charged_bytes.try_update(Relaxed, Relaxed, |charged| {
             charged
@@ -334,7 +341,7 @@ impl Zswap {
             }
             Err(_) => {
                 self.counters.full.fetch_add(1, Relaxed);
-                Err(StoreError::Full)
+                Err(NoRoom(class))
             }
         }
     }
@@ -352,6 +359,27 @@ impl fmt::Debug for Zswap {
             .field("bytes", &self.bytes())
             .field("max_bytes", &self.max_bytes)
             .finish_non_exhaustive()
+    }
+}
+
+/// A page that the store had no room for, as far as it can be remembered: the size of its slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom(SizeClass);
+
+impl NoRoom {
+    /// A number for it that is not zero.
+    pub(crate) fn code(self) -> u32 {
+        self.0.index() as u32 + 1
+    }
+
+    /// What has this number; zero is none.
+    ///
+    /// # Panics
+    ///
+    /// If nothing has.
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
+        let index = u8::try_from(code.checked_sub(1)?).expect("a class has a small number");
+        Some(Self(SizeClass::from_index(index)))
     }
 }
 
