@@ -25,6 +25,7 @@ pub const ORDER: &[(&str, &[&str])] = &[
     ("mm.memcg.mms", &[]),
     ("mm.vmas", &[]),
     ("mm.on_kill", &[]),
+    ("mm.mlock", &["mm.page_wait"]),
     ("mm.reclaim.hands", &[]),
     ("mm.reclaim.idle", &[]),
     ("mm.reclaim.refused", &[]),

@@ -68,6 +68,7 @@ const REFERENCED: u64 = 1 << 5;
 const PROTECTED: u64 = 1 << 6;
 const HAS_COPY: u64 = 1 << 7;
 const SAME_FILLED: u64 = 1 << 8;
+const LOCKED: u64 = 1 << 9;
 const PINS_SHIFT: u32 = 12;
 const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
@@ -85,6 +86,7 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 /// | 5 | referenced: proven in use since the front hand passed |
 /// | 6 | write-protected at its address |
 /// | 7, 8 | has a stored copy; the copy is a fill pattern |
+/// | 9 | locked: reclaim passes over it |
 /// | 12..22 | pins |
 /// | 22..32 | tag of the stored copy |
 /// | 32..64 | slot, or fill pattern; without a copy, what the store had no room for |
@@ -189,6 +191,23 @@ impl Word {
         Self(self.0 & !PROTECTED)
     }
 
+    /// Whether the page is locked.
+    pub const fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    /// Locks the page.
+    #[must_use]
+    pub const fn locked(self) -> Self {
+        Self(self.0 | LOCKED)
+    }
+
+    /// Unlocks the page.
+    #[must_use]
+    pub const fn unlocked(self) -> Self {
+        Self(self.0 & !LOCKED)
+    }
+
     const fn waiters(self) -> Self {
         Self(self.0 | WAITERS)
     }
@@ -267,6 +286,11 @@ impl Word {
     /// Whether the page is mapped and may be used through its address.
     pub fn is_mapped(self) -> bool {
         matches!(self.state(), State::Resident | State::Evicting)
+    }
+
+    /// Whether reclaim may look at the page: it is mapped and not locked.
+    pub fn is_evictable(self) -> bool {
+        self.is_mapped() && !self.is_locked()
     }
 
     /// Whether the contents are in the slot.

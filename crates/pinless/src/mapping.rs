@@ -7,7 +7,7 @@ use pinless_host::{
 };
 use pinless_mm::addr::PageRun;
 use pinless_mm::fault::FaultHandler;
-use pinless_mm::mm_struct::{AdviseError, MapError as BooksError, UnmapError};
+use pinless_mm::mm_struct::{AdviseError, MapError as BooksError, Mlock, MlockError, UnmapError};
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 use pinless_mm::{Advice, Mm, Vma};
 use std::sync::Arc;
@@ -144,6 +144,16 @@ impl Mapping {
     /// See [`AdviseError`].
     pub fn advise(&self, run: PageRun, advice: Advice) -> Result<(), AdviseError> {
         self.vma.advise(run, advice)
+    }
+
+    /// Makes pages resident and keeps them in their frames while the answer lives; see
+    /// [`Vma::mlock`].
+    ///
+    /// # Errors
+    ///
+    /// See [`MlockError`].
+    pub fn mlock(&self, run: PageRun) -> Result<Mlock, MlockError> {
+        self.vma.mlock(run)
     }
 
     /// Unmaps it, and says so if that fails; a drop cannot.

@@ -16,8 +16,12 @@ use core::fmt;
 pub enum Advice {
     /// The contents are not needed: the range reads as zeros afterwards (`MADV_DONTNEED`).
     DontNeed,
-    /// The range will not be used for long: it is moved to the store (`MADV_PAGEOUT`).
+    /// The range will not be used for long: it is moved to the store (`MADV_PAGEOUT`). Pinned and
+    /// locked pages stay.
     PageOut,
+    /// The range will not be used soon: it stands by, and goes before anything else if memory runs
+    /// short (`MADV_COLD`). Pinned and locked pages stay.
+    Cold,
     /// The range will be used soon: it is made resident as far as frames are free
     /// (`MADV_WILLNEED`).
     WillNeed,
@@ -36,6 +40,11 @@ pub enum AdviseError {
     /// A page is pinned, so its contents cannot be given up. If it was pinned after the call began,
     /// other pages may have been given up.
     Pinned {
+        /// The first such page.
+        page: PageIndex,
+    },
+    /// A page is locked, so its contents cannot be given up.
+    Locked {
         /// The first such page.
         page: PageIndex,
     },
@@ -67,6 +76,7 @@ impl fmt::Display for AdviseError {
                     "page {page} is pinned; drop its guards and finish its I/O first"
                 )
             }
+            Self::Locked { page } => write!(f, "page {page} is locked; drop its `Mlock` first"),
             Self::Contended => {
                 write!(f, "the range is in use all the time; stop using it first")
             }
@@ -102,6 +112,7 @@ impl Vma {
         match advice {
             Advice::DontNeed => self.dont_need(run),
             Advice::PageOut => self.page_out(run).map_err(AdviseError::Notifier),
+            Advice::Cold => self.cool(run).map_err(AdviseError::Notifier),
             Advice::WillNeed => self.will_need(run),
         }
     }
@@ -109,6 +120,9 @@ impl Vma {
     fn dont_need(&self, run: PageRun) -> Result<(), AdviseError> {
         if let Some(page) = self.pinned_in(run) {
             return Err(pinned(page));
+        }
+        if let Some(page) = self.locked_in(run) {
+            return Err(AdviseError::Locked { page });
         }
         let mut first = run.first;
         while first < run.end() {

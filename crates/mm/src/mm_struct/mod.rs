@@ -4,21 +4,26 @@
 //! [`Vma`] is one mapping: a range of pages with a state word each, on a [`PrimaryMmu`].
 //!
 //! One verb a file: [`Mm::map`] in `map`, [`Mm::unmap`] in `unmap`, [`Vma::advise`] in `advise`,
-//! faults in `fault`, [`Vma::pin`] in `pin`, device translations in `bus`.
+//! faults in `fault`, [`Vma::pin`] in `pin`, [`Vma::mlock`] in `mlock`, [`Building`] in `building`,
+//! device translations in `bus`.
 //!
 //! Linux counterpart: `struct mm_struct`, `struct vm_area_struct`.
 
 mod advise;
+mod building;
 mod bus;
 mod fault;
 mod map;
+mod mlock;
 mod pin;
 mod unmap;
 mod vma;
 mod zap;
 
 pub use advise::{Advice, AdviseError};
+pub use building::Building;
 pub use map::MapError;
+pub use mlock::{Mlock, MlockError};
 pub use pin::{Pin, PinError};
 pub use unmap::UnmapError;
 pub(crate) use vma::Owned;

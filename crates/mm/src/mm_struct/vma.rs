@@ -10,7 +10,8 @@ use crate::primary_mmu::PrimaryMmu;
 use crate::swap::{Owner, Stored};
 use crate::wait::PageWaiters;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use lockdep::sync::Mutex;
 use std::sync::Arc;
 
 /// Names one mapping among all of a memory cgroup, in the order in which they were made.
@@ -20,6 +21,7 @@ pub struct VmaId(pub u64);
 /// How many pages of a window are where; a hint that spares the hands of reclaim empty windows.
 #[derive(Debug, Default)]
 struct Window {
+    /// Mapped, and not locked.
     mapped: AtomicU8,
     detached: AtomicU8,
     /// A device refused it, and is going to be asked again by a thread that waits.
@@ -48,6 +50,9 @@ pub struct Vma {
     generations: Box<[AtomicU32]>,
     windows: Box<[Window]>,
     pub(crate) waiters: PageWaiters,
+    /// What [`Vma::mlock`] holds; a range may be there more than once.
+    pub(super) locked: Mutex<Vec<PageRun>>,
+    pub(super) nr_locked: AtomicU64,
     life: AtomicU8,
 }
 
@@ -73,6 +78,8 @@ impl Vma {
             generations: (0..nr_pages).map(|_| AtomicU32::new(0)).collect(),
             windows: (0..nr_windows).map(|_| Window::default()).collect(),
             waiters: PageWaiters::new(),
+            locked: Mutex::new("mm.mlock", Vec::new()),
+            nr_locked: AtomicU64::new(0),
             life: AtomicU8::new(Life::Alive as u8),
             primary,
         }
@@ -205,7 +212,7 @@ impl Vma {
     fn count_places(&self, page: PageIndex, was: Word, next: Word) {
         let window = &self.windows[(page / WINDOW_PAGES) as usize];
         for (counter, before, after) in [
-            (&window.mapped, was.is_mapped(), next.is_mapped()),
+            (&window.mapped, was.is_evictable(), next.is_evictable()),
             (&window.detached, was.is_detached(), next.is_detached()),
         ] {
             match (before, after) {
@@ -215,15 +222,20 @@ impl Vma {
             }
         }
         let nr_standby = &self.memcg().reclaim.nr_standby;
-        match (was.is_detached(), next.is_detached()) {
-            (false, true) => drop(nr_standby.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(nr_standby.fetch_sub(1, Ordering::Relaxed)),
-            _ => {}
+        for (counter, before, after) in [
+            (nr_standby, was.is_detached(), next.is_detached()),
+            (&self.nr_locked, was.is_locked(), next.is_locked()),
+        ] {
+            match (before, after) {
+                (false, true) => drop(counter.fetch_add(1, Ordering::Relaxed)),
+                (true, false) => drop(counter.fetch_sub(1, Ordering::Relaxed)),
+                _ => {}
+            }
         }
     }
 
-    /// How many pages of the window are mapped; a hint.
-    pub(crate) fn nr_mapped_in(&self, window: u32) -> u8 {
+    /// How many pages of the window are mapped and not locked; a hint.
+    pub(crate) fn nr_evictable_in(&self, window: u32) -> u8 {
         self.windows[window as usize].mapped.load(Ordering::Relaxed)
     }
 

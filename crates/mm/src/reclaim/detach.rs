@@ -10,6 +10,7 @@ use crate::mm_struct::{Owned, Vma};
 use crate::mmu_notifier::{BracketError, Event, Invalidation};
 use crate::page::{State, Word};
 use crate::primary_mmu::Detached;
+use crate::swap::Scratch;
 use core::sync::atomic::Ordering;
 
 /// A set of pages of one window.
@@ -100,8 +101,21 @@ impl Vma {
     }
 
     /// Moves the pages of `run` to the store, because the program said that it does not need them
-    /// for long. Pinned pages stay.
+    /// for long. Pinned and locked pages stay.
     pub(crate) fn page_out(&self, run: PageRun) -> Result<(), BracketError> {
+        self.put_aside(run, |chunk| {
+            let store = |scratch: &mut Scratch| self.store_window(chunk, scratch);
+            self.memcg().with_scratch(store);
+        })
+    }
+
+    /// Has the pages of `run` stand by, because the program said that it does not need them soon.
+    pub(crate) fn cool(&self, run: PageRun) -> Result<(), BracketError> {
+        self.put_aside(run, |_| ())
+    }
+
+    /// Detaches the pages of `run` piece by piece, each followed by `then`.
+    fn put_aside(&self, run: PageRun, then: impl Fn(PageRun)) -> Result<(), BracketError> {
         let mut first = run.first;
         while first < run.end() {
             let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
@@ -114,21 +128,21 @@ impl Vma {
                 }
             }
             self.detach_window_blockable(chunk)?;
-            self.memcg()
-                .with_scratch(|scratch| self.store_window(chunk, scratch));
+            then(chunk);
             first = chunk.end();
         }
         Ok(())
     }
 
-    /// Chooses the mapped pages of a window that are neither pinned nor referenced, and takes the
-    /// referenced marks away.
+    /// Chooses the mapped pages of a window that are neither pinned, locked nor referenced, and
+    /// takes the referenced marks away.
     fn choose_unreferenced(&self, run: PageRun) -> PageSet {
         let mut chosen = PageSet::default();
         let stuck = &self.memcg().reclaim.stuck;
         for (index, page) in (0..).zip(run.pages()) {
             let seen = self.pages.load(page);
-            if seen.state() != State::Resident || seen.pins() > 0 || stuck.holds(self.id(), page) {
+            let is_kept = seen.pins() > 0 || seen.is_locked();
+            if seen.state() != State::Resident || is_kept || stuck.holds(self.id(), page) {
                 continue;
             }
             let next = if seen.is_referenced() {

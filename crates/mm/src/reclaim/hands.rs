@@ -103,7 +103,7 @@ impl Memcg {
                 let rest = vma.window(window).end() - at.page;
                 let nr = match hand {
                     Hand::Front if vma.is_refused(window) => 0,
-                    Hand::Front | Hand::Shed => vma.nr_mapped_in(window),
+                    Hand::Front | Hand::Shed => vma.nr_evictable_in(window),
                     Hand::Back => vma.nr_detached_in(window),
                 };
                 let nr_pages = match nr {
@@ -134,7 +134,7 @@ impl Hand {
         let is_fit = |page: &PageIndex| {
             let word = vma.pages.load(*page);
             match self {
-                Self::Front | Self::Shed => word.is_mapped(),
+                Self::Front | Self::Shed => word.is_evictable(),
                 Self::Back => word.is_detached(),
             }
         };

@@ -53,7 +53,10 @@ impl Vma {
         if !seen.is_dirty() && seen.copy().is_some() {
             return Some(None);
         }
-        if seen.no_room().is_some_and(|refused| !self.may_have_room(refused)) {
+        if seen
+            .no_room()
+            .is_some_and(|refused| !self.may_have_room(refused))
+        {
             return None;
         }
         // The copy is taken while nobody can move the page away, compressed after that.

@@ -9,6 +9,8 @@ mod concurrent;
 mod devices;
 mod endings;
 mod failures;
+mod mayfail;
+mod mlock;
 mod oom;
 
 use crate::addr::PAGE_SIZE;
@@ -98,6 +100,13 @@ cases! {
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
+    mayfail::mayfail_a_builder_is_told_to_let_go_of_its_own_pages,
+    mayfail::mayfail_a_notifier_that_keeps_its_pages_goes_stale,
+    mayfail::mayfail_marked_pages_are_never_asked_for,
+    mlock::locked_pages_are_never_evicted,
+    mlock::a_lock_ends_with_the_last_that_covers_a_page,
+    mlock::the_reaper_takes_locked_pages,
+    mlock::cold_pages_stand_by,
     oom::the_leaker_is_killed_and_the_others_live,
     oom::what_a_device_holds_is_left_behind_by_name,
     oom::no_second_victim_before_the_first_is_reaped,
