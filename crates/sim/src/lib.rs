@@ -18,4 +18,4 @@ pub use clock::SimClock;
 pub use frames::Frames;
 pub use primary_mmu::{MachineFaults, SimMmu};
 pub use rng::Rng;
-pub use scheduler::{End, Options, Run, Sim};
+pub use scheduler::{End, Explore, Explored, Knob, Options, Run, Sim, Strategy};

@@ -4,14 +4,19 @@
 //! whoever hands over writes `turn` first and wakes then, and a wake-up is remembered by the
 //! thread it is for, so none is lost.
 //!
+//! A switch of threads costs more than all else in a run, so there are as few as can be. Who
+//! chooses itself just goes on. The body runs on the thread that makes the runs. A task gets a
+//! thread when its first turn comes: the one of a task that has just ended, or of one that waits
+//! for all others, whose stack is free until then.
+//!
 //! The state is behind a lock of `std`: it decides for the locks of `lockdep::sync`, and a task
 //! that spawns or joins comes in while its own scheduler is installed.
 
-use super::Options;
+use super::course::Course;
 use super::panics;
-use super::report::Run;
-use super::state::{Next, Role, State, TaskId};
-use super::worker::{self, Job};
+use super::report::{End, Run};
+use super::state::{Next, Plan, Role, State, TaskId};
+use super::worker::{self, Home, Job};
 use crate::clock::SimClock;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -23,22 +28,38 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-/// Looks at the turn before a thread sleeps, each followed by a yield. One task of many runs, so
-/// the processor is worth more to whoever has the turn than a quick look is to the others:
-/// spinning made runs several times slower, yielding makes them up to five times as fast.
-const YIELDS: u32 = 20;
+/// Looks at the turn before a thread sleeps, each followed by a yield. The threads of a run share
+/// a processor, so a yield lets whoever has the turn go on, and often it comes back in one step.
+const YIELDS: u32 = 1;
 
-/// A turn that is no task's: the run is over.
+/// A turn that is no task's: the run has passed, and the driver goes on.
 const OVER: usize = usize::MAX;
+
+/// A turn that is nobody's: the run has failed, and its threads sleep for ever.
+const NOBODY: usize = usize::MAX - 1;
 
 pub(super) struct Baton {
     turn: AtomicUsize,
-    state: Mutex<State>,
-    threads: Mutex<Vec<Thread>>,
-    /// Who made the run and waits for its end.
-    caller: Thread,
+    crew: Mutex<Crew>,
     clock: Arc<SimClock>,
-    options: Options,
+    /// Who hears of a failure.
+    course: Arc<Course>,
+}
+
+/// The tasks, as the decisions see them and as threads.
+struct Crew {
+    state: State,
+    members: Vec<Member>,
+    /// Who made the run and waits for its end.
+    driver: Thread,
+}
+
+/// How far a task is.
+enum Member {
+    /// It has had no turn yet.
+    Fresh(Role, Job),
+    /// It runs on this thread, or did.
+    Started(Thread),
 }
 
 /// A task's way to the baton: what it installs.
@@ -57,16 +78,18 @@ pub(super) fn is_task() -> bool {
 }
 
 impl Baton {
-    pub(super) fn new(options: Options) -> Arc<Self> {
+    pub(super) fn new(plan: Plan, course: Arc<Course>) -> Arc<Self> {
         let clock = Arc::new(SimClock::new());
         panics::listen();
         Arc::new(Self {
             turn: AtomicUsize::new(OVER),
-            state: Mutex::new(State::new(options.clone(), Arc::clone(&clock))),
-            threads: Mutex::new(Vec::new()),
-            caller: thread::current(),
+            crew: Mutex::new(Crew {
+                state: State::new(plan, Arc::clone(&clock)),
+                members: Vec::with_capacity(8),
+                driver: thread::current(),
+            }),
             clock,
-            options,
+            course,
         })
     }
 
@@ -74,18 +97,21 @@ impl Baton {
         &self.clock
     }
 
-    /// Runs the body as task zero and waits for the end of the run.
+    /// Runs the body as task zero, on this thread, and returns at the end of the run. It does not
+    /// return when the run fails while this thread is in the middle of a task: the course hears.
     pub(super) fn run(self: &Arc<Self>, body: Job) -> Run {
-        let id = self.start("main", Role::Task, body);
-        self.hand_over(Next::Task(id));
-        self.wait_for_turn(OVER);
-        let outcome = self.state().take_outcome();
-        Run::new(&self.options, outcome)
+        let id = self.add("main", Role::Task, body);
+        let next = self.run_fresh(Next::Task(id));
+        if let Next::Task(_) = next {
+            self.hand_over(next);
+            self.wait_for_turn(OVER);
+        }
+        self.take_run()
     }
 
     pub(super) fn spawn(self: &Arc<Self>, name: &str, role: Role, task: Job) {
         let me = me();
-        self.start(name, role, task);
+        self.add(name, role, task);
         let point = Point {
             kind: PointKind::User,
             class: "spawn",
@@ -94,28 +120,50 @@ impl Baton {
         self.reach(me, point);
     }
 
-    pub(super) fn join_all(&self) {
+    pub(super) fn join_all(self: &Arc<Self>) {
         let me = me();
         loop {
-            let Some(next) = self.state().block_to_join(me) else {
+            let Some(next) = self.crew().state.block_to_join(me) else {
                 return;
+            };
+            // Until all others have ended this thread has nothing better to do than to run them.
+            let next = if thread::panicking() {
+                next
+            } else {
+                self.run_fresh(next)
             };
             let _: Waited = self.pass(me, next);
         }
     }
 
-    fn start(self: &Arc<Self>, name: &str, role: Role, task: Job) -> TaskId {
-        let id = self.state().add(Arc::from(name), role);
-        let baton = Arc::clone(self);
-        let thread = worker::start(Box::new(move |home| {
-            baton.wait_for_turn(id);
-            let next = baton.run_task(id, task);
-            // Whoever comes next may use this thread: it goes home before the baton goes on.
-            home.enter();
-            baton.hand_over(next);
-        }));
-        self.threads().push(thread);
-        id
+    fn add(&self, name: &str, role: Role, task: Job) -> TaskId {
+        let mut crew = self.crew();
+        crew.members.push(Member::Fresh(role, task));
+        crew.state.add(Arc::from(name), role)
+    }
+
+    /// Runs `next` on this thread if it has not begun, and so on; says who is next then. A daemon
+    /// may never end, and this thread may be wanted again: it gets one of its own.
+    fn run_fresh(self: &Arc<Self>, mut next: Next) -> Next {
+        while let Next::Task(id) = next
+            && let Some(task) = self.take_fresh(id, Role::Task)
+        {
+            next = self.run_task(id, task);
+        }
+        next
+    }
+
+    fn take_fresh(&self, id: TaskId, wanted: Role) -> Option<Job> {
+        let mut crew = self.crew();
+        let member = &mut crew.members[id];
+        match member {
+            Member::Fresh(role, _) if *role == wanted => {}
+            _ => return None,
+        }
+        match core::mem::replace(member, Member::Started(thread::current())) {
+            Member::Fresh(_, task) => Some(task),
+            Member::Started(_) => None,
+        }
     }
 
     /// Runs a task that has its turn; says who has it afterwards.
@@ -124,7 +172,7 @@ impl Baton {
             me,
             baton: Arc::clone(self),
         };
-        ME.set(Some(me));
+        let outer = ME.replace(Some(me));
         let installed = scheduler::install(Arc::new(seat));
         // The task is dropped inside, also when it is not to run: its destructors may take locks.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -134,53 +182,88 @@ impl Baton {
         }));
         let message = result.err().and_then(panics::message_of);
         drop(installed);
-        ME.set(None);
-        self.state().ended(me, message)
+        ME.set(outer);
+        self.crew().state.ended(me, message)
     }
 
     /// `me` is at a point; returns when it has its turn again.
-    fn reach(&self, me: TaskId, point: Point) {
-        let mut state = self.state();
-        if state.is_over() {
-            drop(state);
+    fn reach(self: &Arc<Self>, me: TaskId, point: Point) {
+        let mut crew = self.crew();
+        if crew.state.is_over() {
+            drop(crew);
             return self.unwind_if_over();
         }
-        state.note_panic(me, panics::under_way());
-        let next = state.point(me, point);
-        drop(state);
-        let _: Waited = self.pass(me, next);
+        crew.state.note_panic(me, panics::under_way());
+        let next = crew.state.point(me, point);
+        drop(crew);
+        if next != Next::Task(me) {
+            let _: Waited = self.pass(me, next);
+        }
     }
 
     /// Gives the turn to `next`, and returns when it is back: never, if the run has failed.
-    fn pass(&self, me: TaskId, next: Next) -> Waited {
+    fn pass(self: &Arc<Self>, me: TaskId, next: Next) -> Waited {
         if next != Next::Task(me) {
             self.hand_over(next);
             self.wait_for_turn(me);
         }
-        let state = self.state();
-        if state.is_over() {
-            drop(state);
+        let crew = self.crew();
+        if crew.state.is_over() {
+            drop(crew);
             self.unwind_if_over();
             return Waited::Done;
         }
-        state.resumed(me)
+        crew.state.resumed(me)
     }
 
     /// Unwinds a daemon of a run that is over. One that unwinds already goes on.
     fn unwind_if_over(&self) {
-        if self.state().is_over() && !thread::panicking() {
+        if self.crew().state.is_over() && !thread::panicking() {
             panics::unwind();
         }
     }
 
-    fn hand_over(&self, next: Next) {
+    fn hand_over(self: &Arc<Self>, next: Next) {
+        let crew = self.crew();
         let (turn, thread) = match next {
-            Next::Task(id) => (id, self.threads()[id].clone()),
-            Next::Nobody => (OVER, self.caller.clone()),
+            Next::Nobody if crew.state.end() == Some(&End::Passed) => (OVER, crew.driver.clone()),
+            Next::Nobody => {
+                drop(crew);
+                // Relaxed: nobody acts on it.
+                self.turn.store(NOBODY, Ordering::Relaxed);
+                return self.course.report(Some(self.take_run()));
+            }
+            Next::Task(id) => match &crew.members[id] {
+                Member::Started(thread) => (id, thread.clone()),
+                Member::Fresh(..) => {
+                    drop(crew);
+                    return self.start(id);
+                }
+            },
         };
+        drop(crew);
         // Release: pairs with the Acquire in `wait_for_turn`.
         self.turn.store(turn, Ordering::Release);
         thread.unpark();
+    }
+
+    /// Starts a task that has its turn on a thread that has nothing to do.
+    fn start(self: &Arc<Self>, id: TaskId) {
+        // Relaxed: nobody waits for it. The others have to see that it is not theirs, and the one
+        // that hands over is the only one that could.
+        self.turn.store(id, Ordering::Relaxed);
+        let baton = Arc::clone(self);
+        let work = move |home: &Home| {
+            let fresh = |role| baton.take_fresh(id, role);
+            let task = fresh(Role::Task).or_else(|| fresh(Role::Daemon));
+            let task = task.expect("a task is started once");
+            let next = baton.run_task(id, task);
+            let next = baton.run_fresh(next);
+            // Whoever comes next may use this thread: it goes home before the baton goes on.
+            home.enter();
+            baton.hand_over(next);
+        };
+        worker::start(self.course.cpu, Box::new(work));
     }
 
     fn wait_for_turn(&self, me: usize) {
@@ -196,12 +279,12 @@ impl Baton {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take_run(&self) -> Run {
+        Run::new(self.crew().state.take_outcome())
     }
 
-    fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn crew(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,26 +294,26 @@ impl Scheduler for Seat {
     }
 
     fn block(&self, point: Point, timeout: Option<Duration>) -> Waited {
-        let mut state = self.baton.state();
-        let next = if state.is_over() {
-            drop(state);
+        let mut crew = self.baton.crew();
+        let next = if crew.state.is_over() {
+            drop(crew);
             self.baton.unwind_if_over();
             // Waits in a destructor: the others may have to unwind first.
-            self.baton.state().yield_unwinding(self.me)
+            self.baton.crew().state.yield_unwinding(self.me)
         } else {
-            state.note_panic(self.me, panics::under_way());
+            crew.state.note_panic(self.me, panics::under_way());
             let timeout_ns = timeout.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-            let next = state.block(self.me, point, timeout_ns);
-            drop(state);
+            let next = crew.state.block(self.me, point, timeout_ns);
+            drop(crew);
             next
         };
         self.baton.pass(self.me, next)
     }
 
     fn wake(&self, addr: usize, wake: Wake) {
-        let mut state = self.baton.state();
-        if !state.is_over() {
-            state.wake(self.me, addr, wake);
+        let mut crew = self.baton.crew();
+        if !crew.state.is_over() {
+            crew.state.wake(self.me, addr, wake);
         }
     }
 }

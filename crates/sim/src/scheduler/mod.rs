@@ -1,4 +1,4 @@
-//! Runs tasks one at a time, in an order that a seed decides.
+//! Runs tasks one at a time, in an order that a strategy and its seed decide.
 //!
 //! Tasks are threads. Each lock, wait and notification of `lockdep::sync` is a *point*: there the
 //! task that runs holds the baton, draws who runs next, and hands the baton over. A task that
@@ -28,6 +28,21 @@
 //! nor a weak memory order: those are for loom. `lockdep::scheduler::scheduler_point` makes a
 //! point where there is no lock.
 //!
+//! [`Strategy`] says who runs next: chance, priorities as in probabilistic concurrency testing, or
+//! each schedule in turn up to a bound. [`Explore`] tries many, draws options for each run, and
+//! shortens and reports the first that fails; its report ends with a line for a shell that makes
+//! the run again.
+//!
+//! A task that spins (`PointKind::Spin`) has no turn until another has done something. When all
+//! that can run have spun in vain for long, while time went faster and faster, the run ends as a
+//! livelock.
+//!
+//! # Threads
+//!
+//! All threads of a run are on one processor, and a thread may run several tasks, one after the
+//! other, or some while its own waits in [`Sim::join_all`]: a thread-local value is not a task's
+//! own.
+//!
 //! # The end of a run
 //!
 //! When all tasks have ended, daemons are unwound: each gets a panic at its next point that no
@@ -36,23 +51,34 @@
 //! wait for, what is broken. A failing run is meant to be the last one, or nearly.
 
 mod baton;
+mod course;
+mod decide;
+mod explore;
+mod knobs;
 mod panics;
+mod place;
 mod report;
+mod segments;
+mod shorten;
 mod state;
+mod strategy;
 mod timeline;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
+pub use explore::{Explore, Explored};
+pub use knobs::{Knob, Setting};
 pub use report::{End, Run, Wait};
+pub use strategy::{Strategy, UnknownStrategy};
 pub use timeline::{Event, Step};
 
 use crate::clock::SimClock;
 use crate::rng::Rng;
 use baton::Baton;
 use core::ops::Range;
-use state::Role;
+use state::{Plan, Role};
 use std::fmt;
 use std::sync::Arc;
 
@@ -63,21 +89,14 @@ pub struct Options {
     pub seed: u64,
     /// Points after which the run ends as a failure.
     pub steps_max: u64,
-    /// How often the baton goes on.
+    /// Who runs next.
     pub strategy: Strategy,
     /// Whether each step is kept, for a timeline.
     pub timeline: Timeline,
     /// The choices of an earlier run, to be made again; after them the strategy decides.
     pub replay: Option<Vec<u16>>,
-}
-
-/// How often the baton goes on while its holder could go on itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Strategy {
-    /// The seed draws one of the others: some bugs need many switches, some need few.
-    Drawn,
-    /// At one point in this many, to any task that can run; one means at every point.
-    SwitchOneIn(u32),
+    /// What [`Sim::knob`] answers.
+    pub knobs: Vec<Setting>,
 }
 
 /// Whether the steps of a run are kept.
@@ -101,6 +120,7 @@ impl Options {
             strategy: Strategy::Drawn,
             timeline: Timeline::Dropped,
             replay: None,
+            knobs: Vec::new(),
         }
     }
 
@@ -119,6 +139,7 @@ impl Options {
 pub struct Sim {
     baton: Arc<Baton>,
     seed: u64,
+    knobs: Arc<[Setting]>,
 }
 
 impl Sim {
@@ -150,54 +171,47 @@ impl Sim {
     ///
     /// If called from inside a run.
     pub fn run_with(options: Options, body: impl FnOnce(&Self) + Send + 'static) -> Run {
-        assert!(!lockdep::scheduler::is_scheduled(), "a run inside a run");
-        let seed = options.seed;
-        let baton = Baton::new(options);
-        let sim = Self {
-            baton: Arc::clone(&baton),
-            seed,
-        };
-        baton.run(Box::new(move || body(&sim)))
+        course::single(Plan::of(options), body)
     }
 
-    /// Runs `body` with each seed; the first run that fails is repeated with a timeline.
+    /// Runs `body` with each seed until a run fails; see [`Explore`].
     ///
     /// # Panics
     ///
-    /// With the report of that run. Also if the repetition differs: then `body` is not decided by
-    /// its seed alone, and the report says that instead.
+    /// With the report of that run, shortened. Also if its repetition differs: then `body` is not
+    /// decided by its seed alone, and the report says that instead.
     #[track_caller]
     pub fn check(seeds: Range<u64>, body: impl Fn(&Self) + Send + Sync + 'static) {
-        if let Some(run) = Self::find(seeds, body) {
-            panic!("{run}");
-        }
+        Explore::new(seeds).check(body);
     }
 
-    /// Runs `body` with each seed until a run fails, and repeats that run with a timeline.
+    /// Runs `body` with each seed until a run fails: that run, shortened; see [`Explore`].
     ///
     /// # Panics
     ///
     /// If the repetition differs: `body` is not decided by its seed alone.
     #[track_caller]
     pub fn find(seeds: Range<u64>, body: impl Fn(&Self) + Send + Sync + 'static) -> Option<Run> {
-        let body = Arc::new(body);
-        let run_with = |options| {
-            let body = Arc::clone(&body);
-            Self::run_with(options, move |sim| body(sim))
-        };
-        for seed in seeds {
-            let run = run_with(Options::new(seed));
-            if run.has_passed() {
-                continue;
-            }
-            let again = run_with(Options::new(seed).with_timeline());
-            assert!(
-                again.digest == run.digest,
-                "seed {seed} gave two different runs, the first:\n{run}\nthe second:\n{again}"
-            );
-            return Some(again);
-        }
-        None
+        Explore::new(seeds).find(body).failure
+    }
+
+    /// The value of an option in this run.
+    ///
+    /// # Panics
+    ///
+    /// If the table of the exploration has no option of this name.
+    pub fn knob(&self, name: &str) -> u64 {
+        let found = self.knobs.iter().find(|(knob, _)| *knob == name);
+        found.unwrap_or_else(|| panic!("no option `{name}`")).1
+    }
+
+    /// Whether an option is on in this run, that is, not zero.
+    ///
+    /// # Panics
+    ///
+    /// If the table of the exploration has no option of this name.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.knob(name) != 0
     }
 
     /// Starts a task. It may run before this returns.

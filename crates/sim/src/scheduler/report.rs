@@ -1,17 +1,17 @@
 //! How a run ended, in words.
 
+use super::knobs::Setting;
+use super::place::{self, Place};
+use super::segments;
 use super::state::Outcome;
+use super::strategy::{Choice, Strategy};
 use super::timeline::{self, Step};
-use super::{Options, Strategy};
 use lockdep::scheduler::PointKind;
 use std::fmt;
 use std::sync::Arc;
 
-/// Steps of the timeline that a report shows: the last ones.
-const REPORT_STEPS: usize = 60;
-
-/// Choices that a report shows; longer schedules are named by their seed only.
-const REPORT_CHOICES: usize = 200;
+/// Lines of the timeline that a report shows: the last ones.
+const REPORT_LINES: usize = 60;
 
 /// What came of a run. Its `Display` is the report of a failure.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,7 +32,22 @@ pub struct Run {
     pub steps: Vec<Step>,
     /// The names of the tasks; a step's task is an index.
     pub task_names: Vec<Arc<str>>,
-    strategy: Strategy,
+    /// Who ran next, unless the schedule was given.
+    pub strategy: Strategy,
+    /// The options that were drawn.
+    pub knobs: Vec<Setting>,
+    /// What the exploration says of it, if there was one.
+    pub(super) found: Option<Found>,
+    pub(super) choices: Vec<Choice>,
+}
+
+/// Where a failure comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    pub(super) place: Place,
+    pub(super) nr_runs: u64,
+    /// Switches in the schedule as it was found.
+    pub(super) nr_switches: usize,
 }
 
 /// How a run ended.
@@ -52,7 +67,12 @@ pub enum End {
         /// Who waits where.
         waits: Vec<Wait>,
     },
-    /// The run took more steps than it may: perhaps a task spins for ever.
+    /// All that could run did nothing but spin, for hours of virtual time.
+    Livelock {
+        /// Who is where.
+        waits: Vec<Wait>,
+    },
+    /// The run took more steps than it may.
     StepLimit {
         /// Who is where.
         waits: Vec<Wait>,
@@ -82,9 +102,9 @@ pub struct Wait {
 }
 
 impl Run {
-    pub(super) fn new(options: &Options, outcome: Outcome) -> Self {
+    pub(super) fn new(outcome: Outcome) -> Self {
         Self {
-            seed: options.seed,
+            seed: outcome.options.seed,
             end: outcome.end,
             nr_steps: outcome.nr_steps,
             now_ns: outcome.now_ns,
@@ -92,7 +112,10 @@ impl Run {
             digest: outcome.digest,
             steps: outcome.steps,
             task_names: outcome.task_names,
-            strategy: options.strategy,
+            strategy: outcome.options.strategy,
+            knobs: outcome.options.knobs,
+            found: None,
+            choices: outcome.choices,
         }
     }
 
@@ -104,6 +127,11 @@ impl Run {
     /// The steps as text, one column a task; empty if they were not kept.
     pub fn timeline(&self) -> String {
         timeline::render(&self.task_names, &self.steps)
+    }
+
+    /// How often another task went on than the one that ran; zero if the steps were not kept.
+    pub fn nr_switches(&self) -> usize {
+        segments::of(&self.steps).len().saturating_sub(1)
     }
 
     /// Ends the test that made the run, unless it passed.
@@ -119,17 +147,36 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (seed, nr_steps, now_ns) = (self.seed, self.nr_steps, self.now_ns);
+        let (nr_steps, now_ns) = (self.nr_steps, self.now_ns);
+        write!(f, "seed {}, strategy {}", self.seed, self.strategy)?;
+        for (name, value) in &self.knobs {
+            write!(f, ", {name} {value}")?;
+        }
+        writeln!(f, ": {} after {nr_steps} steps, {now_ns} ns", self.end)?;
+        if !self.steps.is_empty() {
+            let text = timeline::render_end(&self.task_names, &self.steps, REPORT_LINES);
+            write!(f, "the last steps:\n{text}")?;
+        }
+        match &self.found {
+            Some(found) => self.write_found(found, f),
+            None => self.write_calls(f),
+        }
+    }
+}
+
+impl Run {
+    fn write_found(&self, found: &Found, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (nr_runs, before) = (found.nr_runs, found.nr_switches);
+        let after = self.nr_switches();
         writeln!(
             f,
-            "seed {seed}: {} after {nr_steps} steps, {now_ns} ns",
-            self.end
+            "found by run {nr_runs}, with {before} switches; shown with {after}"
         )?;
-        let from = self.steps.len().saturating_sub(REPORT_STEPS);
-        if !self.steps.is_empty() {
-            let text = timeline::render(&self.task_names, &self.steps[from..]);
-            write!(f, "the last {} steps:\n{text}", self.steps.len() - from)?;
-        }
+        write!(f, "to see it again: {}", found.place.command(self))
+    }
+
+    fn write_calls(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seed = self.seed;
         match self.strategy {
             Strategy::Drawn => write!(f, "to see it again: Sim::run({seed}, ...)")?,
             strategy => write!(
@@ -138,7 +185,7 @@ impl fmt::Display for Run {
                  ..Options::new({seed}) }}, ...)"
             )?,
         }
-        if self.schedule.len() <= REPORT_CHOICES {
+        if self.schedule.len() <= place::CHOICES_MAX {
             write!(f, ", or Sim::replay({seed}, &{:?}, ...)", self.schedule)?;
         }
         Ok(())
@@ -156,6 +203,7 @@ impl fmt::Display for End {
                 return write!(f, "choice {choice} of the schedule could not be made again");
             }
             Self::Deadlock { waits } => ("deadlock", waits),
+            Self::Livelock { waits } => ("livelock", waits),
             Self::StepLimit { waits } => ("no end in sight", waits),
         };
         writeln!(f, "{what}:")?;

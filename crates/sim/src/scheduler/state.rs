@@ -1,6 +1,8 @@
-//! Who can run, and who does: the decisions, without threads and locks.
+//! Who can run: what is known of the tasks, without threads and locks.
 
 use super::report::{End, Wait};
+use super::segments::{Script, Segment};
+use super::strategy::{Choice, Picker};
 use super::timeline::{Event, Objects, Step};
 use super::{Options, Strategy, Timeline};
 use crate::clock::SimClock;
@@ -10,9 +12,6 @@ use lockdep::sync::Waited;
 use pinless_mm::env::Clock;
 use std::mem;
 use std::sync::Arc;
-
-/// Virtual nanoseconds that a step takes.
-const STEP_NS: u64 = 20;
 
 /// Waits of daemons inside destructors, after which those that are left are abandoned.
 const UNWINDING_MAX: u32 = 1_000;
@@ -32,32 +31,58 @@ pub(super) enum Role {
     Daemon,
 }
 
+/// What a run is made from.
+pub(super) struct Plan {
+    pub(super) options: Options,
+    /// What is followed in place of the strategy.
+    pub(super) script: Option<Vec<Segment>>,
+    /// Whether the choices are kept with their alternatives.
+    pub(super) keeps_choices: bool,
+}
+
+impl Plan {
+    pub(super) fn of(options: Options) -> Self {
+        let keeps_choices = matches!(options.strategy, Strategy::Exhaustive { .. });
+        Self {
+            options,
+            script: None,
+            keeps_choices,
+        }
+    }
+}
+
 pub(super) struct State {
-    options: Options,
-    rng: Rng,
-    /// The baton goes on at one point in this many.
-    switch_one_in: u64,
-    tasks: Vec<Task>,
-    clock: Arc<SimClock>,
+    pub(super) options: Options,
+    pub(super) picker: Picker,
+    pub(super) tasks: Vec<Task>,
+    pub(super) clock: Arc<SimClock>,
     /// No deadline is earlier; there may be none at it, if its task was woken before.
-    deadline_min_ns: u64,
-    nr_steps: u64,
+    pub(super) deadline_min_ns: u64,
+    pub(super) nr_steps: u64,
+    /// Rounds of spinning since a task last did anything else.
+    pub(super) nr_fruitless: u32,
     nr_unwinding: u32,
     /// Who was chosen, wherever there was a choice.
-    schedule: Vec<u16>,
-    nr_replayed: usize,
+    pub(super) schedule: Vec<u16>,
+    pub(super) nr_replayed: usize,
+    /// The same with the alternatives, if they are kept.
+    pub(super) choices: Option<Vec<Choice>>,
+    /// Room for those among whom one is chosen.
+    pub(super) candidates: Vec<u16>,
     digest: u64,
     steps: Vec<Step>,
     objects: Objects,
     /// The choice that could not be made again when somebody was to be woken.
-    diverged: Option<usize>,
-    end: Option<End>,
+    pub(super) diverged: Option<usize>,
+    pub(super) end: Option<End>,
 }
 
-struct Task {
+pub(super) struct Task {
     name: Arc<str>,
     role: Role,
-    status: Status,
+    pub(super) status: Status,
+    /// It found nothing to do, and nobody else has done anything since.
+    pub(super) spins: bool,
     /// Where it was last seen.
     at: Point,
     /// The lock that it is taking: held when the task is next seen at a point.
@@ -71,7 +96,7 @@ struct Task {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Status {
+pub(super) enum Status {
     Ready(Waited),
     Blocked { addr: usize, until_ns: Option<u64> },
     Ended,
@@ -87,6 +112,8 @@ pub(super) enum Next {
 
 /// What is left of a run.
 pub(super) struct Outcome {
+    pub(super) options: Options,
+    pub(super) choices: Vec<Choice>,
     pub(super) end: End,
     pub(super) nr_steps: u64,
     pub(super) now_ns: u64,
@@ -97,23 +124,29 @@ pub(super) struct Outcome {
 }
 
 impl State {
-    pub(super) fn new(options: Options, clock: Arc<SimClock>) -> Self {
-        let mut rng = Rng::new(options.seed);
-        let switch_one_in = match options.strategy {
-            Strategy::Drawn => [1, 2, 4, 16, 64][rng.below(5) as usize],
-            Strategy::SwitchOneIn(one_in) => u64::from(one_in.max(1)),
+    pub(super) fn new(plan: Plan, clock: Arc<SimClock>) -> Self {
+        let Plan {
+            options,
+            script,
+            keeps_choices,
+        } = plan;
+        let picker = match script {
+            Some(segments) => Picker::Script(Script::new(segments)),
+            None => Picker::new(options.strategy, Rng::new(options.seed)),
         };
         Self {
             options,
-            rng,
-            switch_one_in,
+            picker,
             tasks: Vec::with_capacity(8),
             clock,
             deadline_min_ns: u64::MAX,
             nr_steps: 0,
+            nr_fruitless: 0,
             nr_unwinding: 0,
-            schedule: Vec::new(),
+            schedule: Vec::with_capacity(32),
             nr_replayed: 0,
+            choices: keeps_choices.then(Vec::new),
+            candidates: Vec::with_capacity(8),
             digest: 0xcbf2_9ce4_8422_2325,
             steps: Vec::new(),
             objects: Objects::default(),
@@ -133,6 +166,7 @@ impl State {
             name,
             role,
             status: Status::Ready(Waited::Done),
+            spins: false,
             at: Point {
                 kind: PointKind::User,
                 class: "start",
@@ -143,6 +177,7 @@ impl State {
             released: None,
             panic: None,
         });
+        self.picker.add();
         id
     }
 
@@ -166,8 +201,7 @@ impl State {
         ) {
             task.pending = Some((point.addr, point.class));
         }
-        let not = (point.kind == PointKind::Spin).then_some(me);
-        self.choose(me, not)
+        self.choose(me)
     }
 
     /// `me` cannot go on until it is woken or `timeout_ns` have passed; says who goes on.
@@ -184,13 +218,12 @@ impl State {
             addr: point.addr,
             until_ns,
         };
-        self.choose(me, None)
+        self.choose(me)
     }
 
     /// `me` waits until all other tasks have ended; `None` if they have.
     pub(super) fn block_to_join(&mut self, me: TaskId) -> Option<Next> {
-        let others = self.tasks.iter().enumerate().filter(|(id, _)| *id != me);
-        if others.into_iter().all(|(_, task)| task.is_out()) {
+        if self.others_are_out(me) {
             return None;
         }
         let point = Point {
@@ -209,18 +242,34 @@ impl State {
         } else if let Some(nth) = task.held.iter().rposition(|&(held, _)| held == addr) {
             task.released = Some(task.held.swap_remove(nth));
         }
-        let is_blocked = |task: &Task| task.is_blocked_at(addr);
         match wake {
             Wake::All => {
-                for task in self.tasks.iter_mut().filter(|task| is_blocked(task)) {
+                for task in self
+                    .tasks
+                    .iter_mut()
+                    .filter(|task| task.is_blocked_at(addr))
+                {
                     task.status = Status::Ready(Waited::Done);
                 }
             }
             Wake::One => {
-                let nr = self.tasks.iter().filter(|task| is_blocked(task)).count();
-                if let Some(chosen) = self.draw_among(nr, is_blocked) {
+                if let Some(chosen) = self.choose_woken(addr) {
                     self.tasks[chosen].status = Status::Ready(Waited::Done);
                 }
+            }
+        }
+    }
+
+    fn others_are_out(&self, me: TaskId) -> bool {
+        let mut others = self.tasks.iter().enumerate().filter(|(id, _)| *id != me);
+        others.all(|(_, task)| task.is_out())
+    }
+
+    /// Those who wait for all others go on, if the task that has just ended was the last of them.
+    fn wake_joiners(&mut self) {
+        for id in 0..self.tasks.len() {
+            if self.tasks[id].is_blocked_at(JOIN) && self.others_are_out(id) {
+                self.tasks[id].status = Status::Ready(Waited::Done);
             }
         }
     }
@@ -250,10 +299,10 @@ impl State {
             if self.tasks.iter().all(Task::is_out) {
                 self.pass();
             } else {
-                self.wake(me, JOIN, Wake::All);
+                self.wake_joiners();
             }
         }
-        self.choose(me, Some(me))
+        self.choose(me)
     }
 
     /// A daemon that is being unwound waits: lets the others unwind.
@@ -267,32 +316,37 @@ impl State {
         self.tasks[me].panic = panic;
     }
 
-    fn into_outcome(self) -> Outcome {
+    /// Takes what a report needs. Threads of a run that has failed may still hold the state.
+    pub(super) fn take_outcome(&mut self) -> Outcome {
+        let names = self.tasks.iter().map(|task| Arc::clone(&task.name));
+        let options = Options {
+            replay: None,
+            knobs: mem::take(&mut self.options.knobs),
+            ..self.options
+        };
         Outcome {
-            end: self.end.expect("a run that is over has an end"),
+            options,
+            choices: self.choices.take().unwrap_or_default(),
+            end: self.end.clone().expect("a run that is over has an end"),
             nr_steps: self.nr_steps,
             now_ns: self.clock.now_ns(),
-            schedule: self.schedule,
+            schedule: mem::take(&mut self.schedule),
             digest: self.digest,
-            steps: self.steps,
-            task_names: self.tasks.into_iter().map(|task| task.name).collect(),
+            steps: mem::take(&mut self.steps),
+            task_names: names.collect(),
         }
     }
 
-    /// Takes what a report needs. Threads of a run that has failed may still hold the state.
-    pub(super) fn take_outcome(&mut self) -> Outcome {
-        let options = self.options.clone();
-        let clock = Arc::new(SimClock::new());
-        mem::replace(self, Self::new(options, clock)).into_outcome()
-    }
-
-    fn now_ns(&self) -> u64 {
+    pub(super) fn now_ns(&self) -> u64 {
         self.clock.now_ns()
     }
 
     fn record(&mut self, me: TaskId, event: Event, point: Point) {
         self.nr_steps += 1;
-        let now_ns = self.now_ns() + STEP_NS;
+        let spins = event == Event::Point(PointKind::Spin);
+        self.note_progress(me, spins);
+        self.picker.step(me, self.nr_steps, spins);
+        let now_ns = self.now_ns().saturating_add(self.step_ns());
         self.clock.set_ns(now_ns);
         for part in [me as u64, event.code(), point.class.len() as u64] {
             self.digest = (self.digest ^ part).wrapping_mul(0x0100_0000_01b3);
@@ -312,133 +366,6 @@ impl State {
         }
     }
 
-    fn choose(&mut self, me: TaskId, not: Option<TaskId>) -> Next {
-        if self.end.is_some() {
-            return self.next_to_unwind(me);
-        }
-        if let Some(choice) = self.diverged {
-            return self.fail(End::Diverged { choice });
-        }
-        if self.nr_steps >= self.options.steps_max {
-            let waits = self.waits();
-            return self.fail_stuck(End::StepLimit { waits });
-        }
-        if self.now_ns() >= self.deadline_min_ns {
-            self.expire();
-        }
-        loop {
-            let nr_ready = self.nr_ready(not);
-            if nr_ready > 0 {
-                return self.choose_among(me, not, nr_ready);
-            }
-            if let Some(first_ns) = self.tasks.iter().filter_map(Task::deadline_ns).min() {
-                // Everybody waits: time goes to the first deadline.
-                self.clock.set_ns(first_ns.max(self.now_ns()));
-                self.expire();
-                continue;
-            }
-            if let Some(me) = not.filter(|&me| self.tasks[me].is_ready()) {
-                // The only one who could make progress spins; time passes at least.
-                return Next::Task(me);
-            }
-            let waits = self.waits();
-            return self.fail_stuck(End::Deadlock { waits });
-        }
-    }
-
-    fn nr_ready(&self, not: Option<TaskId>) -> usize {
-        let ready = |(id, task): (TaskId, &Task)| task.is_ready() && Some(id) != not;
-        self.tasks
-            .iter()
-            .enumerate()
-            .filter(|&task| ready(task))
-            .count()
-    }
-
-    fn choose_among(&mut self, me: TaskId, not: Option<TaskId>, nr_ready: usize) -> Next {
-        let ready = |id: TaskId, task: &Task| task.is_ready() && Some(id) != not;
-        if nr_ready == 1 {
-            let only = self
-                .tasks
-                .iter()
-                .enumerate()
-                .find(|&(id, task)| ready(id, task));
-            return Next::Task(only.expect("one was counted").0);
-        }
-        if let Some(chosen) = self.replayed() {
-            if !self
-                .tasks
-                .get(chosen)
-                .is_some_and(|task| ready(chosen, task))
-            {
-                return self.fail(End::Diverged {
-                    choice: self.nr_replayed - 1,
-                });
-            }
-            self.schedule.push(chosen as u16);
-            return Next::Task(chosen);
-        }
-        let stays = ready(me, &self.tasks[me])
-            && self.switch_one_in > 1
-            && !self.rng.one_in(self.switch_one_in);
-        let chosen = if stays {
-            me
-        } else {
-            let lot = self.rng.below(nr_ready as u64) as usize;
-            let nth = |(id, task): &(TaskId, &Task)| ready(*id, task);
-            let drawn = self.tasks.iter().enumerate().filter(nth).nth(lot);
-            drawn.expect("the lot is below their number").0
-        };
-        self.schedule.push(chosen as u16);
-        Next::Task(chosen)
-    }
-
-    /// Draws one of the `nr` tasks for which `is_candidate` holds; `None` if there is none, or if
-    /// the run was replayed and has diverged.
-    fn draw_among(&mut self, nr: usize, is_candidate: impl Fn(&Task) -> bool) -> Option<TaskId> {
-        if nr <= 1 {
-            return self.tasks.iter().position(is_candidate);
-        }
-        let chosen = match self.replayed() {
-            Some(chosen) if self.tasks.get(chosen).is_some_and(&is_candidate) => chosen,
-            Some(_) => {
-                self.diverged = Some(self.nr_replayed - 1);
-                return None;
-            }
-            None => {
-                let lot = self.rng.below(nr as u64) as usize;
-                let nth = |(_, task): &(TaskId, &Task)| is_candidate(task);
-                let drawn = self.tasks.iter().enumerate().filter(nth).nth(lot);
-                drawn.expect("the lot is below their number").0
-            }
-        };
-        self.schedule.push(chosen as u16);
-        Some(chosen)
-    }
-
-    /// The next choice of the run that is replayed.
-    fn replayed(&mut self) -> Option<TaskId> {
-        let choices = self.options.replay.as_ref()?;
-        let chosen = choices.get(self.nr_replayed).copied()?;
-        self.nr_replayed += 1;
-        Some(usize::from(chosen))
-    }
-
-    /// Ends the waits whose deadline has come.
-    fn expire(&mut self) {
-        let now_ns = self.now_ns();
-        self.deadline_min_ns = u64::MAX;
-        for task in &mut self.tasks {
-            match task.deadline_ns() {
-                Some(until_ns) if until_ns <= now_ns => {
-                    task.status = Status::Ready(Waited::TimedOut);
-                }
-                Some(until_ns) => self.deadline_min_ns = self.deadline_min_ns.min(until_ns),
-                None => {}
-            }
-        }
-    }
-
     /// The run has passed: the daemons that are left are unwound.
     fn pass(&mut self) {
         self.end = Some(End::Passed);
@@ -449,15 +376,20 @@ impl State {
         }
     }
 
+    /// Where the run is, for a report.
+    pub(super) fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
     /// The run has failed. Nobody goes on: destructors of a state that is broken, or that waits
     /// for ever, would only hide what happened.
-    fn fail(&mut self, end: End) -> Next {
+    pub(super) fn fail(&mut self, end: End) -> Next {
         self.end = Some(end);
         Next::Nobody
     }
 
     /// Nobody gets anywhere. If a task waits while it unwinds, its panic came first.
-    fn fail_stuck(&mut self, end: End) -> Next {
+    pub(super) fn fail_stuck(&mut self, end: End) -> Next {
         let panicked = self.tasks.iter().find_map(|task| {
             let message = task.panic.clone()?;
             let task = task.name.to_string();
@@ -467,7 +399,7 @@ impl State {
     }
 
     /// The next one after `me`, round and round, that has not ended.
-    fn next_to_unwind(&self, me: TaskId) -> Next {
+    pub(super) fn next_to_unwind(&self, me: TaskId) -> Next {
         let nr = self.tasks.len();
         let mut others = (1..=nr).map(|step| (me + step) % nr);
         match others.find(|&id| self.tasks[id].status != Status::Ended) {
@@ -477,7 +409,7 @@ impl State {
     }
 
     /// Where everybody is.
-    fn waits(&mut self) -> Vec<Wait> {
+    pub(super) fn waits(&mut self) -> Vec<Wait> {
         let mut waits = Vec::new();
         for task in &self.tasks {
             if task.status == Status::Ended {
@@ -508,18 +440,18 @@ impl State {
 }
 
 impl Task {
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         matches!(self.status, Status::Ready(_))
     }
 
-    fn deadline_ns(&self) -> Option<u64> {
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
         match self.status {
             Status::Blocked { until_ns, .. } => until_ns,
             _ => None,
         }
     }
 
-    fn is_blocked_at(&self, addr: usize) -> bool {
+    pub(super) fn is_blocked_at(&self, addr: usize) -> bool {
         matches!(self.status, Status::Blocked { addr: at, .. } if at == addr)
     }
 

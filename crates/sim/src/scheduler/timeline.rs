@@ -82,14 +82,43 @@ pub(super) fn word(kind: PointKind) -> &'static str {
     }
 }
 
+/// Steps in a row that a task shows at each end of a long stretch.
+const STRETCH_ENDS: usize = 4;
+
+/// So many lines from the end. The middle of a long stretch of one task is one line.
+pub(super) fn render_end(task_names: &[Arc<str>], steps: &[Step], nr_lines: usize) -> String {
+    let mut shown = Vec::new();
+    for stretch in steps.chunk_by(|a, b| a.task == b.task) {
+        let nr_left_out = stretch.len().saturating_sub(2 * STRETCH_ENDS);
+        if nr_left_out < 2 {
+            shown.extend(stretch.iter().map(|&step| (step, 0)));
+            continue;
+        }
+        let (head, rest) = stretch.split_at(STRETCH_ENDS);
+        let (middle, tail) = rest.split_at(nr_left_out);
+        shown.extend(head.iter().map(|&step| (step, 0)));
+        shown.push((middle[0], middle.len()));
+        shown.extend(tail.iter().map(|&step| (step, 0)));
+    }
+    let last = &shown[shown.len().saturating_sub(nr_lines)..];
+    render_lines(task_names, last)
+}
+
 /// One line a step.
 pub(super) fn render(task_names: &[Arc<str>], steps: &[Step]) -> String {
-    let cells: Vec<String> = steps.iter().map(cell).collect();
+    let lines: Vec<_> = steps.iter().map(|&step| (step, 0)).collect();
+    render_lines(task_names, &lines)
+}
+
+/// A line for each step, or for as many of a task as the number says.
+fn render_lines(task_names: &[Arc<str>], lines: &[(Step, usize)]) -> String {
+    let steps = || lines.iter().map(|(step, _)| step);
+    let cells: Vec<String> = lines.iter().map(cell).collect();
     let widths: Vec<usize> = task_names
         .iter()
         .enumerate()
         .map(|(task, name)| {
-            let of_task = steps.iter().zip(&cells);
+            let of_task = steps().zip(&cells);
             let of_task = of_task.filter(|(step, _)| usize::from(step.task) == task);
             of_task
                 .map(|(_, cell)| cell.len())
@@ -104,7 +133,7 @@ pub(super) fn render(task_names: &[Arc<str>], steps: &[Step]) -> String {
     }
     text.truncate(text.trim_end().len());
     text.push('\n');
-    for (step, cell) in steps.iter().zip(&cells) {
+    for (step, cell) in steps().zip(&cells) {
         let task = usize::from(step.task);
         let indent: usize = widths[..task].iter().map(|width| width + 1).sum();
         let _ = writeln!(text, "{:>12}  {:indent$}{cell}", step.at_ns, "");
@@ -112,7 +141,10 @@ pub(super) fn render(task_names: &[Arc<str>], steps: &[Step]) -> String {
     text
 }
 
-fn cell(step: &Step) -> String {
+fn cell((step, nr_more): &(Step, usize)) -> String {
+    if *nr_more > 0 {
+        return format!("({nr_more} steps)");
+    }
     let (class, object) = (step.class, step.object);
     match step.event {
         Event::End => "ends".to_owned(),
