@@ -210,6 +210,7 @@ impl HostMapping {
                 error,
             },
             Cause::StaleDma => AccessError::StaleDma { offset, page },
+            Cause::ThreadNotAttached => AccessError::ThreadNotAttached { offset },
         }
     }
 }
@@ -249,6 +250,11 @@ pub enum AccessError {
         /// Why there is none.
         error: FaultError,
     },
+    /// The mapping resolves faults in the thread, and this thread has not called `attach_thread`.
+    ThreadNotAttached {
+        /// The byte that was accessed.
+        offset: u64,
+    },
     /// A thread that stands in for a device accessed a page that is not there.
     StaleDma {
         /// The byte that was accessed.
@@ -276,6 +282,10 @@ impl fmt::Display for AccessError {
                 page,
                 error,
             } => write!(f, "access to offset {offset} (page {page}): {error}"),
+            Self::ThreadNotAttached { offset } => write!(
+                f,
+                "access to offset {offset} by a thread that did not call `attach_thread`"
+            ),
             Self::StaleDma { offset, page } => write!(
                 f,
                 "device access to offset {offset} (page {page}), which is not there"

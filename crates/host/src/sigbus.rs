@@ -17,7 +17,7 @@ mod context;
 mod stderr;
 
 use crate::errno::Errno;
-use crate::primary_mmu::PrivateMmu;
+use crate::primary_mmu::{FaultMode, PrivateMmu};
 use crate::registry::{self, InFlight, Kind};
 use crate::thread;
 use crate::uaccess::{self, Cause, UserFault};
@@ -96,8 +96,10 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
         let _depth = thread::enter_handler();
         handler.stale_dma(page);
         Err(Cause::StaleDma)
-    } else {
+    } else if trap.has_room() {
         resolve(trap, &**handler, mmu, page).map_err(Cause::Fault)
+    } else {
+        Err(refuse_unattached(trap, &**handler, mmu, page))
     };
     // Let go before the signal is handed on: the next handler may never come back.
     drop::<InFlight>(found);
@@ -125,6 +127,21 @@ fn judge_queued(trap: &mut Trap<'_>, address: usize) -> Verdict {
 
 fn page_address(address: usize) -> usize {
     address & !(PAGE_SIZE - 1)
+}
+
+/// Why an access ends of a thread that brought too small a signal stack to resolve it on.
+fn refuse_unattached(
+    trap: &Trap<'_>,
+    handler: &dyn FaultHandler,
+    mmu: &PrivateMmu,
+    page: PageIndex,
+) -> Cause {
+    match mmu.mode() {
+        // A service thread has tried already.
+        FaultMode::Service => Cause::Fault(handler.denied(page)),
+        FaultMode::InThread if uaccess::contains(trap.instruction()) => Cause::ThreadNotAttached,
+        FaultMode::InThread => stderr::die_unattached(trap, page),
+    }
 }
 
 fn resolve(

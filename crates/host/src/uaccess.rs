@@ -34,6 +34,8 @@ pub enum Cause {
     Fault(FaultError),
     /// The access was a device's, and its translation was stale: never resolved.
     StaleDma,
+    /// The thread's signal stack is too small to resolve anything: it is not attached.
+    ThreadNotAttached,
 }
 
 impl fmt::Display for UserFault {
@@ -43,6 +45,11 @@ impl fmt::Display for UserFault {
             Cause::StaleDma => write!(
                 f,
                 "device access to {} through a translation that is no longer valid",
+                self.address
+            ),
+            Cause::ThreadNotAttached => write!(
+                f,
+                "access to {} by a thread that did not call `attach_thread`",
                 self.address
             ),
         }

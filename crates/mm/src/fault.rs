@@ -19,6 +19,16 @@ pub trait FaultHandler: Send + Sync {
     /// See [`FaultError`]: the access must end in an error (SIGBUS), never in data.
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError>;
 
+    /// Why an access was denied that [`FaultHandler::fault`] was asked for in another thread, as far
+    /// as is known without trying once more. Uses little stack; allocates, waits for and locks
+    /// nothing. Callable from a signal handler.
+    fn denied(&self, page: PageIndex) -> FaultError {
+        let _ = page;
+        FaultError::NoFrame {
+            waited: Duration::ZERO,
+        }
+    }
+
     /// A device touched `page` through a translation that is no longer valid: counts it. The
     /// machine never resolves such an access with data.
     fn stale_dma(&self, page: PageIndex);

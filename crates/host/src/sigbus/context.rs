@@ -44,6 +44,18 @@ impl Trap<'_> {
     }
 }
 
+/// What resolving a fault needs of a signal stack: twice what was ever seen to be used.
+const STACK_BYTES_MIN: usize = 28 * 1024;
+
+impl Trap<'_> {
+    /// Whether the handler has room to resolve a fault: not on the signal stack that a thread has
+    /// from somebody else. A thread without one is interrupted on its ordinary stack.
+    pub(super) fn has_room(&self) -> bool {
+        let stack = &self.context.uc_stack;
+        stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size >= STACK_BYTES_MIN
+    }
+}
+
 fn queued_address(info: &libc::siginfo_t) -> Option<usize> {
     if info.si_code != libc::SI_QUEUE || info.si_errno != thread::QUEUED_MARK {
         return None;

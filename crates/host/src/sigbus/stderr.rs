@@ -15,6 +15,18 @@ pub(super) fn die_in_handler(trap: &Trap<'_>, page: PageIndex) -> ! {
     ))
 }
 
+/// A fault on a signal stack that is too small to resolve it.
+pub(super) fn die_unattached(trap: &Trap<'_>, page: PageIndex) -> ! {
+    die(format_args!(
+        "pinless: a thread that is not attached touched page {page} of an in-thread mapping: {} of \
+         {:#x} by the instruction at {:#x}; have it call `attach_thread` first, or map with \
+         service threads\n",
+        kind(trap),
+        trap.address,
+        trap.instruction(),
+    ))
+}
+
 /// An access to a slot that holds no page.
 pub(super) fn die_in_staging(trap: &Trap<'_>, page: PageIndex) -> ! {
     die(format_args!(

@@ -149,6 +149,34 @@ fn a_fault_that_fails_is_a_typed_error_and_may_succeed_later() {
     }
 }
 
+/// The signal stack that a thread has from elsewhere is too small to resolve a fault on.
+#[test]
+fn a_thread_that_is_not_attached_gets_a_typed_error() {
+    for mode in MODES {
+        let Some((mapping, fake)) = managed(4, mode) else {
+            return;
+        };
+        fake.refuse(2, FaultError::Killed);
+        let mut into = [0; 8];
+        std::thread::scope(|scope| {
+            let read = || mapping.read_at(2 * PAGE_SIZE as u64, &mut into);
+            let answer = scope.spawn(read).join().expect("no panic");
+            let offset = 2 * PAGE_SIZE as u64;
+            let expected = match mode {
+                FaultMode::InThread => AccessError::ThreadNotAttached { offset },
+                FaultMode::Service => AccessError::Fault {
+                    offset,
+                    page: 2,
+                    error: FaultError::NoFrame {
+                        waited: Duration::ZERO,
+                    },
+                },
+            };
+            assert_eq!(answer, Err(expected));
+        });
+    }
+}
+
 #[test]
 fn a_refusal_leaves_no_mark_that_a_zero_fill_or_a_reattach_would_trip_over() {
     for mode in MODES {

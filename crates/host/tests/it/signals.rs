@@ -190,6 +190,7 @@ fn an_access_that_cannot_be_resolved_ends_the_process() {
                     std::process::abort();
                 };
                 fake.refuse(1, FaultError::Killed);
+                let _attached = attach_thread().unwrap();
                 touch(mapping.as_ptr().wrapping_add(PAGE_SIZE));
             },
         );
@@ -223,6 +224,27 @@ fn a_sent_sigbus_is_ignored_or_ends_the_process_as_before() {
     }
 }
 
+#[test]
+fn an_access_of_a_thread_that_is_not_attached_says_what_to_do() {
+    let output = run(
+        "signals::an_access_of_a_thread_that_is_not_attached_says_what_to_do",
+        "unattached",
+        || {
+            if let Some((mapping, _fake)) = managed(2, FaultMode::InThread) {
+                touch(mapping.as_ptr().wrapping_add(PAGE_SIZE));
+            }
+        },
+    );
+    if !words(&output).contains("skipped") {
+        assert_killed_by(&output, libc::SIGABRT);
+        assert!(
+            words(&output).contains("attach_thread"),
+            "{}",
+            words(&output)
+        );
+    }
+}
+
 /// A manager with the one fault that it must not have.
 struct Careless(Arc<PrivateMmu>);
 
@@ -249,6 +271,7 @@ fn a_fault_inside_the_fault_handler_names_the_page_and_ends_the_process() {
                 }
             };
             mapping.attach(Arc::new(Careless(mapping.mmu()))).unwrap();
+            let _attached = attach_thread().unwrap();
             touch(mapping.as_ptr().wrapping_add(4 * PAGE_SIZE));
         },
     );

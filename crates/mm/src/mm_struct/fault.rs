@@ -35,6 +35,20 @@ impl FaultHandler for Vma {
         self.fault_in(page, access, FrameSource::Wait)
     }
 
+    fn denied(&self, page: PageIndex) -> FaultError {
+        let seen = self.pages.load(page);
+        match self.gone() {
+            Some(error) => error,
+            None if seen.state() == State::Poisoned => FaultError::Lost {
+                page,
+                cause: seen.cause(),
+            },
+            None => FaultError::NoFrame {
+                waited: self.memcg().limits.fault_deadline,
+            },
+        }
+    }
+
     fn stale_dma(&self, _page: PageIndex) {
         count(&self.stat().stale_dma_traps);
     }
