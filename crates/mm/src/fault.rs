@@ -19,8 +19,8 @@ pub trait FaultHandler: Send + Sync {
     /// See [`FaultError`]: the access must end in an error (SIGBUS), never in data.
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError>;
 
-    /// Why an access was denied that [`FaultHandler::fault`] was asked for in another thread, as far
-    /// as is known without trying once more. Uses little stack; allocates, waits for and locks
+    /// Why an access was denied that [`FaultHandler::fault`] was asked for in another thread, as
+    /// far as is known without trying once more. Uses little stack; allocates, waits for and locks
     /// nothing. Callable from a signal handler.
     fn denied(&self, page: PageIndex) -> FaultError {
         let _ = page;
