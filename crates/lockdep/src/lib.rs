@@ -1,35 +1,126 @@
-//! lockdep: locks that know their class, and one door through which every wait of a program goes.
+//! lockdep: locks that know their class, and a validator that finds deadlocks before they happen.
 //!
 //! [`sync`] offers the locks and waits. Each object names its *class* when it is built; all objects
 //! built at one place under one name stand for each other when lock orders are judged, as in the
-//! kernel's lock validator. The validator is not part of the crate yet: what is here is the door.
+//! kernel's lock validator. Each order of classes that is seen is remembered, and the first one that
+//! closes a cycle is reported, though nothing has locked up yet. The validator goes on afterwards.
 //!
 //! [`scheduler`] lets a simulator take over. A thread that has installed a [`Scheduler`] never
 //! blocks in the operating system on an object of this crate: it asks the scheduler instead.
-//! Threads without one go straight to the locks of `std`, for the price of one relaxed load.
+//!
+//! Where neither watches, a lock costs what the lock of `std` costs and one relaxed load.
 //!
 //! ```
-//! use lockdep::sync::{Completion, Mutex};
+//! use lockdep::Validator;
+//! use lockdep::sync::Mutex;
 //!
-//! static TOTAL: Mutex<u64> = Mutex::new("total", 0);
-//! static DONE: Completion = Completion::new("done");
+//! static FROM: Mutex<u64> = Mutex::new("from", 10);
+//! static TO: Mutex<u64> = Mutex::new("to", 0);
 //!
-//! std::thread::scope(|scope| {
-//!     scope.spawn(|| {
-//!         *TOTAL.lock() += 1;
-//!         DONE.complete_all();
-//!     });
-//!     DONE.wait();
-//!     assert_eq!(*TOTAL.lock(), 1);
-//! });
+//! let validator = Validator::new();
+//! let _entered = validator.enter();
+//! let (from, to) = (FROM.lock(), TO.lock());
+//! drop((from, to));
+//! assert!(validator.reports().is_empty());
+//! let (to, from) = (TO.lock(), FROM.lock());
+//! drop((from, to));
+//! println!("{}", validator.reports()[0]);
 //! ```
+//!
+//! [`event`] is what locks tell the validator, for locks of one's own. `LOCKDEP=off|print|panic|`
+//! `abort|once` in the environment says what happens on a report.
 //!
 //! Linux counterpart: kernel/locking/.
 #![forbid(unsafe_code)]
 
+pub mod context;
+pub mod event;
+pub mod map;
+pub mod prime;
+pub mod report;
 pub mod sync;
+pub mod testing;
+pub mod wait;
+pub mod ww;
 
+mod chain;
+mod check;
 mod class;
+mod core;
+mod graph;
+mod hooks;
+mod registry;
+mod spill;
+mod task;
+mod usage;
+mod validator;
+mod word;
 
-pub use class::Class;
+use std::sync::Arc;
+
+pub use class::{Class, DynamicClass};
+pub use graph::Provenance;
+pub use map::{Map, MapGuard, might_sleep};
+pub use registry::{Attributes, Checking, KeyName, LockType, Name, OrderFn, WaitType};
+pub use report::{Kind, Policy, Report, Severity, Sink};
 pub use sync::scheduler::{self, Scheduler};
+pub use task::{Site, TaskState};
+pub use usage::Level;
+pub use validator::{Entered, Validator};
+pub use word::{ClassId, Context, Mode};
+
+/// Starts the validator of the process: reads the environment and reserves its tables.
+///
+/// Happens by itself at the first event. An allocator that takes locks of this crate calls it
+/// before its first lock, and so gets no call from the validator while it holds one.
+pub fn start() {
+    Validator::global().unwatched(|_| ());
+}
+
+/// Switches the validator on or off for the whole process; says whether it was on.
+///
+/// Locks taken while it was off are unknown to it.
+pub fn set_enabled(is_on: bool) -> bool {
+    start();
+    hooks::set_validator(is_on)
+}
+
+/// The class of a key, for foreign interfaces; made if there is none.
+///
+/// Allocates for a new one.
+pub fn register(key: KeyName, name: Name, attributes: &Attributes) -> ClassId {
+    registry::register(key, name, None, attributes)
+}
+
+/// The class of a key that was registered.
+#[must_use]
+pub fn find_class(key: &KeyName) -> Option<ClassId> {
+    registry::find(key)
+}
+
+/// What was reported to the calling thread's validator.
+#[must_use]
+pub fn reports() -> Vec<Arc<Report>> {
+    Validator::current().reports()
+}
+
+/// Asserts that nothing was reported but what is unlikely.
+///
+/// # Panics
+///
+/// With the text of the reports, if there are any.
+#[track_caller]
+pub fn assert_no_reports() {
+    let reports = reports();
+    let bad: Vec<String> = reports
+        .iter()
+        .filter(|report| report.severity > Severity::Unlikely)
+        .map(|report| report.text())
+        .collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// Forgets all orders and reports of the calling thread's validator.
+pub fn reset() {
+    Validator::current().reset();
+}

@@ -15,6 +15,7 @@ mod fence;
 mod gate;
 mod mutex;
 pub mod park;
+pub(crate) mod raw;
 mod rwlock;
 pub mod scheduler;
 mod short;

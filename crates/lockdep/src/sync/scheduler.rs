@@ -13,11 +13,11 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::Waited;
 use crate::Class;
+use crate::hooks;
 
 /// A place in a task's run that its scheduler is told of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +126,7 @@ pub trait Scheduler: Send + Sync {
 #[must_use = "the scheduler is taken out when the guard is dropped"]
 pub fn install(scheduler: Arc<dyn Scheduler>) -> Installed {
     let before = HOOK.with(|hook| hook.replace(Some(scheduler)));
-    NR_INSTALLED.0.fetch_add(1, Ordering::Relaxed);
+    hooks::add_scheduler();
     Installed {
         before,
         not_send: PhantomData,
@@ -146,7 +146,7 @@ impl Drop for Installed {
         // The slot is gone when a thread-local holds the guard: then so is the scheduler in it.
         // What comes out is dropped after the access, as its destructor may take locks.
         let ended = HOOK.try_with(|hook| hook.replace(before));
-        NR_INSTALLED.0.fetch_sub(1, Ordering::Relaxed);
+        hooks::remove_scheduler();
         drop(ended);
     }
 }
@@ -182,13 +182,6 @@ pub fn is_scheduled() -> bool {
     in_use() && has_hook()
 }
 
-/// How many threads have a scheduler, on a cache line that nobody else writes.
-#[repr(align(128))]
-struct NrInstalled(AtomicUsize);
-
-/// Relaxed everywhere: a thread has to see its own installs only, and it does so in program order.
-static NR_INSTALLED: NrInstalled = NrInstalled(AtomicUsize::new(0));
-
 thread_local! {
     /// Empty as well while the scheduler is being called.
     static HOOK: Cell<Option<Arc<dyn Scheduler>>> = const { Cell::new(None) };
@@ -197,7 +190,7 @@ thread_local! {
 /// Whether any thread at all has a scheduler: the only cost where there is none.
 #[inline]
 pub(super) fn in_use() -> bool {
-    NR_INSTALLED.0.load(Ordering::Relaxed) != 0
+    hooks::load().has_scheduler()
 }
 
 impl Class {

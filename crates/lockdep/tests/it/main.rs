@@ -9,4 +9,5 @@ mod events;
 mod hook;
 mod locks;
 mod marker;
+mod rules;
 mod world;

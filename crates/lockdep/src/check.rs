@@ -1,0 +1,413 @@
+//! The rules, applied when a chain is met for the first time.
+//!
+//! Everything here depends only on the chain: classes, modes, flags and contexts. What depends on
+//! instances (nest locks, orders of instances) is looked at on every acquisition, in [`instance`].
+//!
+//! Linux counterpart: validate_chain() and mark_usage() in kernel/locking/lockdep.c.
+
+use crate::core::{Apart, Core, Finding, Findings, Use, step_of};
+use crate::graph::{Direction, Hop, Kinds, NR_GATES, Place, Provenance, Recorded, State, Step};
+use crate::registry::{self, Attributes, Checking, LockType, WaitType};
+use crate::report::Kind;
+use crate::task::Held;
+use crate::usage::{Usage, UsageBit};
+use crate::word::{ClassId, Context, Word};
+
+/// An acquisition that is looked at: `core.stack` has what the thread holds below it.
+pub(crate) struct Check<'a> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) new: Step,
+    pub(crate) thread: u32,
+    pub(crate) findings: &'a mut Findings,
+}
+
+/// Whether a lock of the stack has recorded its own orders.
+///
+/// One that was tolerated under a nest lock beside its own class has not.
+fn records_orders(stack: &[Held], at: usize) -> bool {
+    let word = stack[at].word;
+    let is_beside_own = |held: &Held| held.word.class() == word.class();
+    !(word.has(Word::NESTED) && stack[..at].iter().any(is_beside_own))
+}
+
+impl Check<'_> {
+    /// Applies all rules; what is found goes into the findings.
+    pub(crate) fn run(&mut self) {
+        self.check_wait_type();
+        if self.new.word.has(Word::UNCHECKED) {
+            return;
+        }
+        let usage = Usage::of_acquire(self.new.word);
+        let step = self.new;
+        usage.bits().for_each(|bit| self.mark(step, bit));
+        if !self.new.word.has(Word::TRY) {
+            self.check_orders();
+        }
+    }
+
+    fn finding(&self, kind: Kind) -> Finding {
+        Finding::new(kind, self.new, self.thread).with_held(&self.core.stack)
+    }
+
+    /// Whether a lock that waits like this may be taken here.
+    fn check_wait_type(&mut self) {
+        let word = self.new.word;
+        let attributes = registry::attributes(word.class());
+        let outer = attributes.outer;
+        if word.has(Word::TRY) || outer == WaitType::Unchecked {
+            return;
+        }
+        let mut limit = context_limit(word.context());
+        let mut by = None;
+        for held in &self.core.stack {
+            if held.word.context().level() != word.context().level() {
+                continue;
+            }
+            let Attributes {
+                inner, lock_type, ..
+            } = registry::attributes(held.word.class());
+            let overrides = lock_type == LockType::WaitOverride;
+            if inner != WaitType::Unchecked && (inner < limit || overrides) {
+                limit = inner;
+                by = Some(step_of(held));
+            }
+        }
+        if outer > limit {
+            let mut finding = self.finding(Kind::WaitContext);
+            finding.against = by;
+            self.findings.add(finding);
+        }
+    }
+
+    /// Sets a usage bit and looks for what contradicts it.
+    pub(crate) fn mark(&mut self, step: Step, bit: UsageBit) {
+        let class = step.word.class();
+        let used = Use {
+            class,
+            bit,
+            step,
+            thread: self.thread,
+        };
+        if !self.core.mark(used) {
+            return;
+        }
+        let opposites = bit.opposites();
+        let same = self.core.usage(class);
+        if let Some(other) = same.bits().find(|&other| opposites.has(other)) {
+            let mut finding = self.finding(Kind::InconsistentUsage);
+            finding.act = step;
+            finding.uses = [Some(used), self.core.find_use(class, other)];
+            self.findings.add(finding);
+            return;
+        }
+        if self.core.usage_any.meets(opposites) {
+            self.check_inversion(used, opposites);
+        }
+    }
+
+    /// Looks along the orders for a class whose use contradicts a new use.
+    fn check_inversion(&mut self, used: Use, opposites: Usage) {
+        let mode = used.step.word.mode();
+        let (direction, is_restricted) = if used.bit.is_enabled {
+            (Direction::Backward, mode.is_read())
+        } else {
+            (Direction::Forward, used.step.word.is_recursive())
+        };
+        let start = State {
+            class: used.class,
+            is_restricted,
+        };
+        let Some(end) = self.find_use(start, direction, opposites) else {
+            return;
+        };
+        self.core.graph.path(end, direction, &mut self.core.hops);
+        let seen = self.core.usage(end.class).seen_from(end.is_restricted);
+        let other = seen.bits().find(|&bit| opposites.has(bit));
+        let mut finding = self.finding(Kind::IrqInversion);
+        finding.act = used.step;
+        finding.uses = [
+            Some(used),
+            other.and_then(|bit| self.core.find_use(end.class, bit)),
+        ];
+        self.add_path(&mut finding);
+        self.findings.add(finding);
+    }
+
+    /// A class along strong paths that was used in one of these ways.
+    fn find_use(&mut self, start: State, direction: Direction, wanted: Usage) -> Option<State> {
+        let Core { graph, usage, .. } = &mut *self.core;
+        graph.find_strong(start, direction, skips_usage, |state| {
+            Usage::from_raw(usage[state.class.index() as usize])
+                .seen_from(state.is_restricted)
+                .meets(wanted)
+        })
+    }
+
+    fn add_path(&self, finding: &mut Finding) {
+        for &hop in &self.core.hops {
+            let edge = self.core.graph.edge(hop.edge);
+            finding.add_hop(hop, edge.nr_seen, edge.gates);
+        }
+    }
+
+    /// The same class again, and the orders from what is held.
+    fn check_orders(&mut self) {
+        let new = self.new.word;
+        let same = |held: &&Held| held.word.class() == new.class();
+        if let Some(held) = self.core.stack.iter().find(same).copied() {
+            if self.is_recursion(&held) {
+                let mut finding = self.finding(Kind::Recursive);
+                finding.against = Some(step_of(&held));
+                self.findings.add(finding);
+                return;
+            }
+            if new.has(Word::NESTED) {
+                return;
+            }
+        }
+        for at in (0..self.core.stack.len()).rev() {
+            let held = self.core.stack[at];
+            if held.word.context().level() != new.context().level() {
+                break;
+            }
+            if !is_checked(&held) {
+                continue;
+            }
+            if held.word.class() != new.class() {
+                self.add_order(at);
+            }
+            let is_complete = records_orders(&self.core.stack, at);
+            // What is below a recursive reader may have no strong path through it, and what is
+            // below one that was tried, or tolerated, has no order to it.
+            if is_complete && !held.word.has(Word::TRY) && !held.word.is_recursive() {
+                break;
+            }
+        }
+    }
+
+    /// Whether a held lock of the class of the new one means a deadlock, as far as classes say.
+    fn is_recursion(&self, first: &Held) -> bool {
+        let new = self.new.word;
+        let same = |held: &&Held| held.word.class() == new.class();
+        let all_read = || {
+            self.core
+                .stack
+                .iter()
+                .filter(same)
+                .all(|h| h.word.mode().is_read())
+        };
+        let is_ordered = || registry::attributes(new.class()).order.is_some();
+        // Both are decided by instances, in `instance`.
+        !(new.has(Word::NESTED) || is_ordered())
+            && is_checked(first)
+            && !(new.is_recursive() && all_read())
+    }
+
+    /// Records one order, and looks whether it closes a cycle.
+    fn add_order(&mut self, at: usize) {
+        let held = self.core.stack[at];
+        let place = Place {
+            held: step_of(&held),
+            taken: self.new,
+            thread: self.thread,
+            provenance: Provenance::Observed,
+        };
+        let gates = self.gates(at);
+        self.record(place, gates);
+    }
+
+    /// Records an order from any source; findings if it is new and closes a cycle.
+    pub(crate) fn record(&mut self, place: Place, gates: [u32; NR_GATES]) {
+        let (held, taken) = (place.held.word, place.taken.word);
+        let kinds = Kinds::of(held.mode(), taken.mode());
+        if self.core.graph.has(held.class(), taken.class(), kinds) {
+            self.core.graph.record(place, gates);
+            return;
+        }
+        self.check_cycle(place, gates);
+        self.check_levels(place);
+        if self.core.graph.record(place, gates) == Recorded::Full {
+            let mut finding = self.finding(Kind::Limit);
+            finding.note = "orders";
+            self.findings.add(finding);
+        }
+    }
+
+    /// Classes held alone beside the pair: whoever holds them too cannot run this at the same time.
+    fn gates(&self, at: usize) -> [u32; NR_GATES] {
+        let mut gates = [0; NR_GATES];
+        let others = self.core.stack.iter().enumerate();
+        let alone = others
+            .filter(|&(other, held)| other != at && !held.word.mode().is_read())
+            .filter(|(_, held)| is_checked(held) && !is_map(held.word.class()));
+        for (slot, (_, held)) in gates.iter_mut().zip(alone) {
+            *slot = held.word.class().index();
+        }
+        gates
+    }
+
+    fn check_cycle(&mut self, place: Place, gates: [u32; NR_GATES]) {
+        let (held, taken) = (place.held.word, place.taken.word);
+        let graph = &mut self.core.graph;
+        if !graph.may_reach(taken.class(), held.class()) {
+            return;
+        }
+        let start = State {
+            class: taken.class(),
+            is_restricted: taken.is_recursive(),
+        };
+        let closes = |state: State| {
+            state.class == held.class() && !(held.mode().is_read() && state.is_restricted)
+        };
+        let Some(end) = graph.find_strong(start, Direction::Forward, |_| false, closes) else {
+            return;
+        };
+        graph.path(end, Direction::Forward, &mut self.core.hops);
+        let mut finding = self.finding(Kind::Circular);
+        finding.act = place.taken;
+        finding.against = Some(place.held);
+        self.add_path(&mut finding);
+        finding.add_hop(Hop { edge: 0, place }, 1, gates);
+        finding.apart = self.apart(&finding);
+        self.findings.add(finding);
+    }
+
+    /// Whether the orders of a cycle were never seen to be possible at one time.
+    ///
+    /// By a gate only if all of them have it: neighbours may be the work of one thread, which its
+    /// own locks do not keep out.
+    fn apart(&self, finding: &Finding) -> Option<Apart> {
+        // Who ends a wait is not kept out by what the waiter holds: it never gets there.
+        let infers =
+            |(hop, ..): (Hop, u32, [u32; NR_GATES])| hop.place.provenance == Provenance::Inferred;
+        if finding.nr_hops > finding.hops().count() || finding.hops().any(infers) {
+            return None;
+        }
+        let (_, _, gates) = finding.hops().next()?;
+        let is_common = |gate: &u32| finding.hops().all(|(_, _, others)| others.contains(gate));
+        if let Some(gate) = gates.into_iter().filter(|&gate| gate != 0).find(is_common) {
+            return Some(Apart::Gate(ClassId::from_index(gate)));
+        }
+        let one_thread = |hop: &Hop| hop.edge == 0 || !self.core.graph.edge(hop.edge).is_common;
+        let hops = || finding.hops().map(|(hop, ..)| hop).filter(one_thread);
+        let never_met =
+            |one: Hop| hops().any(|other| self.never_met(one.place.thread, other.place.thread));
+        hops().any(never_met).then_some(Apart::Time)
+    }
+
+    fn never_met(&self, one: u32, other: u32) -> bool {
+        let (Some(one), Some(other)) = (self.core.thread(one), self.core.thread(other)) else {
+            return false;
+        };
+        one.ended < other.began || other.ended < one.began
+    }
+
+    /// Whether a new order joins a class taken in a level to one held where it can come.
+    fn check_levels(&mut self, place: Place) {
+        let any = self.core.usage_any;
+        if !any
+            .bits()
+            .any(|bit| !bit.is_enabled && any.meets(bit.opposites()))
+        {
+            return;
+        }
+        let (held, taken) = (place.held.word, place.taken.word);
+        let back = State {
+            class: held.class(),
+            is_restricted: held.mode().is_read(),
+        };
+        let ahead = State {
+            class: taken.class(),
+            is_restricted: taken.is_recursive(),
+        };
+        for bit in any.used().bits() {
+            let wanted = Usage::default().with(bit);
+            let Some(safe) = self.find_use(back, Direction::Backward, wanted) else {
+                continue;
+            };
+            let Some(end) = self.find_use(ahead, Direction::Forward, bit.opposites()) else {
+                continue;
+            };
+            let graph = &self.core.graph;
+            graph.path(end, Direction::Forward, &mut self.core.hops);
+            let seen = self.core.usage(end.class).seen_from(end.is_restricted);
+            let other = seen.bits().find(|&other| bit.opposites().has(other));
+            let mut finding = self.finding(Kind::IrqOrder);
+            finding.against = Some(place.held);
+            finding.uses = [
+                self.core.find_use(safe.class, bit),
+                other.and_then(|other| self.core.find_use(end.class, other)),
+            ];
+            finding.add_hop(Hop { edge: 0, place }, 1, [0; NR_GATES]);
+            self.add_path(&mut finding);
+            self.findings.add(finding);
+            return;
+        }
+    }
+}
+
+fn skips_usage(class: ClassId) -> bool {
+    class.index() >= ClassId::NR_SUBCLASSES
+        && registry::attributes(class).lock_type != LockType::Normal
+}
+
+fn is_map(class: ClassId) -> bool {
+    registry::attributes(class).outer == WaitType::Unchecked
+}
+
+/// Whether orders with a held lock count.
+pub(crate) fn is_checked(held: &Held) -> bool {
+    !held.word.has(Word::UNCHECKED)
+        && registry::attributes(held.word.class()).checking == Checking::Full
+}
+
+/// What the context alone allows.
+fn context_limit(context: Context) -> WaitType {
+    let by_level = if context.has(Context::HARD) {
+        if context.has(Context::THREADED) {
+            WaitType::Config
+        } else {
+            WaitType::Spin
+        }
+    } else if context.has(Context::SOFT | Context::NON_BLOCK) {
+        WaitType::Config
+    } else {
+        WaitType::Sleep
+    };
+    match context.limit() {
+        1 => by_level.min(WaitType::Free),
+        2 => by_level.min(WaitType::Spin),
+        3 => by_level.min(WaitType::Config),
+        _ => by_level,
+    }
+}
+
+/// The rules about instances, which no chain can know: looked at on every acquisition.
+pub(crate) fn instance(
+    stack: &[Held],
+    new: &Held,
+    nest: Option<usize>,
+    order: Option<registry::OrderFn>,
+) -> Option<Kind> {
+    let nest_at = nest.map(|nest| stack.iter().position(|held| held.instance == nest));
+    if nest_at == Some(None) {
+        return Some(Kind::NestNotHeld);
+    }
+    let same = stack
+        .iter()
+        .enumerate()
+        .filter(|(_, held)| held.word.class() == new.word.class() && is_checked(held));
+    for (at, held) in same {
+        let is_read = new.word.is_recursive() && held.word.mode().is_read();
+        let is_ordered = order.is_some_and(|order| order(held.instance, new.instance).is_lt());
+        let is_nested = nest_at.flatten().is_some_and(|nest_at| nest_at <= at);
+        if !is_read && !is_ordered && !is_nested {
+            return Some(Kind::Recursive);
+        }
+        // The nest lock serialises whoever takes several.
+        if is_nested && !is_read && !is_ordered {
+            return None;
+        }
+    }
+    None
+}

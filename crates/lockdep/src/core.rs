@@ -1,0 +1,274 @@
+//! What a validator has seen, behind its one lock.
+
+use crate::graph::{Graph, Hop, NR_GATES, Place, Step};
+use crate::task::{Held, Site};
+use crate::usage::{Usage, UsageBit};
+use crate::word::{ClassId, Word};
+
+/// How many steps of a cycle a report shows.
+pub(crate) const NR_HOPS_MAX: usize = 24;
+/// How many held locks a report shows.
+pub(crate) const NR_HELD_MAX: usize = 24;
+const NR_USES_MAX: usize = 8 * 1024;
+const NR_THREADS_MAX: usize = 16 * 1024;
+const NAME_BYTES: usize = 16;
+
+/// A use of a class that set one of its usage bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Use {
+    pub(crate) class: ClassId,
+    pub(crate) bit: UsageBit,
+    pub(crate) step: Step,
+    pub(crate) thread: u32,
+}
+
+/// A thread that was seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thread {
+    name: [u8; NAME_BYTES],
+    /// The time of its first event, in events of this kind.
+    pub(crate) began: u64,
+    /// The time of its end, or `u64::MAX`.
+    pub(crate) ended: u64,
+}
+
+impl Thread {
+    pub(crate) fn name(&self) -> &str {
+        let len = self.name.iter().position(|&byte| byte == 0);
+        let name = &self.name[..len.unwrap_or(NAME_BYTES)];
+        std::str::from_utf8(name).unwrap_or("?")
+    }
+}
+
+/// Everything behind the lock of a validator.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) graph: Graph,
+    /// By class; bytes, so that the table is made of untouched zero pages.
+    pub(crate) usage: Vec<u8>,
+    /// The union of all.
+    pub(crate) usage_any: Usage,
+    pub(crate) uses: Vec<Use>,
+    pub(crate) threads: Vec<Thread>,
+    now: u64,
+    /// The stack of the thread that is looked at.
+    pub(crate) stack: Vec<Held>,
+    pub(crate) hops: Vec<Hop>,
+}
+
+impl Core {
+    pub(crate) fn new() -> Self {
+        Self {
+            graph: Graph::new(),
+            usage: vec![0; ClassId::NR_MAX as usize],
+            usage_any: Usage::default(),
+            uses: Vec::with_capacity(NR_USES_MAX),
+            threads: Vec::with_capacity(NR_THREADS_MAX),
+            now: 0,
+            stack: Vec::with_capacity(20 * 1024),
+            hops: Vec::with_capacity(NR_HOPS_MAX),
+        }
+    }
+
+    /// Forgets everything but the threads.
+    pub(crate) fn clear(&mut self) {
+        self.graph.clear();
+        for used in &self.uses {
+            self.usage[used.class.index() as usize] = 0;
+        }
+        self.uses.clear();
+        self.usage_any = Usage::default();
+    }
+
+    /// Forgets what was seen of a key.
+    pub(crate) fn zap(&mut self, class: ClassId) {
+        self.graph.zap(class);
+        for subclass in 0..ClassId::NR_SUBCLASSES {
+            let class = class.subclass(subclass).expect("subclasses are below that");
+            self.usage[class.index() as usize] = 0;
+        }
+        self.uses.retain(|used| used.class.key() != class.key());
+    }
+
+    pub(crate) fn usage(&self, class: ClassId) -> Usage {
+        Usage::from_raw(self.usage[class.index() as usize])
+    }
+
+    /// Adds a usage bit; false if it was there.
+    pub(crate) fn mark(&mut self, used: Use) -> bool {
+        let usage = self.usage(used.class);
+        // Without room for its place a use is not counted: clearing would leave its bit behind.
+        if usage.has(used.bit) || self.uses.len() == self.uses.capacity() {
+            return false;
+        }
+        self.usage[used.class.index() as usize] = usage.with(used.bit).raw();
+        self.usage_any = self.usage_any.with(used.bit);
+        self.uses.push(used);
+        true
+    }
+
+    pub(crate) fn find_use(&self, class: ClassId, bit: UsageBit) -> Option<Use> {
+        let mut uses = self.uses.iter();
+        uses.find(|used| used.class == class && used.bit == bit)
+            .copied()
+    }
+
+    /// Numbers a thread that has not been seen before; 0 when there is no more room.
+    pub(crate) fn add_thread(&mut self) -> u32 {
+        if self.threads.len() == self.threads.capacity() {
+            return 0;
+        }
+        self.now += 1;
+        self.threads.push(Thread {
+            name: thread_name(),
+            began: self.now,
+            ended: u64::MAX,
+        });
+        self.threads.len() as u32
+    }
+
+    pub(crate) fn end_thread(&mut self, number: u32) {
+        self.now += 1;
+        let now = self.now;
+        if let Some(thread) = self.threads.get_mut((number as usize).wrapping_sub(1)) {
+            thread.ended = now;
+        }
+    }
+
+    pub(crate) fn thread(&self, number: u32) -> Option<&Thread> {
+        self.threads.get((number as usize).checked_sub(1)?)
+    }
+}
+
+/// The name of the calling thread, without allocating.
+///
+/// The standard library's own would make a handle for threads that it has not made, which must not
+/// happen in an allocator.
+fn thread_name() -> [u8; NAME_BYTES] {
+    use std::io::Read;
+    let mut name = [0; NAME_BYTES];
+    if cfg!(not(miri))
+        && let Ok(mut file) = std::fs::File::open("/proc/thread-self/comm")
+    {
+        let nr_read = file.read(&mut name).unwrap_or(0);
+        let end = name[..nr_read].iter().position(|&byte| byte == b'\n');
+        name[end.unwrap_or(nr_read)..].fill(0);
+    }
+    name
+}
+
+/// What is wrong, in a form that needs no memory but its own: no text is made under the lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finding {
+    pub(crate) kind: crate::report::Kind,
+    /// What was about to happen.
+    pub(crate) act: Step,
+    pub(crate) thread: u32,
+    /// What it is in conflict with, if that is held by the same thread.
+    pub(crate) against: Option<Step>,
+    hops: [Option<(Hop, u32, [u32; NR_GATES])>; NR_HOPS_MAX],
+    pub(crate) nr_hops: usize,
+    /// For usage: taken in a level, and held where that level can come.
+    pub(crate) uses: [Option<Use>; 2],
+    held: [Option<Step>; NR_HELD_MAX],
+    pub(crate) nr_held: usize,
+    /// Whether the cycle has two orders that a common lock or time keeps apart.
+    pub(crate) apart: Option<Apart>,
+    /// What else there is to say.
+    pub(crate) note: &'static str,
+}
+
+/// Why two orders of a cycle cannot meet, as far as was seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Apart {
+    /// Both were always seen under a lock of this class, held alone.
+    Gate(ClassId),
+    /// The thread of the one had ended before that of the other was first seen.
+    Time,
+}
+
+impl Finding {
+    pub(crate) fn new(kind: crate::report::Kind, act: Step, thread: u32) -> Self {
+        Self {
+            kind,
+            act,
+            thread,
+            against: None,
+            hops: [None; NR_HOPS_MAX],
+            nr_hops: 0,
+            uses: [None; 2],
+            held: [None; NR_HELD_MAX],
+            nr_held: 0,
+            apart: None,
+            note: "",
+        }
+    }
+
+    pub(crate) fn with_held(mut self, stack: &[Held]) -> Self {
+        self.nr_held = stack.len();
+        for (slot, held) in self.held.iter_mut().zip(stack.iter().rev()) {
+            *slot = Some(step_of(held));
+        }
+        self
+    }
+
+    /// Adds an order that is part of the conflict; beyond the room there is, it is only counted.
+    pub(crate) fn add_hop(&mut self, hop: Hop, nr_seen: u32, gates: [u32; NR_GATES]) {
+        if let Some(slot) = self.hops.get_mut(self.nr_hops) {
+            *slot = Some((hop, nr_seen, gates));
+        }
+        self.nr_hops += 1;
+    }
+
+    pub(crate) fn hops(&self) -> impl Iterator<Item = (Hop, u32, [u32; NR_GATES])> + '_ {
+        self.hops.iter().flatten().copied()
+    }
+
+    /// What the thread held, the last taken first.
+    pub(crate) fn held(&self) -> impl Iterator<Item = Step> + '_ {
+        self.held.iter().flatten().copied()
+    }
+}
+
+pub(crate) fn step_of(held: &Held) -> Step {
+    Step {
+        word: held.word,
+        site: held.site,
+    }
+}
+
+/// An order that nobody was seen to take.
+pub(crate) fn declared(from: Word, to: Word) -> Place {
+    let step = |word| Step {
+        word,
+        site: Site::Unknown,
+    };
+    Place {
+        held: step(from),
+        taken: step(to),
+        thread: 0,
+        provenance: crate::graph::Provenance::Declared,
+    }
+}
+
+/// Findings of one event; more than fit are dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    found: [Option<Finding>; 2],
+}
+
+impl Findings {
+    pub(crate) fn add(&mut self, finding: Finding) {
+        if let Some(slot) = self.found.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(finding);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found[0].is_none()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Finding> {
+        self.found.iter().flatten()
+    }
+}

@@ -1,0 +1,97 @@
+//! Whether anybody watches: one word, so that a lock that nobody watches costs one load.
+//!
+//! ```text
+//!  63        32 31      17 16         15          0
+//! | epoch      | 0        | validator | schedulers |
+//! ```
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+const SCHEDULER: u64 = 1;
+const SCHEDULERS: u64 = 0xffff;
+const VALIDATOR: u64 = 1 << 16;
+const EPOCH: u64 = 1 << 32;
+
+/// The word, on a cache line that is hardly ever written.
+#[repr(align(128))]
+struct Word(AtomicU64);
+
+/// Relaxed everywhere but for the epoch: a thread has to see its own changes only.
+static WORD: Word = Word(AtomicU64::new(VALIDATOR));
+
+/// What the word said.
+#[derive(Clone, Copy)]
+pub(crate) struct Hooks(u64);
+
+#[inline(always)]
+pub(crate) fn load() -> Hooks {
+    Hooks(WORD.0.load(Ordering::Relaxed))
+}
+
+impl Hooks {
+    /// Neither a scheduler nor the validator.
+    #[inline(always)]
+    pub(crate) const fn is_idle(self) -> bool {
+        self.0 as u32 == 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn has_scheduler(self) -> bool {
+        self.0 & SCHEDULERS != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn has_validator(self) -> bool {
+        self.0 & VALIDATOR != 0
+    }
+
+    /// Changes whenever chains that were validated no longer count.
+    #[inline(always)]
+    pub(crate) const fn epoch(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Counts one thread that has a scheduler.
+pub(crate) fn add_scheduler() {
+    WORD.0.fetch_add(SCHEDULER, Ordering::Relaxed);
+}
+
+/// Counts one thread less that has a scheduler.
+pub(crate) fn remove_scheduler() {
+    WORD.0.fetch_sub(SCHEDULER, Ordering::Relaxed);
+}
+
+/// Switches the validator of the process on or off; says whether it was on.
+pub(crate) fn set_validator(is_on: bool) -> bool {
+    let before = if is_on {
+        WORD.0.fetch_or(VALIDATOR, Ordering::Relaxed)
+    } else {
+        WORD.0.fetch_and(!VALIDATOR, Ordering::Relaxed)
+    };
+    let was_on = before & VALIDATOR != 0;
+    if was_on != is_on {
+        WAS_TOGGLED.store(true, Ordering::Relaxed);
+    }
+    was_on
+}
+
+/// Whether locks may have been taken or released while the validator was off.
+pub(crate) fn was_toggled() -> bool {
+    WAS_TOGGLED.load(Ordering::Relaxed)
+}
+
+static WAS_TOGGLED: AtomicBool = AtomicBool::new(false);
+
+/// Begins an epoch: chains validated before no longer count.
+pub(crate) fn next_epoch() {
+    // Release pairs with the Acquire in `epoch_now`: who finds chains of the new epoch in a table
+    // that was cleared after this sees the epoch too.
+    WORD.0.fetch_add(EPOCH, Ordering::Release);
+}
+
+/// The epoch, read after a table of chains.
+pub(crate) fn epoch_now() -> u32 {
+    // Acquire pairs with the Release in `next_epoch`.
+    Hooks(WORD.0.load(Ordering::Acquire)).epoch()
+}

@@ -1,0 +1,401 @@
+//! What one thread of control holds: the stack of its locks, its context, its known chains.
+//!
+//! The state lies in a thread-local without destructor, so it is reached by address and needs no
+//! first use: also in signal handlers and in an allocator. It belongs to whoever runs on the thread
+//! and can be exchanged, for executors that switch tasks; see [`TaskState`].
+
+use std::cell::Cell;
+use std::panic::Location;
+
+use crate::chain::{self, ChainId};
+use crate::hooks::Hooks;
+use crate::spill;
+use crate::word::{Context, Word};
+
+/// Where in the program something was done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Site {
+    /// A place in Rust code.
+    Place(&'static Location<'static>),
+    /// An instruction of foreign code.
+    Address(usize),
+    /// Nobody said.
+    #[default]
+    Unknown,
+}
+
+impl Site {
+    /// The place of the call.
+    #[track_caller]
+    #[inline(always)]
+    pub fn caller() -> Self {
+        Self::Place(Location::caller())
+    }
+}
+
+/// A lock that is held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// The address that stands for the lock.
+    pub(crate) instance: usize,
+    pub(crate) site: Site,
+    pub(crate) word: Word,
+    /// The chain below this entry.
+    pub(crate) before: ChainId,
+    /// How many acquisitions under a nest lock are merged into this entry.
+    pub(crate) nr_refs: u16,
+    /// Whether other instances were merged into it: it is released by class then.
+    pub(crate) is_merged: bool,
+    /// The sum of the cookies that pin it; 0 if none does.
+    pub(crate) pin: u32,
+}
+
+impl Held {
+    const NONE: Self = Self {
+        instance: 0,
+        site: Site::Unknown,
+        word: Word::NONE,
+        before: 0,
+        nr_refs: 0,
+        is_merged: false,
+        pin: 0,
+    };
+
+    pub(crate) const fn new(instance: usize, word: Word, site: Site) -> Self {
+        Self {
+            instance,
+            site,
+            word,
+            before: 0,
+            nr_refs: 1,
+            is_merged: false,
+            pin: 0,
+        }
+    }
+}
+
+/// How many held locks lie in the thread-local itself; the others are [`spill`]ed.
+pub(crate) const NR_INLINE: u32 = 64;
+const NR_KNOWN: usize = 256;
+/// How many acquisitions a signaller is remembered by.
+pub(crate) const NR_RECENT: u32 = 32;
+
+/// An acquisition of the past.
+#[derive(Clone, Copy)]
+pub(crate) struct Recent {
+    pub(crate) word: Word,
+    pub(crate) site: Site,
+    /// The generation of waits at the time.
+    pub(crate) generation: u32,
+}
+
+/// The state of a thread.
+pub(crate) struct Task {
+    depth: Cell<u32>,
+    /// Up to this depth the fast path may push; 0 while the validator works in this thread.
+    limit: Cell<u32>,
+    chain: Cell<ChainId>,
+    context: Cell<Context>,
+    /// The epoch of `chain` and `known`.
+    epoch: Cell<u32>,
+    /// The number of the thread, 0 until it has one.
+    pub(crate) thread: Cell<u32>,
+    /// How many chains that others had validated it has met; counted up to a limit.
+    pub(crate) nr_joined: Cell<u32>,
+    /// Locks that found no room, and are not tracked.
+    pub(crate) nr_lost: Cell<u32>,
+    nr_recent: Cell<u32>,
+    recent: [Cell<Recent>; NR_RECENT as usize],
+    held: [Cell<Held>; NR_INLINE as usize],
+    /// Steps that were validated, with the chain they lead to; direct-mapped.
+    known: [Cell<(u64, ChainId)>; NR_KNOWN],
+}
+
+thread_local! {
+    static TASK: Task = const { Task::new() };
+}
+
+/// Does something with the state of the calling thread.
+#[inline(always)]
+pub(crate) fn with<R>(act: impl FnOnce(&Task) -> R) -> R {
+    TASK.with(act)
+}
+
+impl Task {
+    const fn new() -> Self {
+        const NOTHING: Recent = Recent {
+            word: Word::NONE,
+            site: Site::Unknown,
+            generation: 0,
+        };
+        Self {
+            depth: Cell::new(0),
+            limit: Cell::new(NR_INLINE),
+            chain: Cell::new(0),
+            context: Cell::new(Context(0)),
+            epoch: Cell::new(0),
+            thread: Cell::new(0),
+            nr_joined: Cell::new(0),
+            nr_lost: Cell::new(0),
+            nr_recent: Cell::new(0),
+            recent: [const { Cell::new(NOTHING) }; NR_RECENT as usize],
+            held: [const { Cell::new(Held::NONE) }; NR_INLINE as usize],
+            known: [const { Cell::new((0, 0)) }; NR_KNOWN],
+        }
+    }
+
+    /// Pushes a lock if the step is known to be right; the whole of the fast path.
+    #[inline(always)]
+    pub(crate) fn push_known(&self, mut held: Held, hooks: Hooks, generation: u32) -> bool {
+        let before = self.chain.get();
+        let key = chain::step(before, held.word);
+        let (known, chain) = self.known[Self::slot(key)].get();
+        let depth = self.depth.get();
+        if known != key || depth >= self.limit.get() || hooks.epoch() != self.epoch.get() {
+            return false;
+        }
+        held.before = before;
+        // The mask changes nothing, and takes the bounds check out.
+        self.held[(depth % NR_INLINE) as usize].set(held);
+        self.depth.set(depth + 1);
+        self.chain.set(chain);
+        self.remember(held.word, held.site, generation);
+        true
+    }
+
+    /// Pops the lock if it is the last one taken, and nothing is special about it.
+    #[inline(always)]
+    pub(crate) fn pop_known(&self, instance: usize, hooks: Hooks) -> bool {
+        let depth = self.depth.get().wrapping_sub(1);
+        if depth >= self.limit.get() || hooks.epoch() != self.epoch.get() {
+            return false;
+        }
+        let top = &self.held[(depth % NR_INLINE) as usize];
+        let held = top.get();
+        if held.instance != instance || held.nr_refs != 1 || held.pin != 0 {
+            return false;
+        }
+        self.depth.set(depth);
+        self.chain.set(held.before);
+        true
+    }
+
+    #[inline(always)]
+    pub(crate) fn remember(&self, word: Word, site: Site, generation: u32) {
+        let at = self.nr_recent.get();
+        self.recent[(at % NR_RECENT) as usize].set(Recent {
+            word,
+            site,
+            generation,
+        });
+        self.nr_recent.set(at.wrapping_add(1));
+    }
+
+    /// What was acquired lately, the latest first.
+    pub(crate) fn recent(&self) -> impl Iterator<Item = Recent> + '_ {
+        let end = self.nr_recent.get();
+        let nr = end.min(NR_RECENT);
+        (1..=nr).map(move |back| self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize].get())
+    }
+
+    /// Forgets what was acquired lately: what comes now is other work.
+    pub(crate) fn forget_recent(&self) {
+        self.nr_recent.set(0);
+    }
+
+    #[inline(always)]
+    fn slot(key: u64) -> usize {
+        (chain::spread(key) >> 56) as usize % NR_KNOWN
+    }
+
+    /// The chain that a step leads to, if this thread has met it.
+    pub(crate) fn known(&self, key: u64) -> Option<ChainId> {
+        let (known, chain) = self.known[Self::slot(key)].get();
+        (known == key).then_some(chain)
+    }
+
+    pub(crate) fn learn(&self, key: u64, chain: ChainId) {
+        self.known[Self::slot(key)].set((key, chain));
+    }
+
+    /// Forgets a step: it has to be looked at again each time.
+    pub(crate) fn unlearn(&self, key: u64) {
+        self.known[Self::slot(key)].set((0, 0));
+    }
+
+    /// Forgets all chains; the caller finds out its own again.
+    pub(crate) fn enter_epoch(&self, epoch: u32) {
+        self.known.iter().for_each(|known| known.set((0, 0)));
+        self.epoch.set(epoch);
+        self.chain.set(0);
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.get()
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        self.depth.get()
+    }
+
+    pub(crate) fn chain(&self) -> ChainId {
+        self.chain.get()
+    }
+
+    pub(crate) fn set_chain(&self, chain: ChainId) {
+        self.chain.set(chain);
+    }
+
+    #[inline(always)]
+    pub(crate) fn context(&self) -> Context {
+        self.context.get()
+    }
+
+    pub(crate) fn set_context(&self, context: Context) {
+        self.context.set(context);
+    }
+
+    /// Whether the validator is at work in this thread.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.limit.get() == 0
+    }
+
+    /// Keeps the validator from entering itself until the guard is dropped; `None` if it has.
+    pub(crate) fn begin_work(&self) -> Option<Work<'_>> {
+        if self.is_busy() {
+            return None;
+        }
+        self.limit.set(0);
+        Some(Work(self))
+    }
+
+    /// The lock at this depth, from 0.
+    pub(crate) fn get(&self, at: u32) -> Held {
+        match self.held.get(at as usize) {
+            Some(held) => held.get(),
+            None => spill::get(self.id(), at),
+        }
+    }
+
+    pub(crate) fn set(&self, at: u32, held: Held) {
+        match self.held.get(at as usize) {
+            Some(slot) => slot.set(held),
+            None => spill::set(self.id(), at, held),
+        }
+    }
+
+    /// Pushes a lock with the chain it leads to; false when there is no more room.
+    pub(crate) fn push(&self, held: Held, chain: ChainId) -> bool {
+        let depth = self.depth.get();
+        if depth >= NR_INLINE && !spill::push(self.id(), depth, held) {
+            return false;
+        }
+        if depth < NR_INLINE {
+            self.held[depth as usize].set(held);
+        }
+        self.depth.set(depth + 1);
+        self.chain.set(chain);
+        true
+    }
+
+    /// Cuts the stack down to this depth.
+    pub(crate) fn truncate(&self, depth: u32) {
+        if depth >= self.depth.get() {
+            return;
+        }
+        let spills = self.depth.get() > NR_INLINE;
+        self.chain.set(self.get(depth).before);
+        self.depth.set(depth);
+        if spills {
+            spill::truncate(self.id(), depth);
+        }
+    }
+
+    /// All locks, the first taken first.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Held> + '_ {
+        (0..self.depth.get()).map(|at| self.get(at))
+    }
+
+    /// What spilled locks are filed under.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+}
+
+/// The time during which the validator works in a thread.
+pub(crate) struct Work<'a>(&'a Task);
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.limit.set(NR_INLINE);
+    }
+}
+
+/// The held locks and the context of a task that is not running.
+///
+/// An executor keeps one for each task and [exchanges](TaskState::exchange) it with the thread's
+/// own before and after each poll. New ones hold nothing.
+#[derive(Default)]
+pub struct TaskState {
+    held: Vec<Held>,
+    context: Context,
+    recent: Vec<Recent>,
+}
+
+impl TaskState {
+    /// A task that holds nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            held: Vec::new(),
+            context: Context(0),
+            recent: Vec::new(),
+        }
+    }
+
+    /// How many locks the task holds.
+    #[must_use]
+    pub fn nr_held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Puts this task on the calling thread, and what was there into `self`.
+    ///
+    /// Allocates if a task that held locks leaves the thread for the first time.
+    pub fn exchange(&mut self) {
+        with(|task| {
+            let Some(_work) = task.begin_work() else {
+                return;
+            };
+            let outgoing: Vec<Held> = task.iter().collect();
+            let mut recent: Vec<Recent> = task.recent().collect();
+            recent.reverse();
+            task.truncate(0);
+            task.forget_recent();
+            // The chain is found out again at the next event, like after a change of epoch.
+            task.epoch.set(task.epoch().wrapping_sub(1));
+            for held in &self.held {
+                if !task.push(*held, 0) {
+                    task.nr_lost.set(task.nr_lost.get() + 1);
+                }
+            }
+            for past in &self.recent {
+                task.remember(past.word, past.site, past.generation);
+            }
+            self.held = outgoing;
+            self.recent = recent;
+            let context = task.context();
+            task.set_context(self.context);
+            self.context = context;
+        });
+    }
+}
+
+impl std::fmt::Debug for TaskState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskState")
+            .field("nr_held", &self.held.len())
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
