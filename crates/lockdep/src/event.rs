@@ -279,13 +279,13 @@ fn merge(task: &Task, held: &Held) -> bool {
         return false;
     };
     let mut top = task.get(at);
-    let merges = top.word.class() == held.word.class() && top.nr_refs < u16::MAX;
-    if merges {
-        top.nr_refs += 1;
-        top.is_merged = true;
-        task.set(at, top);
-    }
-    merges
+    let merges = top.word.class() == held.word.class();
+    let Some(counts) = top.counts.merged().filter(|_| merges) else {
+        return false;
+    };
+    top.counts = counts;
+    task.set(at, top);
+    true
 }
 
 /// A lock is released, by its holder.
@@ -351,7 +351,9 @@ pub(crate) fn find_held(task: &Task, instance: usize) -> Option<u32> {
 
 /// The last entry into which others were merged: their instances are not known.
 fn find_merged(task: &Task) -> Option<u32> {
-    (0..task.depth()).rev().find(|&at| task.get(at).is_merged)
+    (0..task.depth())
+        .rev()
+        .find(|&at| task.get(at).counts.is_merged())
 }
 
 impl Inner {
@@ -361,12 +363,12 @@ impl Inner {
             return;
         };
         let mut held = task.get(at);
-        if held.nr_refs > 1 {
-            held.nr_refs -= 1;
+        if held.counts.nr_refs() > 1 {
+            held.counts = held.counts.released();
             task.set(at, held);
             return;
         }
-        if held.pin != 0 {
+        if held.counts.pin() != 0 {
             let mut finding = self.finding(task, Kind::Pin, &held);
             finding.note = "a pinned lock is released";
             findings.add(finding);
@@ -532,9 +534,9 @@ fn change_pin(instance: usize, note: &'static str, change: impl FnOnce(u32) -> O
         let at = find_held(task, instance);
         let held = at.map(|at| task.get(at));
         if let (Some(at), Some(mut held)) = (at, held)
-            && let Some(pin) = change(held.pin)
+            && let Some(pin) = change(held.counts.pin())
         {
-            held.pin = pin;
+            held.counts = held.counts.with_pin(pin);
             task.set(at, held);
             return;
         }

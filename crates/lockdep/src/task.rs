@@ -42,34 +42,60 @@ pub(crate) struct Held {
     pub(crate) word: Word,
     /// The chain below this entry.
     pub(crate) before: ChainId,
-    /// How many acquisitions under a nest lock are merged into this entry.
-    pub(crate) nr_refs: u16,
+    pub(crate) counts: Counts,
+}
+
+/// What is rarely other than [`Counts::ONE`]: one word, compared at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Counts(u64);
+
+impl Counts {
+    const MERGED: u64 = 1 << 16;
+    const PIN_SHIFT: u32 = 32;
+    /// One acquisition, not pinned.
+    pub(crate) const ONE: Self = Self(1);
+
+    /// How many acquisitions under a nest lock are in the entry.
+    pub(crate) const fn nr_refs(self) -> u16 {
+        self.0 as u16
+    }
+
     /// Whether other instances were merged into it: it is released by class then.
-    pub(crate) is_merged: bool,
+    pub(crate) const fn is_merged(self) -> bool {
+        self.0 & Self::MERGED != 0
+    }
+
+    /// One more acquisition; `None` when that cannot be counted.
+    pub(crate) const fn merged(self) -> Option<Self> {
+        if self.nr_refs() == u16::MAX {
+            return None;
+        }
+        Some(Self((self.0 + 1) | Self::MERGED))
+    }
+
+    /// One acquisition less, of several.
+    pub(crate) const fn released(self) -> Self {
+        Self(self.0 - 1)
+    }
+
     /// The sum of the cookies that pin it; 0 if none does.
-    pub(crate) pin: u32,
+    pub(crate) const fn pin(self) -> u32 {
+        (self.0 >> Self::PIN_SHIFT) as u32
+    }
+
+    pub(crate) const fn with_pin(self, pin: u32) -> Self {
+        Self(self.0 as u32 as u64 | (pin as u64) << Self::PIN_SHIFT)
+    }
 }
 
 impl Held {
-    const NONE: Self = Self {
-        instance: 0,
-        site: Site::Unknown,
-        word: Word::NONE,
-        before: 0,
-        nr_refs: 0,
-        is_merged: false,
-        pin: 0,
-    };
-
     pub(crate) const fn new(instance: usize, word: Word, site: Site) -> Self {
         Self {
             instance,
             site,
             word,
             before: 0,
-            nr_refs: 1,
-            is_merged: false,
-            pin: 0,
+            counts: Counts::ONE,
         }
     }
 }
@@ -89,6 +115,65 @@ pub(crate) struct Recent {
     pub(crate) generation: u32,
 }
 
+/// Where a held lock lies: field by field, so that what was just stored is loaded at the same width,
+/// which processors forward without waiting.
+struct Slot {
+    instance: Cell<usize>,
+    word: Cell<Word>,
+    site: Cell<Site>,
+    before: Cell<ChainId>,
+    counts: Cell<Counts>,
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self {
+            instance: Cell::new(0),
+            word: Cell::new(Word::NONE),
+            site: Cell::new(Site::Unknown),
+            before: Cell::new(0),
+            counts: Cell::new(Counts::ONE),
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self) -> Held {
+        Held {
+            instance: self.instance.get(),
+            site: self.site.get(),
+            word: self.word.get(),
+            before: self.before.get(),
+            counts: self.counts.get(),
+        }
+    }
+
+    #[inline(always)]
+    fn set(&self, held: Held) {
+        self.instance.set(held.instance);
+        self.site.set(held.site);
+        self.word.set(held.word);
+        self.before.set(held.before);
+        self.counts.set(held.counts);
+    }
+}
+
+/// Where a past acquisition lies; see [`Slot`].
+struct RecentSlot {
+    word: Cell<Word>,
+    site: Cell<Site>,
+    generation: Cell<u32>,
+}
+
+impl RecentSlot {
+    const fn new() -> Self {
+        Self {
+            word: Cell::new(Word::NONE),
+            site: Cell::new(Site::Unknown),
+            generation: Cell::new(0),
+        }
+    }
+}
+
 /// The state of a thread.
 pub(crate) struct Task {
     depth: Cell<u32>,
@@ -105,8 +190,8 @@ pub(crate) struct Task {
     /// Locks that found no room, and are not tracked.
     pub(crate) nr_lost: Cell<u32>,
     nr_recent: Cell<u32>,
-    recent: [Cell<Recent>; NR_RECENT as usize],
-    held: [Cell<Held>; NR_INLINE as usize],
+    recent: [RecentSlot; NR_RECENT as usize],
+    held: [Slot; NR_INLINE as usize],
     /// Steps that were validated, with the chain they lead to; direct-mapped.
     known: [Cell<(u64, ChainId)>; NR_KNOWN],
 }
@@ -123,11 +208,6 @@ pub(crate) fn with<R>(act: impl FnOnce(&Task) -> R) -> R {
 
 impl Task {
     const fn new() -> Self {
-        const NOTHING: Recent = Recent {
-            word: Word::NONE,
-            site: Site::Unknown,
-            generation: 0,
-        };
         Self {
             depth: Cell::new(0),
             limit: Cell::new(NR_INLINE),
@@ -138,8 +218,8 @@ impl Task {
             nr_joined: Cell::new(0),
             nr_lost: Cell::new(0),
             nr_recent: Cell::new(0),
-            recent: [const { Cell::new(NOTHING) }; NR_RECENT as usize],
-            held: [const { Cell::new(Held::NONE) }; NR_INLINE as usize],
+            recent: [const { RecentSlot::new() }; NR_RECENT as usize],
+            held: [const { Slot::new() }; NR_INLINE as usize],
             known: [const { Cell::new((0, 0)) }; NR_KNOWN],
         }
     }
@@ -171,23 +251,21 @@ impl Task {
             return false;
         }
         let top = &self.held[(depth % NR_INLINE) as usize];
-        let held = top.get();
-        if held.instance != instance || held.nr_refs != 1 || held.pin != 0 {
+        if top.instance.get() != instance || top.counts.get() != Counts::ONE {
             return false;
         }
         self.depth.set(depth);
-        self.chain.set(held.before);
+        self.chain.set(top.before.get());
         true
     }
 
     #[inline(always)]
     pub(crate) fn remember(&self, word: Word, site: Site, generation: u32) {
         let at = self.nr_recent.get();
-        self.recent[(at % NR_RECENT) as usize].set(Recent {
-            word,
-            site,
-            generation,
-        });
+        let slot = &self.recent[(at % NR_RECENT) as usize];
+        slot.word.set(word);
+        slot.site.set(site);
+        slot.generation.set(generation);
         self.nr_recent.set(at.wrapping_add(1));
     }
 
@@ -195,7 +273,14 @@ impl Task {
     pub(crate) fn recent(&self) -> impl Iterator<Item = Recent> + '_ {
         let end = self.nr_recent.get();
         let nr = end.min(NR_RECENT);
-        (1..=nr).map(move |back| self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize].get())
+        (1..=nr).map(move |back| {
+            let slot = &self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize];
+            Recent {
+                word: slot.word.get(),
+                site: slot.site.get(),
+                generation: slot.generation.get(),
+            }
+        })
     }
 
     /// Forgets what was acquired lately: what comes now is other work.

@@ -27,7 +27,7 @@ use std::thread;
 use crate::context::{self, ContextGuard};
 use crate::event::{self, Acquire, PinCookie};
 use crate::task::Site;
-use crate::wait::{EventState, Limit};
+use crate::wait::{EventKind, EventState, Limit};
 use crate::{Attributes, ClassId, DynamicClass, Kind, Level, Mode, Report, Severity, Validator};
 
 /// Classes, locks and a validator for one program, or several after each other.
@@ -132,7 +132,8 @@ impl World {
 
     fn event(&self, name: &str) -> Arc<EventState> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(shared.events.entry(name.to_owned()).or_default())
+        let make = || Arc::new(EventState::new(EventKind::Once));
+        Arc::clone(shared.events.entry(name.to_owned()).or_insert_with(make))
     }
 }
 

@@ -47,6 +47,17 @@ pub struct EventState {
     nr_waiting: AtomicU32,
     /// The generation in which the oldest of the present waits began.
     since: AtomicU32,
+    kind: EventKind,
+}
+
+/// What ends waits for an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// Something that happens once, or once again after a reset.
+    Once,
+    /// A change of some state, again and again: two sides may wait for each other in turn, so what
+    /// a signaller waited for before says nothing.
+    State,
 }
 
 /// Whether a wait ends by itself.
@@ -61,8 +72,9 @@ pub enum Limit {
 impl EventState {
     /// An event for which nobody has waited, and whose past nobody knows.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn new(kind: EventKind) -> Self {
         Self {
+            kind,
             born: AtomicU32::new(0),
             nr_waiting: AtomicU32::new(0),
             since: AtomicU32::new(0),
@@ -121,6 +133,10 @@ impl EventState {
                     continue;
                 }
                 let is_paired = is_waited && past.generation >= since;
+                let counts = self.kind == EventKind::Once && is_paired;
+                if past.word.has(Word::WAIT) && !counts {
+                    continue;
+                }
                 let key = chain::pair(class.index(), u32::from(is_paired), past.word);
                 if inner.is_known_pair(key) {
                     continue;
@@ -151,12 +167,6 @@ impl EventState {
                 inner.add_pair(key);
             }
         });
-    }
-}
-
-impl Default for EventState {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -30,6 +30,7 @@ impl Completion {
     ///
     /// What the caller did before is seen by whoever has waited. Never sleeps; allocates nothing.
     /// Kernel counterpart: `complete_all()`.
+    #[track_caller]
     pub fn complete_all(&self) {
         self.gate.open(PointKind::Complete);
     }
@@ -53,6 +54,7 @@ impl Completion {
     /// Sleeps until it is done.
     ///
     /// May sleep; allocates nothing. Kernel counterpart: `wait_for_completion()`.
+    #[track_caller]
     pub fn wait(&self) {
         let _: Waited = self.gate.wait(None);
     }
@@ -60,6 +62,7 @@ impl Completion {
     /// Sleeps until it is done, but for no longer than `timeout`, virtual under a scheduler.
     ///
     /// May sleep; allocates nothing. Kernel counterpart: `wait_for_completion_timeout()`.
+    #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Waited {
         self.gate.wait(Some(timeout))
     }

@@ -7,9 +7,11 @@ use std::sync;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::gate::waiting;
 use super::scheduler::{self, PointKind, Wake};
-use super::{Deadline, Mutex, MutexGuard, Waited};
-use crate::Class;
+use super::{Deadline, Mutex, MutexGuard, Waited, watch};
+use crate::wait::{EVENT, EventKind, EventState};
+use crate::{Class, Mode, Site, event, hooks};
 
 /// Lets threads sleep until somebody who changed the value of a [`Mutex`] notifies them.
 ///
@@ -25,6 +27,7 @@ pub struct Condvar {
     /// Relaxed: it is raised under the mutex. A notifier that changed the value after the waiter
     /// looked at it took the mutex after the waiter gave it up, and so sees the count.
     nr_waiting: AtomicUsize,
+    waits: EventState,
 }
 
 impl Condvar {
@@ -35,6 +38,7 @@ impl Condvar {
             class: Class::new(class),
             inner: sync::Condvar::new(),
             nr_waiting: AtomicUsize::new(0),
+            waits: EventState::new(EventKind::State),
         }
     }
 
@@ -43,6 +47,7 @@ impl Condvar {
     /// Releasing and falling asleep are one step for whoever notifies. May return without a
     /// notification, so ask for the condition again, or use [`wait_while`](Self::wait_while).
     /// Allocates nothing.
+    #[track_caller]
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.sleep(guard, None).0
     }
@@ -50,6 +55,7 @@ impl Condvar {
     /// Sleeps as long as `condition` holds, asking it under the mutex, first before sleeping.
     ///
     /// Kernel counterpart: `wait_event()`, with the condition the other way round.
+    #[track_caller]
     pub fn wait_while<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -65,6 +71,7 @@ impl Condvar {
     ///
     /// [`Waited::TimedOut`] says that the time passed; the value may have changed all the same, as
     /// the mutex had to be taken again. Under a scheduler the time is virtual.
+    #[track_caller]
     pub fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -76,6 +83,7 @@ impl Condvar {
     /// Lets one waiter go on, if there is any.
     ///
     /// Never sleeps; allocates nothing. Kernel counterpart: `wake_up()` with exclusive waiters.
+    #[track_caller]
     pub fn notify_one(&self) {
         self.notify(Wake::One);
     }
@@ -83,6 +91,7 @@ impl Condvar {
     /// Lets all present waiters go on.
     ///
     /// Never sleeps; allocates nothing. Kernel counterpart: `wake_up_all()`.
+    #[track_caller]
     pub fn notify_all(&self) {
         self.notify(Wake::All);
     }
@@ -92,19 +101,29 @@ impl Condvar {
         &self.class
     }
 
+    #[track_caller]
     fn sleep<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
         timeout: Option<Duration>,
     ) -> (MutexGuard<'a, T>, Waited) {
         let (mutex, inner) = guard.into_parts();
-        if scheduler::is_scheduled() {
-            return self.sleep_scheduled(mutex, inner, timeout);
-        }
-        self.nr_waiting.fetch_add(1, Ordering::Relaxed);
-        let (inner, waited) = Deadline::after(timeout).sleep(&self.inner, inner);
-        self.nr_waiting.fetch_sub(1, Ordering::Relaxed);
-        (mutex.guard(inner), waited)
+        let site = Site::caller();
+        // The mutex is not held during the wait, and taken like any lock after it.
+        event::release_at(mutex.class().addr(), site);
+        let waiting = waiting(&self.waits, &self.class, timeout, site);
+        let (guard, waited) = if scheduler::is_scheduled() {
+            self.sleep_scheduled(mutex, inner, timeout)
+        } else {
+            self.nr_waiting.fetch_add(1, Ordering::Relaxed);
+            let (inner, waited) = Deadline::after(timeout).sleep(&self.inner, inner);
+            self.nr_waiting.fetch_sub(1, Ordering::Relaxed);
+            (mutex.guard(inner), waited)
+        };
+        drop(waiting);
+        let hooks = watch::hooks();
+        watch::lock(hooks, mutex.class(), &watch::SLEEP, Mode::Exclusive, site);
+        (guard, waited)
     }
 
     /// The wait under a scheduler: one step for it, as no point lies between release and block.
@@ -121,7 +140,11 @@ impl Condvar {
         (mutex.relock_scheduled(), waited)
     }
 
+    #[track_caller]
     fn notify(&self, wake: Wake) {
+        if hooks::load().has_validator() {
+            self.waits.signal(self.class.id(&EVENT), Site::caller());
+        }
         if scheduler::in_use() {
             scheduler::point_at(PointKind::Notify, &self.class);
             scheduler::wake_at(&self.class, wake);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Waited;
 use super::gate::Gate;
 use super::scheduler::PointKind;
-use crate::Class;
+use crate::{Class, wait};
 
 /// A one-shot event, held by reference: clones are the same fence, and equal.
 ///
@@ -26,8 +26,10 @@ impl Fence {
     /// An unsignalled fence of the class of this name and place; allocates.
     #[track_caller]
     pub fn new(class: &'static str) -> Self {
+        let gate = Gate::new(Class::new(class));
+        gate.begin();
         Self {
-            gate: Arc::new(Gate::new(Class::new(class))),
+            gate: Arc::new(gate),
         }
     }
 
@@ -35,6 +37,7 @@ impl Fence {
     ///
     /// What the caller did before is seen by whoever has waited. Never sleeps; allocates nothing.
     /// Kernel counterpart: `dma_fence_signal()`.
+    #[track_caller]
     pub fn signal(&self) -> bool {
         self.gate.open(PointKind::Signal)
     }
@@ -50,7 +53,9 @@ impl Fence {
     /// Sleeps until the fence is signalled.
     ///
     /// May sleep; allocates nothing. Kernel counterpart: `dma_fence_wait()`.
+    #[track_caller]
     pub fn wait(&self) {
+        wait::might_wait_for_fence();
         let _: Waited = self.gate.wait(None);
     }
 
@@ -58,6 +63,7 @@ impl Fence {
     /// scheduler.
     ///
     /// May sleep; allocates nothing. Kernel counterpart: `dma_fence_wait_timeout()`.
+    #[track_caller]
     pub fn wait_timeout(&self, timeout: Duration) -> Waited {
         self.gate.wait(Some(timeout))
     }

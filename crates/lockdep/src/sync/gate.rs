@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::scheduler::{self, PointKind, Wake};
 use super::{Deadline, Waited, ignore_poison, short};
-use crate::Class;
+use crate::wait::{EVENT, EventKind, EventState, Limit, Waiting};
+use crate::{Class, Site, hooks};
 
 /// A gate that threads wait at until it is open.
 ///
@@ -30,6 +31,24 @@ pub(super) struct Gate {
     state: AtomicU64,
     sleepers: Mutex<()>,
     opened: Condvar,
+    waits: EventState,
+}
+
+/// Tells the validator of a wait, before it blocks; it lasts until the guard is dropped.
+pub(super) fn waiting<'a>(
+    waits: &'a EventState,
+    class: &Class,
+    timeout: Option<Duration>,
+    site: Site,
+) -> Option<Waiting<'a>> {
+    let limit = match timeout {
+        // It only asks.
+        Some(Duration::ZERO) => return None,
+        Some(_) => Limit::Timed,
+        None => Limit::Forever,
+    };
+    let watches = hooks::load().has_validator();
+    watches.then(|| waits.wait(class.id(&EVENT), limit, site))
 }
 
 /// The gate is open.
@@ -47,11 +66,17 @@ impl Gate {
             state: AtomicU64::new(0),
             sleepers: Mutex::new(()),
             opened: Condvar::new(),
+            waits: EventState::new(EventKind::Once),
         }
     }
 
     pub(super) const fn class(&self) -> &Class {
         &self.class
+    }
+
+    /// What was taken before has nothing to do with this use of the gate.
+    pub(super) fn begin(&self) {
+        self.waits.begin();
     }
 
     #[inline]
@@ -63,8 +88,12 @@ impl Gate {
     /// Opens the gate and lets all waiters go on; false if it was open.
     ///
     /// Never sleeps: it spins for `sleepers`, which is held for a few instructions at a time.
+    #[track_caller]
     pub(super) fn open(&self, kind: PointKind) -> bool {
         let asks = scheduler::in_use();
+        if hooks::load().has_validator() && !self.is_open() {
+            self.waits.signal(self.class.id(&EVENT), Site::caller());
+        }
         if asks {
             scheduler::point_at(kind, &self.class);
         }
@@ -88,6 +117,7 @@ impl Gate {
     /// Counts the closing, so that a waiter of the time before, slow to wake, still finds that its
     /// wait is over.
     pub(super) fn close(&self) {
+        self.begin();
         // Relaxed on success too: nothing is handed on. Being a read-modify-write it continues the
         // release sequence of `open`, so a waiter that reads it still pairs with that Release.
         let _ = self
@@ -98,7 +128,9 @@ impl Gate {
     }
 
     /// Waits until the gate is opened, or was opened since the wait began.
+    #[track_caller]
     pub(super) fn wait(&self, timeout: Option<Duration>) -> Waited {
+        let _waiting = waiting(&self.waits, &self.class, timeout, Site::caller());
         if scheduler::in_use() && scheduler::point_at(PointKind::Wait, &self.class) {
             return self.wait_scheduled(timeout);
         }

@@ -20,6 +20,7 @@ mod rwlock;
 pub mod scheduler;
 mod short;
 mod spin;
+mod watch;
 
 pub use completion::Completion;
 pub use condvar::Condvar;

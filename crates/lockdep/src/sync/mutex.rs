@@ -6,9 +6,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync;
 
-use super::scheduler::{self, PointKind, Release};
+use super::scheduler::{self, PointKind};
+use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
-use crate::Class;
+use crate::hooks::Hooks;
+use crate::{Class, Mode, Site};
 
 /// A lock with one holder at a time; waiters sleep.
 ///
@@ -56,9 +58,11 @@ impl<T: ?Sized> Mutex<T> {
     /// May sleep, also when called by the holder: then forever. Allocates nothing. Kernel
     /// counterpart: `mutex_lock()`.
     #[inline]
+    #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        if scheduler::in_use() {
-            return self.lock_asking();
+        let hooks = watch::hooks();
+        if !hooks.is_idle() {
+            return self.lock_watched(hooks, Site::caller());
         }
         self.guard(ignore_poison(self.inner.lock()))
     }
@@ -67,11 +71,21 @@ impl<T: ?Sized> Mutex<T> {
     ///
     /// Kernel counterpart: `mutex_trylock()`.
     #[inline]
+    #[track_caller]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        if scheduler::in_use() {
+        let hooks = watch::hooks();
+        if hooks.has_scheduler() {
             scheduler::point_at(PointKind::TryLock, &self.class);
         }
-        self.try_guard()
+        let guard = self.try_guard()?;
+        watch::tried(
+            hooks,
+            &self.class,
+            &watch::SLEEP,
+            Mode::Exclusive,
+            Site::caller(),
+        );
+        Some(guard)
     }
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.
@@ -82,6 +96,15 @@ impl<T: ?Sized> Mutex<T> {
     /// What the lock is called, and where it was built.
     pub const fn class(&self) -> &Class {
         &self.class
+    }
+
+    #[inline(always)]
+    fn lock_watched(&self, hooks: Hooks, site: Site) -> MutexGuard<'_, T> {
+        watch::lock(hooks, &self.class, &watch::SLEEP, Mode::Exclusive, site);
+        if hooks.has_scheduler() {
+            return self.lock_asking();
+        }
+        self.guard(ignore_poison(self.inner.lock()))
     }
 
     #[cold]

@@ -6,9 +6,11 @@ use std::fmt;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use super::gate::waiting;
 use super::scheduler::{self, PointKind, Wake};
 use super::{Deadline, Waited, ignore_poison, short};
-use crate::Class;
+use crate::wait::{EVENT, EventKind, EventState};
+use crate::{Class, Site, hooks};
 
 /// Holds at most one token; whoever parks takes it, or sleeps until there is one.
 ///
@@ -19,6 +21,7 @@ pub struct Parker {
     class: Class,
     seat: Mutex<Seat>,
     handed: Condvar,
+    waits: EventState,
 }
 
 struct Seat {
@@ -38,12 +41,14 @@ impl Parker {
                 nr_parked: 0,
             }),
             handed: Condvar::new(),
+            waits: EventState::new(EventKind::State),
         }
     }
 
     /// Takes the token, sleeping until there is one.
     ///
     /// Does not return without one. May sleep; allocates nothing.
+    #[track_caller]
     pub fn park(&self) {
         let _: Waited = self.sleep(None);
     }
@@ -52,6 +57,7 @@ impl Parker {
     /// under a scheduler.
     ///
     /// [`Waited::TimedOut`] says that no token was taken. May sleep; allocates nothing.
+    #[track_caller]
     pub fn park_timeout(&self, timeout: Duration) -> Waited {
         self.sleep(Some(timeout))
     }
@@ -59,7 +65,11 @@ impl Parker {
     /// Hands over a token, which ends one park, now or later.
     ///
     /// Never sleeps; allocates nothing.
+    #[track_caller]
     pub fn unpark(&self) {
+        if hooks::load().has_validator() {
+            self.waits.signal(self.class.id(&EVENT), Site::caller());
+        }
         let asks = scheduler::in_use();
         if asks {
             scheduler::point_at(PointKind::Unpark, &self.class);
@@ -81,7 +91,9 @@ impl Parker {
         &self.class
     }
 
+    #[track_caller]
     fn sleep(&self, timeout: Option<Duration>) -> Waited {
+        let _waiting = waiting(&self.waits, &self.class, timeout, Site::caller());
         if scheduler::in_use() && scheduler::point_at(PointKind::Park, &self.class) {
             return self.sleep_scheduled(timeout);
         }

@@ -6,9 +6,10 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync;
 
-use super::scheduler::{self, PointKind, Release};
+use super::scheduler::{self, PointKind};
+use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
-use crate::Class;
+use crate::{Class, Mode, Site};
 
 /// A lock with many readers or one writer at a time; waiters sleep.
 ///
@@ -70,9 +71,20 @@ impl<T: ?Sized> RwLock<T> {
     /// When more readers than `std` can count hold it, about a billion. Kernel counterpart:
     /// `down_read()`.
     #[inline]
+    #[track_caller]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
-        if scheduler::in_use() {
-            return self.read_asking();
+        let hooks = watch::hooks();
+        if !hooks.is_idle() {
+            watch::lock(
+                hooks,
+                &self.class,
+                &watch::SLEEP,
+                Mode::Shared,
+                Site::caller(),
+            );
+            if hooks.has_scheduler() {
+                return self.read_asking();
+            }
         }
         self.reading(ignore_poison(self.inner.read()))
     }
@@ -81,20 +93,41 @@ impl<T: ?Sized> RwLock<T> {
     ///
     /// Kernel counterpart: `down_read_trylock()`.
     #[inline]
+    #[track_caller]
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
-        if scheduler::in_use() {
+        let hooks = watch::hooks();
+        if hooks.has_scheduler() {
             scheduler::point_at(PointKind::TryRead, &self.class);
         }
-        self.try_reading()
+        let guard = self.try_reading()?;
+        watch::tried(
+            hooks,
+            &self.class,
+            &watch::SLEEP,
+            Mode::Shared,
+            Site::caller(),
+        );
+        Some(guard)
     }
 
     /// Takes the lock for writing, sleeping while anybody else holds it.
     ///
     /// May sleep. Allocates nothing. Kernel counterpart: `down_write()`.
     #[inline]
+    #[track_caller]
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-        if scheduler::in_use() {
-            return self.write_asking();
+        let hooks = watch::hooks();
+        if !hooks.is_idle() {
+            watch::lock(
+                hooks,
+                &self.class,
+                &watch::SLEEP,
+                Mode::Exclusive,
+                Site::caller(),
+            );
+            if hooks.has_scheduler() {
+                return self.write_asking();
+            }
         }
         self.writing(ignore_poison(self.inner.write()))
     }
@@ -103,11 +136,21 @@ impl<T: ?Sized> RwLock<T> {
     ///
     /// Kernel counterpart: `down_write_trylock()`.
     #[inline]
+    #[track_caller]
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-        if scheduler::in_use() {
+        let hooks = watch::hooks();
+        if hooks.has_scheduler() {
             scheduler::point_at(PointKind::TryWrite, &self.class);
         }
-        self.try_writing()
+        let guard = self.try_writing()?;
+        watch::tried(
+            hooks,
+            &self.class,
+            &watch::SLEEP,
+            Mode::Exclusive,
+            Site::caller(),
+        );
+        Some(guard)
     }
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Waited;
+use super::watch::Pending;
 use crate::Class;
-use crate::hooks;
+use crate::{hooks, task};
 
 /// A place in a task's run that its scheduler is told of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -240,7 +241,10 @@ pub(super) fn acquire<G>(
     class: &Class,
     attempt: impl FnMut() -> Option<G>,
 ) -> Option<G> {
-    point_at(kind, class).then(|| acquire_now(kind, class, attempt))
+    let pending = Pending::of(class);
+    let taken = point_at(kind, class).then(|| acquire_now(kind, class, attempt));
+    pending.taken();
+    taken
 }
 
 /// The second half of [`acquire`], for a scheduled thread that need not pass a point first.
@@ -260,29 +264,9 @@ pub(super) fn acquire_now<G>(
     }
 }
 
-/// Tells the scheduler of a release when dropped; the field of a guard after the one it releases.
-pub(super) struct Release<'a> {
-    class: &'a Class,
-}
-
-impl<'a> Release<'a> {
-    #[inline]
-    pub(super) fn of(class: &'a Class) -> Self {
-        Self { class }
-    }
-}
-
-impl Drop for Release<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if in_use() {
-            released(self.class);
-        }
-    }
-}
-
+/// A lock of this class was released: its waiters may go on, and another task may run.
 #[cold]
-fn released(class: &Class) {
+pub(super) fn released(class: &Class) {
     wake_at(class, Wake::All);
     // A task that unwinds has to get through its destructors; see `Scheduler`.
     if !std::thread::panicking() {
@@ -307,7 +291,11 @@ fn with_hook<R>(call: impl FnOnce(&dyn Scheduler) -> R) -> Option<R> {
     let lent = Lent {
         scheduler: Some(scheduler),
     };
-    lent.scheduler.as_deref().map(call)
+    // What a scheduler locks is no part of the program: it runs while tasks hold anything.
+    task::with(|task| {
+        let _unwatched = task.begin_work();
+        lent.scheduler.as_deref().map(call)
+    })
 }
 
 /// A scheduler taken out of its slot for a call; goes back also when the call panics.

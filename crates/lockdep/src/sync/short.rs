@@ -7,9 +7,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync;
 
 use super::ignore_poison_try;
-use super::scheduler::{self, Point, PointKind, Release};
+use super::scheduler::{self, Point, PointKind};
 use super::spin::Backoff;
-use crate::Class;
+use super::watch::{self, Pending, Release};
+use crate::{Class, Mode, Site};
 
 /// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
 ///
@@ -56,9 +57,20 @@ impl<T: ?Sized> ShortLock<T> {
     /// Never sleeps; allocates nothing. Under a scheduler each failed try is a
     /// [`PointKind::Spin`]. Kernel counterpart: `spin_lock()`.
     #[inline]
+    #[track_caller]
     pub fn lock(&self) -> ShortGuard<'_, T> {
-        if scheduler::in_use() {
-            scheduler::point_at(PointKind::Lock, &self.class);
+        let hooks = watch::hooks();
+        if !hooks.is_idle() {
+            watch::lock(
+                hooks,
+                &self.class,
+                &watch::SHORT,
+                Mode::Exclusive,
+                Site::caller(),
+            );
+            if hooks.has_scheduler() {
+                return self.lock_asking();
+            }
         }
         match self.try_guard() {
             Some(guard) => guard,
@@ -70,11 +82,21 @@ impl<T: ?Sized> ShortLock<T> {
     ///
     /// Kernel counterpart: `spin_trylock()`.
     #[inline]
+    #[track_caller]
     pub fn try_lock(&self) -> Option<ShortGuard<'_, T>> {
-        if scheduler::in_use() {
+        let hooks = watch::hooks();
+        if hooks.has_scheduler() {
             scheduler::point_at(PointKind::TryLock, &self.class);
         }
-        self.try_guard()
+        let guard = self.try_guard()?;
+        watch::tried(
+            hooks,
+            &self.class,
+            &watch::SHORT,
+            Mode::Exclusive,
+            Site::caller(),
+        );
+        Some(guard)
     }
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.
@@ -85,6 +107,15 @@ impl<T: ?Sized> ShortLock<T> {
     /// What the lock is called, and where it was built.
     pub const fn class(&self) -> &Class {
         &self.class
+    }
+
+    #[cold]
+    fn lock_asking(&self) -> ShortGuard<'_, T> {
+        let pending = Pending::of(&self.class);
+        scheduler::point_at(PointKind::Lock, &self.class);
+        let guard = self.try_guard().unwrap_or_else(|| self.lock_spinning());
+        pending.taken();
+        guard
     }
 
     #[cold]

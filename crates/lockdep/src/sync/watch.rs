@@ -1,0 +1,112 @@
+//! What a lock of this module tells the scheduler and the validator, in one place.
+//!
+//! Both hang on one word: where neither watches, an operation costs one load and one branch.
+
+use crate::class::Class;
+use crate::event;
+use crate::hooks::{self, Hooks};
+use crate::registry::{Attributes, WaitType};
+use crate::sync::scheduler;
+use crate::task::Site;
+use crate::word::{ClassId, Mode, Word};
+
+/// A lock whose waiters sleep.
+pub(super) const SLEEP: Attributes = Attributes::SLEEP;
+
+/// A short lock: taken where sleeping is forbidden, and its holder takes no other lock.
+pub(super) const SHORT: Attributes = Attributes {
+    inner: WaitType::Free,
+    ..Attributes::SPIN
+};
+
+/// Who watches.
+#[inline(always)]
+pub(super) fn hooks() -> Hooks {
+    hooks::load()
+}
+
+/// Tells that a lock is about to be taken, and may block.
+#[inline(always)]
+pub(super) fn lock(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Site) {
+    acquire(hooks, class, as_, mode, (0, site));
+}
+
+/// Tells that a lock was taken by trying.
+#[inline(always)]
+pub(super) fn tried(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Site) {
+    acquire(hooks, class, as_, mode, (Word::TRY, site));
+}
+
+#[inline(always)]
+fn acquire(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, how: (u64, Site)) {
+    if hooks.has_validator() {
+        let id = class.known_id().unwrap_or_else(|| resolve(class, as_));
+        event::acquire_plain(hooks, id, class.addr(), mode, how);
+    }
+}
+
+#[cold]
+fn resolve(class: &Class, attributes: &Attributes) -> ClassId {
+    class.id(attributes)
+}
+
+/// Tells whoever watches of a release when dropped; the field of a guard after the one it releases.
+pub(super) struct Release<'a> {
+    class: &'a Class,
+}
+
+impl<'a> Release<'a> {
+    #[inline(always)]
+    pub(super) fn of(class: &'a Class) -> Self {
+        Self { class }
+    }
+}
+
+impl Drop for Release<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let hooks = hooks::load();
+        if !hooks.is_idle() {
+            released(hooks, self.class);
+        }
+    }
+}
+
+#[inline(always)]
+fn released(hooks: Hooks, class: &Class) {
+    if hooks.has_validator() {
+        event::release_plain(hooks, class.addr(), Site::Unknown);
+    }
+    if hooks.has_scheduler() {
+        scheduler::released(class);
+    }
+}
+
+/// An acquisition that was told and may not come: told as released when dropped, unless
+/// [`taken`](Self::taken).
+///
+/// A scheduler may end a run by panicking where a task waits for a lock.
+pub(super) struct Pending<'a> {
+    release: Option<&'a Class>,
+}
+
+impl<'a> Pending<'a> {
+    pub(super) fn of(class: &'a Class) -> Self {
+        Self {
+            release: Some(class),
+        }
+    }
+
+    /// The lock was taken.
+    pub(super) fn taken(mut self) {
+        self.release = None;
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if let Some(class) = self.release {
+            event::release_at(class.addr(), Site::Unknown);
+        }
+    }
+}
