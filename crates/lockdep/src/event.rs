@@ -20,6 +20,8 @@
 //! assert_eq!(validator.reports().len(), 1);
 //! ```
 
+use std::panic::Location;
+
 use crate::check;
 use crate::core::{Findings, step_of};
 use crate::hooks::{self, Hooks};
@@ -128,21 +130,38 @@ pub fn subclass(class: ClassId, subclass: u32) -> Option<ClassId> {
 }
 
 /// A lock is taken, with nothing special about it: the fast path of `lockdep::sync`.
-#[inline(always)]
+///
+/// A call of its own with its arguments in registers: inlined into each lock, the compiler would
+/// keep the access to the thread-local apart, and hand it everything through memory.
+#[inline(never)]
 pub(crate) fn acquire_plain(
     hooks: Hooks,
     class: ClassId,
     instance: usize,
-    mode: Mode,
-    (flags, site): (u64, Site),
+    how: How,
+    place: &'static Location<'static>,
 ) {
-    task::with(|task| {
-        let word = Word::new(class, mode, flags, task.context());
-        let held = Held::new(instance, word, site);
+    task::with(move |task| {
+        let word = Word::of_class(class, how.0, task.context());
+        let held = Held::new(instance, word, Site::Place(place));
         if !task.push_known(held, hooks, wait::generation()) {
             push_slowly(task, held, None);
         }
     });
+}
+
+/// Mode and flags of a plain acquisition, made at compile time.
+#[derive(Clone, Copy)]
+pub(crate) struct How(u64);
+
+impl How {
+    pub(crate) const fn blocking(mode: Mode) -> Self {
+        Self(Word::mode_bits(mode))
+    }
+
+    pub(crate) const fn tried(mode: Mode) -> Self {
+        Self(Word::mode_bits(mode) | Word::TRY)
+    }
 }
 
 fn push(task: &Task, hooks: Hooks, held: Held, nest: Option<usize>) {

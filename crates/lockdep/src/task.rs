@@ -203,7 +203,11 @@ thread_local! {
 /// Does something with the state of the calling thread.
 #[inline(always)]
 pub(crate) fn with<R>(act: impl FnOnce(&Task) -> R) -> R {
-    TASK.with(act)
+    // `try_with` is inlined where `with` is not. It fails for what has a destructor only.
+    match TASK.try_with(act) {
+        Ok(result) => result,
+        Err(_) => unreachable!("the state of a thread is never destroyed"),
+    }
 }
 
 impl Task {

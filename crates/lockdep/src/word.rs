@@ -173,12 +173,17 @@ impl Word {
 
     #[inline(always)]
     pub(crate) const fn new(class: ClassId, mode: Mode, flags: u64, context: Context) -> Self {
-        Self(
-            class.0 as u64
-                | (mode as u64) << Self::MODE_SHIFT
-                | flags
-                | (context.0 as u64) << Self::CONTEXT_SHIFT,
-        )
+        Self::of_class(class, Self::mode_bits(mode) | flags, context)
+    }
+
+    pub(crate) const fn mode_bits(mode: Mode) -> u64 {
+        (mode as u64) << Self::MODE_SHIFT
+    }
+
+    /// Of a class, with mode bits and flags.
+    #[inline(always)]
+    pub(crate) const fn of_class(class: ClassId, how: u64, context: Context) -> Self {
+        Self(class.0 as u64 | how | (context.0 as u64) << Self::CONTEXT_SHIFT)
     }
 
     pub(crate) const fn bits(self) -> u64 {

@@ -3,6 +3,7 @@
 //! Linux counterpart: the wait queues of kernel/sched/wait.c.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -108,7 +109,8 @@ impl Condvar {
         timeout: Option<Duration>,
     ) -> (MutexGuard<'a, T>, Waited) {
         let (mutex, inner) = guard.into_parts();
-        let site = Site::caller();
+        let place = Location::caller();
+        let site = Site::Place(place);
         // The mutex is not held during the wait, and taken like any lock after it.
         event::release_at(mutex.class().addr(), site);
         let waiting = waiting(&self.waits, &self.class, timeout, site);
@@ -122,7 +124,7 @@ impl Condvar {
         };
         drop(waiting);
         let hooks = watch::hooks();
-        watch::lock(hooks, mutex.class(), &watch::SLEEP, Mode::Exclusive, site);
+        watch::lock(hooks, mutex.class(), &watch::SLEEP, Mode::Exclusive, place);
         (guard, waited)
     }
 

@@ -4,13 +4,14 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::panic::Location;
 use std::sync;
 
 use super::scheduler::{self, PointKind};
-use super::watch::{self, Release};
+use super::watch::{self, Place, Release};
 use super::{ignore_poison, ignore_poison_try};
 use crate::hooks::Hooks;
-use crate::{Class, Mode, Site};
+use crate::{Class, Mode};
 
 /// A lock with one holder at a time; waiters sleep.
 ///
@@ -62,7 +63,7 @@ impl<T: ?Sized> Mutex<T> {
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let hooks = watch::hooks();
         if !hooks.is_idle() {
-            return self.lock_watched(hooks, Site::caller());
+            return self.lock_watched(hooks, Location::caller());
         }
         self.guard(ignore_poison(self.inner.lock()))
     }
@@ -83,7 +84,7 @@ impl<T: ?Sized> Mutex<T> {
             &self.class,
             &watch::SLEEP,
             Mode::Exclusive,
-            Site::caller(),
+            Location::caller(),
         );
         Some(guard)
     }
@@ -99,7 +100,7 @@ impl<T: ?Sized> Mutex<T> {
     }
 
     #[inline(always)]
-    fn lock_watched(&self, hooks: Hooks, site: Site) -> MutexGuard<'_, T> {
+    fn lock_watched(&self, hooks: Hooks, site: Place) -> MutexGuard<'_, T> {
         watch::lock(hooks, &self.class, &watch::SLEEP, Mode::Exclusive, site);
         if hooks.has_scheduler() {
             return self.lock_asking();

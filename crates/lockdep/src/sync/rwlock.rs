@@ -4,12 +4,13 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::panic::Location;
 use std::sync;
 
 use super::scheduler::{self, PointKind};
 use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
-use crate::{Class, Mode, Site};
+use crate::{Class, Mode};
 
 /// A lock with many readers or one writer at a time; waiters sleep.
 ///
@@ -80,7 +81,7 @@ impl<T: ?Sized> RwLock<T> {
                 &self.class,
                 &watch::SLEEP,
                 Mode::Shared,
-                Site::caller(),
+                Location::caller(),
             );
             if hooks.has_scheduler() {
                 return self.read_asking();
@@ -105,7 +106,7 @@ impl<T: ?Sized> RwLock<T> {
             &self.class,
             &watch::SLEEP,
             Mode::Shared,
-            Site::caller(),
+            Location::caller(),
         );
         Some(guard)
     }
@@ -123,7 +124,7 @@ impl<T: ?Sized> RwLock<T> {
                 &self.class,
                 &watch::SLEEP,
                 Mode::Exclusive,
-                Site::caller(),
+                Location::caller(),
             );
             if hooks.has_scheduler() {
                 return self.write_asking();
@@ -148,7 +149,7 @@ impl<T: ?Sized> RwLock<T> {
             &self.class,
             &watch::SLEEP,
             Mode::Exclusive,
-            Site::caller(),
+            Location::caller(),
         );
         Some(guard)
     }

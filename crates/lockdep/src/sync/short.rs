@@ -4,13 +4,14 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::panic::Location;
 use std::sync;
 
 use super::ignore_poison_try;
 use super::scheduler::{self, Point, PointKind};
 use super::spin::Backoff;
 use super::watch::{self, Pending, Release};
-use crate::{Class, Mode, Site};
+use crate::{Class, Mode};
 
 /// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
 ///
@@ -66,7 +67,7 @@ impl<T: ?Sized> ShortLock<T> {
                 &self.class,
                 &watch::SHORT,
                 Mode::Exclusive,
-                Site::caller(),
+                Location::caller(),
             );
             if hooks.has_scheduler() {
                 return self.lock_asking();
@@ -94,7 +95,7 @@ impl<T: ?Sized> ShortLock<T> {
             &self.class,
             &watch::SHORT,
             Mode::Exclusive,
-            Site::caller(),
+            Location::caller(),
         );
         Some(guard)
     }

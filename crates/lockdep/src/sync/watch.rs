@@ -3,12 +3,12 @@
 //! Both hang on one word: where neither watches, an operation costs one load and one branch.
 
 use crate::class::Class;
-use crate::event;
+use crate::event::{self, How};
 use crate::hooks::{self, Hooks};
 use crate::registry::{Attributes, WaitType};
 use crate::sync::scheduler;
 use crate::task::Site;
-use crate::word::{ClassId, Mode, Word};
+use crate::word::{ClassId, Mode};
 
 /// A lock whose waiters sleep.
 pub(super) const SLEEP: Attributes = Attributes::SLEEP;
@@ -19,6 +19,9 @@ pub(super) const SHORT: Attributes = Attributes {
     ..Attributes::SPIN
 };
 
+/// The place of a call.
+pub(super) type Place = &'static std::panic::Location<'static>;
+
 /// Who watches.
 #[inline(always)]
 pub(super) fn hooks() -> Hooks {
@@ -27,21 +30,21 @@ pub(super) fn hooks() -> Hooks {
 
 /// Tells that a lock is about to be taken, and may block.
 #[inline(always)]
-pub(super) fn lock(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Site) {
-    acquire(hooks, class, as_, mode, (0, site));
+pub(super) fn lock(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Place) {
+    acquire(hooks, class, as_, How::blocking(mode), site);
 }
 
 /// Tells that a lock was taken by trying.
 #[inline(always)]
-pub(super) fn tried(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Site) {
-    acquire(hooks, class, as_, mode, (Word::TRY, site));
+pub(super) fn tried(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Place) {
+    acquire(hooks, class, as_, How::tried(mode), site);
 }
 
 #[inline(always)]
-fn acquire(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, how: (u64, Site)) {
+fn acquire(hooks: Hooks, class: &Class, as_: &Attributes, how: How, place: Place) {
     if hooks.has_validator() {
         let id = class.known_id().unwrap_or_else(|| resolve(class, as_));
-        event::acquire_plain(hooks, id, class.addr(), mode, how);
+        event::acquire_plain(hooks, id, class.addr(), how, place);
     }
 }
 
