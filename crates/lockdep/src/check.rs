@@ -82,12 +82,7 @@ impl Check<'_> {
     /// Sets a usage bit and looks for what contradicts it.
     pub(crate) fn mark(&mut self, step: Step, bit: UsageBit) {
         let class = step.word.class();
-        let used = Use {
-            class,
-            bit,
-            step,
-            thread: self.thread,
-        };
+        let used = Use { class, bit, step };
         if !self.core.mark(used) {
             return;
         }

@@ -137,7 +137,7 @@ impl DynamicClass {
     /// A class of this name, unlike every other; allocates.
     #[must_use]
     pub fn new(name: impl Into<String>, attributes: Attributes) -> Self {
-        let id = registry::register(KeyName::unique(), name.into().into(), None, &attributes);
+        let id = registry::register(KeyName::unique(), name.into().into(), &attributes);
         Self { id }
     }
 

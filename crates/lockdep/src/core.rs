@@ -19,7 +19,6 @@ pub(crate) struct Use {
     pub(crate) class: ClassId,
     pub(crate) bit: UsageBit,
     pub(crate) step: Step,
-    pub(crate) thread: u32,
 }
 
 /// A thread that was seen.

@@ -361,10 +361,9 @@ fn release_quietly(task: &Task, instance: usize) {
 /// The last entry of this lock, not beyond the level in which the thread is.
 pub(crate) fn find_held(task: &Task, instance: usize) -> Option<u32> {
     let level = task.context().level();
-    (0..task.depth()).rev().find_map(|at| {
+    (0..task.depth()).rev().find(|&at| {
         let held = task.get(at);
-        let is_same = held.instance == instance && held.word.context().level() == level;
-        is_same.then_some(at)
+        held.instance == instance && held.word.context().level() == level
     })
 }
 

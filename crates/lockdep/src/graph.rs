@@ -1,7 +1,7 @@
 //! The orders seen so far: which class was taken while which was held, and in what modes.
 //!
 //! Two classes are joined by one edge, which has up to four kinds. What an edge can do in a cycle
-//! depends on what its first end blocks (`E`: everybody, `S`: writers) and on what blocks its second
+//! depends on what its first end blocks (`E`: everybody, `S`: writers) and on what blocks its other
 //! end (`N`: any holder, `R`: writers only). A recursive reader is never blocked by a reader, so a
 //! path that comes in by `R` and leaves by `S` is *weak* there, and no deadlock goes along it.
 //!
@@ -222,7 +222,7 @@ impl State {
     const fn from_index(index: u32) -> Self {
         Self {
             class: ClassId::from_index(index / 2),
-            is_restricted: index % 2 != 0,
+            is_restricted: !index.is_multiple_of(2),
         }
     }
 }
@@ -507,7 +507,7 @@ impl Graph {
                 break;
             }
             let edge = &self.edges[(via / 2) as usize];
-            let was_restricted = via % 2 != 0;
+            let was_restricted = !via.is_multiple_of(2);
             let usable = edge.usable(was_restricted, direction);
             let freeing = Kinds(usable.0 & direction.freeing());
             let kind = if freeing.is_empty() { usable } else { freeing }.lowest();
@@ -546,8 +546,8 @@ impl Graph {
         let ends = [from, to];
         let mut cursors = [0, 1].map(|side| self.first(ends[side], DIRECTIONS[side]));
         let mut heads = [0, 0];
-        for side in 0..2 {
-            self.search.reach(ends[side], side);
+        for (side, end) in ends.into_iter().enumerate() {
+            self.search.reach(end, side);
         }
         loop {
             for side in 0..2 {

@@ -2,7 +2,7 @@
 //!
 //! [`sync`] offers the locks and waits. Each object names its *class* when it is built; all objects
 //! built at one place under one name stand for each other when lock orders are judged, as in the
-//! kernel's lock validator. Each order of classes that is seen is remembered, and the first one that
+//! kernel's lock validator. Each order of classes that is seen is remembered, and the first that
 //! closes a cycle is reported, though nothing has locked up yet. The validator goes on afterwards.
 //!
 //! [`scheduler`] lets a simulator take over. A thread that has installed a [`Scheduler`] never
@@ -89,7 +89,7 @@ pub fn set_enabled(is_on: bool) -> bool {
 ///
 /// Allocates for a new one.
 pub fn register(key: KeyName, name: Name, attributes: &Attributes) -> ClassId {
-    registry::register(key, name, None, attributes)
+    registry::register(key, name, attributes)
 }
 
 /// The class of a key that was registered.

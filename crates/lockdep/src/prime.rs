@@ -36,7 +36,7 @@ pub fn order((held, held_as): (ClassId, Mode), (taken, taken_as): (ClassId, Mode
 pub fn named(name: &'static str, attributes: Attributes) -> ClassId {
     let key = KeyName::Static(name);
     registry::find(&key)
-        .unwrap_or_else(|| registry::register(key, registry::Name::Static(name), None, &attributes))
+        .unwrap_or_else(|| registry::register(key, registry::Name::Static(name), &attributes))
 }
 
 /// All classes of this plain name that were met so far.

@@ -154,7 +154,6 @@ impl From<String> for Name {
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) name: Name,
-    pub(crate) location: Option<&'static Location<'static>>,
     pub(crate) attributes: Attributes,
     /// 1 for the first key of its name.
     pub(crate) version: u32,
@@ -181,7 +180,6 @@ fn registry() -> &'static RawLock<Registry> {
         // room for is not tracked.
         keys.push(Key {
             name: Name::Static("<none>"),
-            location: None,
             attributes: Attributes::MAP.checking(Checking::NoTrack),
             version: 1,
             is_zapped: false,
@@ -216,7 +214,7 @@ pub(crate) fn resolve_site(
     attributes: &Attributes,
 ) -> ClassId {
     let at = (name.as_ptr().addr(), std::ptr::from_ref(location).addr());
-    let slot = (at.0 ^ at.1 / 8) % NR_SITES;
+    let slot = (at.0 ^ (at.1 / 8)) % NR_SITES;
     let known = SITES.with(|sites| sites[slot].get());
     if (known.0, known.1) == at {
         return ClassId::from_index(known.2);
@@ -224,7 +222,6 @@ pub(crate) fn resolve_site(
     let id = register(
         KeyName::of_site(name, location),
         Name::Static(name),
-        Some(location),
         attributes,
     );
     SITES.with(|sites| sites[slot].set((at.0, at.1, id.index())));
@@ -234,12 +231,7 @@ pub(crate) fn resolve_site(
 /// The class of this key, subclass 0; made if there is none.
 ///
 /// Number 0, which is not tracked, when there is no more room.
-pub(crate) fn register(
-    key: KeyName,
-    name: Name,
-    location: Option<&'static Location<'static>>,
-    attributes: &Attributes,
-) -> ClassId {
+pub(crate) fn register(key: KeyName, name: Name, attributes: &Attributes) -> ClassId {
     let mut registry = registry().lock();
     if let Some(&number) = registry.by_name.get(&key) {
         return ClassId::of_key(number);
@@ -248,7 +240,6 @@ pub(crate) fn register(
     let version = registry.keys.iter().filter(same_name).count() as u32 + 1;
     let entry = Key {
         name,
-        location,
         attributes: *attributes,
         version,
         is_zapped: false,

@@ -115,8 +115,8 @@ pub(crate) struct Recent {
     pub(crate) generation: u32,
 }
 
-/// Where a held lock lies: field by field, so that what was just stored is loaded at the same width,
-/// which processors forward without waiting.
+/// Where a held lock lies: field by field, so that what was just stored is loaded at the same
+/// width, which processors forward without waiting.
 struct Slot {
     instance: Cell<usize>,
     word: Cell<Word>,

@@ -21,11 +21,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crate::context::{self, ContextGuard};
 use crate::event::{self, Acquire, PinCookie};
+use crate::sync::raw::RawLock;
 use crate::task::Site;
 use crate::wait::{EventKind, EventState, Limit};
 use crate::{Attributes, ClassId, DynamicClass, Kind, Level, Mode, Report, Severity, Validator};
@@ -35,7 +36,7 @@ pub struct World {
     validator: Validator,
     attributes: fn(&str) -> Attributes,
     /// Shared by the threads of a program. Not `lockdep::sync`, which is what is tested.
-    shared: Mutex<Shared>,
+    shared: RawLock<Shared>,
 }
 
 #[derive(Default)]
@@ -59,7 +60,7 @@ impl World {
         Self {
             validator: Validator::new(),
             attributes,
-            shared: Mutex::default(),
+            shared: RawLock::new(Shared::default()),
         }
     }
 
@@ -118,20 +119,20 @@ impl World {
     }
 
     fn class(&self, name: &str) -> ClassId {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         let make = || DynamicClass::new(name, (self.attributes)(name));
         let classes = &mut shared.classes;
         classes.entry(name.to_owned()).or_insert_with(make).id()
     }
 
     fn instance(&self, name: &str) -> usize {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         let instance = shared.instances.entry(name.to_owned()).or_default();
         std::ptr::from_ref::<u64>(instance).addr()
     }
 
     fn event(&self, name: &str) -> Arc<EventState> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         let make = || Arc::new(EventState::new(EventKind::Once));
         Arc::clone(shared.events.entry(name.to_owned()).or_insert_with(make))
     }
@@ -289,11 +290,7 @@ impl<'a> Thread<'a> {
             "set" => event::set_held_class(instance, self.world.class(second)),
             "free" => event::check_freed(instance, size_of::<u64>()),
             "zap" => {
-                let mut shared = self
-                    .world
-                    .shared
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut shared = self.world.shared.lock();
                 let zapped = shared.classes.remove(lock.class);
                 drop(shared);
                 drop(zapped);

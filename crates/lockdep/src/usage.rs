@@ -181,23 +181,4 @@ impl Usage {
         }
         usage
     }
-
-    /// Four letters as the kernel shows them, such as `{+.+.}`.
-    pub(crate) fn letters(self) -> String {
-        let letter = |level, is_read| {
-            let bit = |is_enabled| UsageBit {
-                level,
-                is_enabled,
-                is_read,
-            };
-            match (self.has(bit(false)), self.has(bit(true))) {
-                (false, false) => '.',
-                (true, false) => '-',
-                (false, true) => '+',
-                (true, true) => '?',
-            }
-        };
-        let pairs = Level::ALL.map(|level| [letter(level, false), letter(level, true)]);
-        pairs.into_iter().flatten().collect()
-    }
 }

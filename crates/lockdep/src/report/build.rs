@@ -123,7 +123,7 @@ fn grade(report: &mut Report, finding: &Finding) {
         )
     } else if let Some(order) = inferred {
         format!(
-            "whoever ends the wait for `{}` was seen to take `{}` before, but not while somebody waited",
+            "who ends the wait for `{}` was seen to take `{}` before, but not while one waited",
             order.held.class, order.taken.class
         )
     } else if let Some(order) = report.orders.iter().find(is_timed) {
@@ -193,7 +193,7 @@ fn advice(report: &Report) -> Vec<String> {
         Kind::Circular => {
             if let Some(rare) = report.orders.iter().min_by_key(|order| order.nr_seen) {
                 advice.push(format!(
-                    "take `{}` before `{}`, or not under it: this order was seen least often ({} times)",
+                    "take `{}` before `{}`, or not under it: this order is the rarest ({} times)",
                     rare.taken.class, rare.held.class, rare.nr_seen
                 ));
             }
@@ -206,12 +206,10 @@ fn advice(report: &Report) -> Vec<String> {
             );
         }
         Kind::Recursive => advice.push(
-            "give the inner lock a subclass, an order of instances, or the lock under which both nest"
-                .to_owned(),
+            "give the inner lock a subclass, an order of instances, or a nest lock".to_owned(),
         ),
-        Kind::InconsistentUsage | Kind::IrqOrder | Kind::IrqInversion => advice.push(
-            "keep the level off while the lock is held, or only try it there".to_owned(),
-        ),
+        Kind::InconsistentUsage | Kind::IrqOrder | Kind::IrqInversion => advice
+            .push("keep the level off while the lock is held, or only try it there".to_owned()),
         Kind::WaitContext => {
             let holder = report.against.as_ref();
             advice.push(holder.map_or_else(

@@ -78,7 +78,7 @@ impl Kind {
             Self::Recursive => "possible deadlock: a lock is taken while one of its class is held",
             Self::InconsistentUsage => "possible deadlock: an interrupt can meet its own lock",
             Self::IrqOrder => {
-                "possible deadlock: a lock used in an interrupt waits for one that is not safe there"
+                "possible deadlock: a lock of an interrupt waits for one not safe there"
             }
             Self::IrqInversion => "possible deadlock: an interrupt can invert the order of locks",
             Self::WaitContext => "a wait where waiting is not allowed",
