@@ -21,6 +21,9 @@ pub(crate) struct Check<'a> {
     pub(crate) findings: &'a mut Findings,
 }
 
+const HAS_WRITER: u8 = 1;
+const AWAITS_WRITER: u8 = 2;
+
 /// Whether a lock of the stack has recorded its own orders.
 ///
 /// One that was tolerated under a nest lock beside its own class has not.
@@ -37,6 +40,7 @@ impl Check<'_> {
         if self.new.word.has(Word::UNCHECKED) {
             return;
         }
+        self.mark_writer();
         let usage = Usage::of_acquire(self.new.word);
         let step = self.new;
         usage.bits().for_each(|bit| self.mark(step, bit));
@@ -264,7 +268,43 @@ impl Check<'_> {
         self.add_path(&mut finding);
         finding.add_hop(Hop { edge: 0, place }, 1, gates);
         finding.apart = self.apart(&finding);
+        if let Some(class) = self.without_writer(&finding) {
+            self.core.writers[class.index() as usize] |= AWAITS_WRITER;
+            finding.apart = Some(Apart::Readers(class));
+        }
         self.findings.add(finding);
+    }
+
+    /// The first writer of a class makes readers block each other: cycles are looked at again.
+    fn mark_writer(&mut self) {
+        let class = self.new.word.class();
+        let seen = &mut self.core.writers[class.index() as usize];
+        if self.new.word.mode().is_read() || *seen & HAS_WRITER != 0 {
+            return;
+        }
+        let is_awaited = *seen & AWAITS_WRITER != 0;
+        *seen = HAS_WRITER;
+        if is_awaited {
+            let mut number = 0;
+            while let Some((place, gates)) = self.core.graph.next_read(class, &mut number) {
+                self.check_cycle(place, gates);
+            }
+        }
+    }
+
+    /// A class whose readers wait for each other in this cycle, though nobody was seen to write.
+    fn without_writer(&self, finding: &Finding) -> Option<ClassId> {
+        let hops = || finding.hops().map(|(hop, ..)| hop.place);
+        let next = hops().skip(1).chain(hops());
+        let mut meetings = hops().zip(next).filter(|(one, next)| {
+            let (taken, held) = (one.taken.word, next.held.word);
+            taken.mode().is_read() && held.mode().is_read()
+        });
+        let class = meetings.find_map(|(one, _)| {
+            let class = one.taken.word.class();
+            (self.core.writers[class.index() as usize] & HAS_WRITER == 0).then_some(class)
+        });
+        class.filter(|_| finding.nr_hops == hops().count())
     }
 
     /// Whether the orders of a cycle were never seen to be possible at one time.

@@ -47,6 +47,8 @@ pub(crate) struct Core {
     pub(crate) usage: Vec<u8>,
     /// The union of all.
     pub(crate) usage_any: Usage,
+    /// By class: whether a writer was seen, and whether a report waits for one.
+    pub(crate) writers: Vec<u8>,
     pub(crate) uses: Vec<Use>,
     pub(crate) threads: Vec<Thread>,
     now: u64,
@@ -61,6 +63,7 @@ impl Core {
             graph: Graph::new(),
             usage: vec![0; ClassId::NR_MAX as usize],
             usage_any: Usage::default(),
+            writers: vec![0; ClassId::NR_MAX as usize],
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
             now: 0,
@@ -76,6 +79,7 @@ impl Core {
             self.usage[used.class.index() as usize] = 0;
         }
         self.uses.clear();
+        self.writers.fill(0);
         self.usage_any = Usage::default();
     }
 
@@ -85,6 +89,7 @@ impl Core {
         for subclass in 0..ClassId::NR_SUBCLASSES {
             let class = class.subclass(subclass).expect("subclasses are below that");
             self.usage[class.index() as usize] = 0;
+            self.writers[class.index() as usize] = 0;
         }
         self.uses.retain(|used| used.class.key() != class.key());
     }
@@ -182,6 +187,8 @@ pub(crate) struct Finding {
 pub(crate) enum Apart {
     /// Both were always seen under a lock of this class, held alone.
     Gate(ClassId),
+    /// Readers meet readers of this class, and nobody was seen to write.
+    Readers(ClassId),
     /// The thread of the one had ended before that of the other was first seen.
     Time,
 }

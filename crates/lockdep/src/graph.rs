@@ -316,6 +316,27 @@ impl Graph {
         }
     }
 
+    /// The next order by which readers of a class are taken; `number` says where to go on.
+    pub(crate) fn next_read(
+        &self,
+        class: ClassId,
+        number: &mut u32,
+    ) -> Option<(Place, [u32; NR_GATES])> {
+        loop {
+            *number += 1;
+            let edge = self.edges.get(*number as usize)?;
+            let mut reads = self
+                .places(edge)
+                .filter(|place| place.taken.word.mode().is_read());
+            if edge.to == class
+                && !edge.is_dead
+                && let Some(place) = reads.next()
+            {
+                return Some((*place, edge.gates));
+            }
+        }
+    }
+
     pub(crate) fn edge(&self, number: u32) -> &Edge {
         &self.edges[number as usize]
     }

@@ -282,12 +282,19 @@ impl Inner {
     /// Keeps a report; how to deliver it, if it is new.
     fn keep(&self, report: &Arc<Report>) -> Option<Delivery> {
         let mut reports = self.reports.lock();
-        let is_known = reports.list.iter().any(|r| r.signature == report.signature);
-        let is_suppressed = reports.suppressed.contains(&report.signature);
-        if is_known || is_suppressed || reports.list.len() == NR_REPORTS_MAX {
+        let same = |r: &Arc<Report>| r.signature == report.signature;
+        let known = reports.list.iter().position(same);
+        // What was unlikely, and has become worse, is told again.
+        if known.is_some_and(|at| reports.list[at].severity >= report.severity)
+            || reports.suppressed.contains(&report.signature)
+        {
             return None;
         }
-        reports.list.push(Arc::clone(report));
+        match known {
+            Some(at) => reports.list[at] = Arc::clone(report),
+            None if reports.list.len() == NR_REPORTS_MAX => return None,
+            None => reports.list.push(Arc::clone(report)),
+        }
         Some(reports.delivery.clone())
     }
 }

@@ -103,6 +103,10 @@ fn grade(report: &mut Report, finding: &Finding) {
                 let gate = display_name(gate);
                 format!("two of the orders were only ever seen under `{gate}`, held alone")
             }
+            Apart::Readers(class) => {
+                let class = display_name(class);
+                format!("readers of `{class}` meet, and nobody was seen to write")
+            }
             Apart::Time => "one thread had ended before the other was first seen".to_owned(),
         });
         return;

@@ -58,12 +58,15 @@ fn a_class_within_itself_is_found() {
 
 #[test]
 fn readers_block_only_whom_they_block() {
-    check("r(A) r(B) ; r(B) r(A) ;", CIRCLE);
+    check("A ; B ; r(A) r(B) ; r(B) r(A) ;", CIRCLE);
+    // A writer that comes later makes readers block each other.
+    check("r(A) r(B) ; r(B) r(A) ; A ; B ;", CIRCLE);
+    check("r(A) r(B) ; r(B) r(A) ; A ;", FINE);
     check("R(A) R(B) ; R(B) R(A) ;", FINE);
     check("R(A) B ; B R(A) ;", FINE);
     check("R(A) B ; R(B) A ;", CIRCLE);
     check("R(A) B ; B A ;", CIRCLE);
-    check("r(A) B ; B r(A) ;", CIRCLE);
+    check("r(A) B ; B r(A) ; A ;", CIRCLE);
     check("R(A) B ; B R(A) ; B A ;", CIRCLE);
     // Three locks, as writers and readers.
     check("A R(B) ; B R(C) ; C R(A) ;", CIRCLE);
@@ -296,6 +299,7 @@ fn a_time_limit_and_a_possibility_lower_the_severity() {
     check("A ; signal(E) || A wait(E) ;", Severity::Warning);
     check("A timed(E) ; || A ; signal(E)", Severity::Warning);
     // Under a lock held alone by both, or never at one time.
+    check("r(A) r(B) ; r(B) r(A) ;", Severity::Unlikely);
     check("G A B ; || G B A ;", Severity::Unlikely);
     check("G A B ; || B A ;", Severity::Error);
     check("P Q ?G R S ; || S P ;", Severity::Error);
