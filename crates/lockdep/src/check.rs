@@ -315,8 +315,11 @@ impl Check<'_> {
         // Who ends a wait is not kept out by what the waiter holds: it never gets there.
         let infers =
             |(hop, ..): (Hop, u32, [u32; NR_GATES])| hop.place.provenance == Provenance::Inferred;
-        if finding.nr_hops > finding.hops().count() || finding.hops().any(infers) {
+        if finding.nr_hops > finding.hops().count() {
             return None;
+        }
+        if finding.hops().any(infers) {
+            return self.one_thread(finding).map(Apart::OneThread);
         }
         let (_, _, gates) = finding.hops().next()?;
         let is_common = |gate: &u32| finding.hops().all(|(_, _, others)| others.contains(gate));
@@ -328,6 +331,22 @@ impl Check<'_> {
         let never_met =
             |one: Hop| hops().any(|other| self.never_met(one.place.thread, other.place.thread));
         hops().any(never_met).then_some(Apart::Time)
+    }
+
+    /// An event for which only the thread was seen to wait that ended the wait another time.
+    fn one_thread(&self, finding: &Finding) -> Option<ClassId> {
+        let hops = || finding.hops().map(|(hop, ..)| hop);
+        let is_common = |hop: &Hop| hop.edge != 0 && self.core.graph.edge(hop.edge).is_common;
+        let next = hops().skip(1).chain(hops());
+        let mut meetings = hops().zip(next).filter(|(wait, end)| {
+            wait.place.taken.word.has(Word::WAIT)
+                && end.place.provenance == Provenance::Inferred
+                && !end.place.held.word.has(Word::WAIT)
+        });
+        let alone = meetings.find(|(wait, end)| {
+            wait.place.thread == end.place.thread && !is_common(wait) && !is_common(end)
+        });
+        alone.map(|(wait, _)| wait.place.taken.word.class())
     }
 
     fn never_met(&self, one: u32, other: u32) -> bool {

@@ -189,6 +189,8 @@ pub(crate) enum Apart {
     Gate(ClassId),
     /// Readers meet readers of this class, and nobody was seen to write.
     Readers(ClassId),
+    /// One thread was seen to wait for an event, and at another time to end the wait.
+    OneThread(ClassId),
     /// The thread of the one had ended before that of the other was first seen.
     Time,
 }

@@ -133,8 +133,12 @@ impl EventState {
                     continue;
                 }
                 let is_paired = is_waited && past.generation >= since;
-                let counts = self.kind == EventKind::Once && is_paired;
-                if past.word.has(Word::WAIT) && !counts {
+                // A state can be changed by anybody: only who was waited for is known to matter.
+                let counts = match self.kind {
+                    EventKind::Once => is_paired || !past.word.has(Word::WAIT),
+                    EventKind::State => is_paired && !past.word.has(Word::WAIT),
+                };
+                if !counts {
                     continue;
                 }
                 let key = chain::pair(class.index(), u32::from(is_paired), past.word);

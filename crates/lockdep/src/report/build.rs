@@ -107,6 +107,10 @@ fn grade(report: &mut Report, finding: &Finding) {
                 let class = display_name(class);
                 format!("readers of `{class}` meet, and nobody was seen to write")
             }
+            Apart::OneThread(event) => {
+                let event = display_name(event);
+                format!("one thread alone was seen to wait for `{event}`, and to end the wait")
+            }
             Apart::Time => "one thread had ended before the other was first seen".to_owned(),
         });
         return;

@@ -297,6 +297,7 @@ fn a_time_limit_and_a_possibility_lower_the_severity() {
     }
     check("A B ; || B A ;", Severity::Error);
     check("A ; signal(E) || A wait(E) ;", Severity::Warning);
+    check("A ; signal(E) A wait(E) ;", Severity::Unlikely);
     check("A timed(E) ; || A ; signal(E)", Severity::Warning);
     // Under a lock held alone by both, or never at one time.
     check("r(A) r(B) ; r(B) r(A) ;", Severity::Unlikely);
