@@ -525,5 +525,5 @@ fn keeps_in_place(state: &State, slot: SlotNr, run: PageRun, event: Event) -> bo
     let held = state.slot(slot).run;
     let first = held.first.max(run.first);
     let end = held.end().min(run.end());
-    event != Event::Protection && state.is_pinned(slot, PageRun::new(first, end - first))
+    !event.keeps_pages() && state.is_pinned(slot, PageRun::new(first, end - first))
 }

@@ -56,7 +56,7 @@
 //! Linux counterpart: mmu_notifier_range_blockable() and non_block_start()
 
 use super::range::Mode;
-use core::cell::RefCell;
+use core::cell::{OnceCell, RefCell};
 use core::convert::Infallible;
 use core::fmt;
 use core::marker::PhantomData;
@@ -271,12 +271,15 @@ pub(super) struct Settling {
     state: RefCell<State>,
 }
 
+type Queue = [Option<(Fence, usize)>; SETTLE_QUEUE];
+
 struct State {
-    /// The fences not waited for, oldest at `first`, with the position of the holder in the list.
-    queue: [Option<(Fence, usize)>; SETTLE_QUEUE],
+    /// The fences not waited for, oldest at `first`, with how many starts were called before. Made
+    /// when the first comes: most brackets meet none.
+    queue: OnceCell<Queue>,
     first: usize,
     nr: usize,
-    /// The subscription whose callback runs.
+    /// How many starts were called before the one that runs.
     holder: usize,
     steps_left: u32,
     unsettled: Option<Unsettled>,
@@ -294,7 +297,7 @@ impl Settling {
         Self {
             deadline,
             state: RefCell::new(State {
-                queue: [const { None }; SETTLE_QUEUE],
+                queue: OnceCell::new(),
                 first: 0,
                 nr: 0,
                 holder: 0,
@@ -328,24 +331,29 @@ impl Settling {
         let mut state = self.state.borrow_mut();
         if state.nr < SETTLE_QUEUE {
             let at = (state.first + state.nr) % SETTLE_QUEUE;
-            state.queue[at] = Some((fence.clone(), state.holder));
-            state.nr += 1;
+            let entry = (fence.clone(), state.holder);
+            state.queue.get_or_init(Default::default);
+            if let Some(queue) = state.queue.get_mut() {
+                queue[at] = Some(entry);
+                state.nr += 1;
+            }
         }
     }
 
     /// Waits for every fence, until all have signalled or the deadline is spent.
-    pub(super) fn wait(self) -> Result<(), Unsettled> {
+    pub(super) fn wait(&self) -> Result<(), Unsettled> {
         while !self.has_failed() && self.state.borrow().nr > 0 {
             self.wait_for_oldest();
         }
-        self.state.into_inner().unsettled.map_or(Ok(()), Err)
+        self.state.borrow_mut().unsettled.take().map_or(Ok(()), Err)
     }
 
     /// Waits for the oldest fence and takes it out of the queue.
     fn wait_for_oldest(&self) {
         let mut state = self.state.borrow_mut();
         let first = state.first;
-        let Some((fence, holder)) = state.queue[first].take() else {
+        let oldest = state.queue.get_mut().and_then(|queue| queue[first].take());
+        let Some((fence, holder)) = oldest else {
             return;
         };
         state.first = (first + 1) % SETTLE_QUEUE;

@@ -68,16 +68,35 @@
 //! [`Bus::fault_range`]: crate::bus::Bus::fault_range
 
 mod bracket;
+mod callback;
 mod context;
+mod error;
+mod interval;
+mod member;
+mod misuse;
+mod node;
+mod notifiers;
 mod range;
+mod registry;
+mod sequence;
 mod stats;
 mod subscription;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod version;
+mod wait;
 
-pub use bracket::{BracketError, Invalidation, Notifiers, Refused};
+pub use bracket::Invalidation;
+pub use callback::running_callback;
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
-pub use range::{Event, MmId, Mode, Range};
+pub use error::{BracketError, Refused};
+pub use interval::{
+    IntervalError, IntervalNotifier, IntervalSubscription, Seen, UpdateLock, Witness,
+};
+pub use misuse::{Misuse, MisuseReport};
+pub use notifiers::Notifiers;
+pub use range::{Event, MmId, Mode, Owner, Range};
 pub use stats::{Inject, NotifierStats};
 pub use subscription::{Ranges, Subscription};
 
@@ -106,5 +125,30 @@ pub trait Notifier: Send + Sync + 'static {
     /// before any page is freed.
     fn release(&self, cx: &Blockable<'_>) {
         let _ = cx;
+    }
+
+    /// Who this device is when it begins changes itself: of its own [`Event::Migrate`] and
+    /// [`Event::Exclusive`] it is not told. Asked once, when it subscribes.
+    fn owner(&self) -> Option<Owner> {
+        None
+    }
+
+    /// Whether the device has used a page of `range` since it was last asked; forgets it, and
+    /// makes the device forget translations that would keep it from noticing the next use.
+    fn age(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        self.clear_young(range, cx)
+    }
+
+    /// Whether the device has used a page of `range` since it was last asked; forgets it. The
+    /// device may go on with its translations, and so the next answer may be too low.
+    fn clear_young(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        let _ = (range, cx);
+        false
+    }
+
+    /// Whether the device has used a page of `range` since it was last asked; changes nothing.
+    fn test_young(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        let _ = (range, cx);
+        false
     }
 }

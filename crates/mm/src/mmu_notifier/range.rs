@@ -1,4 +1,6 @@
 //! What a bracket is about: which addresses, which change, and whether its callbacks may block.
+//!
+//! Linux counterpart: struct mmu_notifier_range in include/linux/mmu_notifier.h
 
 use crate::addr::{PAGE_SIZE, Vaddr};
 use core::fmt;
@@ -6,6 +8,12 @@ use core::fmt;
 /// Names one address space among all of the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MmId(pub u64);
+
+/// Names who began a change for a device: that device need not be told of it.
+///
+/// The number is the device's own, for instance that of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Owner(pub u64);
 
 /// What happens to the range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -16,16 +24,37 @@ pub enum Event {
     /// The pages leave their addresses and the mapping stays: a later fault finds the same
     /// contents, or new ones (`MMU_NOTIFY_CLEAR`).
     Clear,
-    /// The same pages stay, with other access rights (`MMU_NOTIFY_PROTECTION_VMA` and
-    /// `MMU_NOTIFY_PROTECTION_PAGE`).
+    /// The same pages stay, with other access rights for a part of the mapping
+    /// (`MMU_NOTIFY_PROTECTION_VMA`).
     Protection,
+    /// The same pages stay, and single ones of them may be written no more, or again
+    /// (`MMU_NOTIFY_PROTECTION_PAGE`).
+    ProtectionPage,
+    /// The same pages stay and are protected, to find out which are written
+    /// (`MMU_NOTIFY_SOFT_DIRTY`).
+    SoftDirty,
     /// The address space is torn down (`MMU_NOTIFY_RELEASE`).
     Release,
+    /// The pages are collected to go into the memory of a device, the owner
+    /// (`MMU_NOTIFY_MIGRATE`). The owner collects them itself and is not told.
+    Migrate,
+    /// A device, the owner, takes the pages for itself, or gives them back and there is no owner
+    /// (`MMU_NOTIFY_EXCLUSIVE`). The owner is not told.
+    Exclusive,
 }
 
 impl Event {
     /// Every event, in the order in which they are declared.
-    pub const ALL: [Self; 4] = [Self::Unmap, Self::Clear, Self::Protection, Self::Release];
+    pub const ALL: [Self; 8] = [
+        Self::Unmap,
+        Self::Clear,
+        Self::Protection,
+        Self::ProtectionPage,
+        Self::SoftDirty,
+        Self::Release,
+        Self::Migrate,
+        Self::Exclusive,
+    ];
 
     /// The event in lower case, for messages and counters.
     pub const fn name(self) -> &'static str {
@@ -33,8 +62,26 @@ impl Event {
             Self::Unmap => "unmap",
             Self::Clear => "clear",
             Self::Protection => "protection",
+            Self::ProtectionPage => "page protection",
+            Self::SoftDirty => "soft-dirty",
             Self::Release => "release",
+            Self::Migrate => "migrate",
+            Self::Exclusive => "exclusive",
         }
+    }
+
+    /// Whether the pages stay where they are, with other access rights at most.
+    pub const fn keeps_pages(self) -> bool {
+        matches!(
+            self,
+            Self::Protection | Self::ProtectionPage | Self::SoftDirty
+        )
+    }
+
+    /// Whether a device that began the change itself is left out. Of any other event everybody is
+    /// told, whoever began it.
+    pub const fn leaves_out_owner(self) -> bool {
+        matches!(self, Self::Migrate | Self::Exclusive)
     }
 }
 
@@ -67,7 +114,10 @@ pub struct Range {
     pub end: Vaddr,
     /// What happens to the range.
     pub event: Event,
-    /// Whether the callbacks may block.
+    /// Who began the change for a device. Only [`Event::Migrate`] and [`Event::Exclusive`] can
+    /// have one.
+    pub owner: Option<Owner>,
+    /// Whether the callbacks may block. The bracket says it, not its caller.
     pub mode: Mode,
 }
 
@@ -81,6 +131,12 @@ impl Range {
     pub const fn pages(&self) -> u64 {
         let size = PAGE_SIZE as u64;
         self.end.0.div_ceil(size) - self.start.0 / size
+    }
+
+    /// Whether a subscriber that says it is `owner` need not be told.
+    #[inline]
+    pub(super) fn is_begun_by(&self, owner: Option<Owner>) -> bool {
+        self.owner.is_some() && self.owner == owner && self.event.leaves_out_owner()
     }
 }
 

@@ -497,13 +497,13 @@ fn starts_are_counted_by_event_and_mode() {
     let stats = notifiers.stats();
     assert_eq!(
         Event::ALL.map(|event| stats.starts(event, Mode::NonBlock)),
-        [1, 2, 3, 4]
+        [1, 2, 3, 4, 5, 6, 7, 8]
     );
     assert_eq!(
         Event::ALL.map(|event| stats.starts(event, Mode::Blockable)),
-        [1; 4]
+        [1; 8]
     );
-    assert_eq!(stats.starts_total(), 14);
+    assert_eq!(stats.starts_total(), 44);
 }
 
 #[test]
@@ -513,6 +513,7 @@ fn ranges_overlap_by_half_open_ends() {
         start: Vaddr(start),
         end: Vaddr(end),
         event: Event::Unmap,
+        owner: None,
         mode: Mode::NonBlock,
     };
     let rows = [

@@ -1,0 +1,178 @@
+//! A subscription as brackets see it: its callbacks, what it is told of, and its sequence.
+
+use super::Notifier;
+use super::context::{Blockable, EndContext, NonBlock, WouldBlock};
+use super::node::Key;
+use super::range::{Owner, Range};
+use super::sequence::{Ended, Sequence};
+use super::stats::Inject;
+use super::subscription::Ranges;
+use super::version::Common;
+use std::sync::Arc;
+
+/// A [`Notifier`] without its generic parameter.
+pub(super) trait Callbacks: Send + Sync {
+    fn start_blockable(&self, range: &Range, cx: &Blockable<'_>);
+    fn start_nonblock(&self, range: &Range, cx: &NonBlock<'_>) -> Result<(), WouldBlock>;
+    fn end(&self, range: &Range, cx: &EndContext<'_>);
+    fn release(&self, cx: &Blockable<'_>);
+    fn age(&self, range: &Range, cx: &EndContext<'_>) -> bool;
+    fn clear_young(&self, range: &Range, cx: &EndContext<'_>) -> bool;
+    fn test_young(&self, range: &Range, cx: &EndContext<'_>) -> bool;
+}
+
+impl<N: Notifier> Callbacks for N {
+    fn start_blockable(&self, range: &Range, cx: &Blockable<'_>) {
+        let Ok(()) = self.start(range, cx);
+    }
+
+    fn start_nonblock(&self, range: &Range, cx: &NonBlock<'_>) -> Result<(), WouldBlock> {
+        self.start(range, cx)
+    }
+
+    fn end(&self, range: &Range, cx: &EndContext<'_>) {
+        Notifier::end(self, range, cx);
+    }
+
+    fn release(&self, cx: &Blockable<'_>) {
+        Notifier::release(self, cx);
+    }
+
+    fn age(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        Notifier::age(self, range, cx)
+    }
+
+    fn clear_young(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        Notifier::clear_young(self, range, cx)
+    }
+
+    fn test_young(&self, range: &Range, cx: &EndContext<'_>) -> bool {
+        Notifier::test_young(self, range, cx)
+    }
+}
+
+/// What a subscription is told of.
+pub(super) enum Target {
+    /// A member of the list: looked at in every bracket.
+    List(Ranges),
+    /// One interval, found in the tree; it has a sequence.
+    Interval { start: u64, end: u64 },
+}
+
+/// Where a member stands in a version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// In the list, under this number.
+    List(u64),
+    /// In the tree, under this key and with this end.
+    Interval(Key, u64),
+}
+
+/// A subscription, as long as a bracket can reach it.
+pub(super) struct Member {
+    // The sequence and what a hit needs stand together.
+    sequence: Sequence,
+    callbacks: Arc<dyn Callbacks>,
+    owner: Option<Owner>,
+    target: Target,
+    id: u64,
+    name: Arc<str>,
+}
+
+impl Member {
+    /// A member whose sequence counts one bracket as open.
+    pub(super) fn new<N: Notifier>(
+        name: &Arc<str>,
+        id: u64,
+        target: Target,
+        notifier: Arc<N>,
+    ) -> Self {
+        Self {
+            id,
+            sequence: Sequence::new_open(0),
+            owner: notifier.owner(),
+            callbacks: notifier,
+            target,
+            name: Arc::clone(name),
+        }
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(super) fn place(&self) -> Place {
+        match self.target {
+            Target::List(_) => Place::List(self.id),
+            Target::Interval { start, end } => Place::Interval(Key { start, id: self.id }, end),
+        }
+    }
+
+    pub(super) fn is_interval(&self) -> bool {
+        matches!(self.target, Target::Interval { .. })
+    }
+
+    pub(super) fn callbacks(&self) -> &dyn Callbacks {
+        &*self.callbacks
+    }
+
+    pub(super) fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// Whether a change of `range` concerns a member of the list.
+    #[inline]
+    pub(super) fn is_concerned(&self, range: &Range) -> bool {
+        if range.is_begun_by(self.owner) {
+            return false;
+        }
+        match &self.target {
+            Target::List(ranges) => ranges.matches(range),
+            // It was found in the tree.
+            Target::Interval { .. } => true,
+        }
+    }
+
+    /// A bracket reaches it: comes before the callback.
+    #[inline]
+    pub(super) fn begin(&self, fault: Inject) {
+        if self.is_interval() {
+            if fault == Inject::BumpAfter {
+                return self.sequence.hold_open();
+            }
+            self.sequence.begin();
+        }
+    }
+
+    /// The callback has returned.
+    #[inline]
+    pub(super) fn begun(&self, fault: Inject) {
+        if fault == Inject::BumpAfter && self.is_interval() {
+            self.sequence.bump();
+        }
+    }
+
+    /// A bracket is over for it: comes after the callback.
+    #[inline]
+    pub(super) fn end(&self, how: How, common: &Common) {
+        if !self.is_interval() {
+            return;
+        }
+        let ended = match how {
+            How::Changed => self.sequence.end(),
+            How::GivenUp => self.sequence.roll_back(),
+        };
+        if ended == Ended::Wake && common.counters.injected() != Inject::LoseWakeUp {
+            common.waits.wake(&self.sequence);
+        }
+    }
+}
+
+/// What came of a bracket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum How {
+    /// It was open: its range may have changed.
+    Changed,
+    /// It was refused, or failed: nothing has changed.
+    GivenUp,
+}

@@ -1,0 +1,103 @@
+//! Uses that break the contract: counted, named, and handed to whoever listens.
+//!
+//! Two are not here, because they cannot be written: an end without its start, since an
+//! [`Invalidation`](super::Invalidation) is the only way to an end and is used up by it; and a
+//! refusal in a bracket that may block, since that refusal has no value.
+
+use super::stats::add_one;
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use lockdep::sync::Mutex;
+use std::sync::Arc;
+
+/// How the contract was broken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Misuse {
+    /// A subscription was ended with a wait inside a callback, which is what it waits for. It was
+    /// ended without the wait.
+    RemoveInCallback,
+    /// A device began to look up pages inside a callback, with a bracket open over them. It was
+    /// told to try again.
+    ReadInCallback,
+    /// A callback used managed memory: a fault would wait for what the callback holds up.
+    TouchInCallback,
+    /// A start that may not block did something that may.
+    SleepInNonBlock,
+    /// A blockable bracket was begun inside a callback that may not block.
+    BlockableInNonBlock,
+    /// A lookup was judged under another lock than the one that the subscription was made with.
+    /// It counts as too old.
+    ForeignWitness,
+}
+
+impl Misuse {
+    /// Every misuse, in the order in which they are declared.
+    pub const ALL: [Self; 6] = [
+        Self::RemoveInCallback,
+        Self::ReadInCallback,
+        Self::TouchInCallback,
+        Self::SleepInNonBlock,
+        Self::BlockableInNonBlock,
+        Self::ForeignWitness,
+    ];
+
+    /// What happened, as the end of a sentence that begins with the subscriber's name.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::RemoveInCallback => "was ended, with a wait, inside a callback",
+            Self::ReadInCallback => "looked up pages inside a callback",
+            Self::TouchInCallback => "used managed memory inside a callback",
+            Self::SleepInNonBlock => "slept in a start that may not block",
+            Self::BlockableInNonBlock => "began a blockable bracket in a start that may not block",
+            Self::ForeignWitness => "was judged under a lock that is not its own",
+        }
+    }
+}
+
+/// A [`Misuse`] and whose it was.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MisuseReport {
+    /// How the contract was broken.
+    pub misuse: Misuse,
+    /// The name of the subscription.
+    pub subscriber: Arc<str>,
+}
+
+impl fmt::Display for MisuseReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}", self.subscriber, self.misuse.text())
+    }
+}
+
+type Sink = Arc<dyn Fn(&MisuseReport) + Send + Sync>;
+
+/// Where reports go.
+pub(super) struct Misuses {
+    sink: Mutex<Option<Sink>>,
+}
+
+impl Misuses {
+    pub(super) fn new() -> Self {
+        Self {
+            sink: Mutex::new("mmu_notifier.misuse", None),
+        }
+    }
+
+    pub(super) fn set_sink(&self, sink: Sink) {
+        let before = self.sink.lock().replace(sink);
+        drop(before);
+    }
+
+    /// Counts the misuse and reports it. Tries the lock only: it may be a callback that reports.
+    #[cold]
+    pub(super) fn report(&self, count: &AtomicU64, misuse: Misuse, subscriber: &Arc<str>) {
+        add_one(count);
+        let sink = self.sink.try_lock().and_then(|sink| sink.clone());
+        if let Some(sink) = sink {
+            sink(&MisuseReport {
+                misuse,
+                subscriber: Arc::clone(subscriber),
+            });
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The published version, where brackets find it, and how it is replaced.
+
+use super::Notifier;
+use super::member::{Member, Place, Target};
+use super::range::{Event, Mode};
+use super::misuse::Misuses;
+use super::stats::{Counters, Inject, Starts};
+use super::tree::Tree;
+use super::version::{Common, Deferred, Epoch, Version};
+use super::wait::Waits;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use lockdep::scheduler::is_scheduled;
+use lockdep::sync::{Fence, Mutex, ShortLock};
+use std::sync::Arc;
+
+/// Places where brackets find the version. Threads that begin brackets at the same time mostly use
+/// different ones, and so do not wait for each other's cache lines.
+const NR_SHARDS: usize = 8;
+
+/// Threads whose stacks are this far apart use different shards.
+const STACK_BITS: u32 = 21;
+
+/// A version as the brackets of one shard hold it, counted on a cache line of its own.
+#[repr(align(128))]
+pub(super) struct Handle {
+    version: Arc<Version>,
+}
+
+impl Handle {
+    #[inline]
+    pub(super) fn version(&self) -> &Version {
+        &self.version
+    }
+}
+
+#[repr(align(128))]
+struct Shard {
+    current: ShortLock<Current>,
+}
+
+struct Current {
+    handle: Arc<Handle>,
+    starts: Starts,
+}
+
+/// What one version was replaced by; dropped with no lock held, as members may go with it.
+struct Replaced {
+    #[expect(dead_code, reason = "held for its destructor")]
+    handles: [Arc<Handle>; NR_SHARDS],
+    #[expect(dead_code, reason = "held for its destructor")]
+    version: Arc<Version>,
+}
+
+/// Whoever holds it may replace the version.
+struct Writer {
+    lifetime: Lifetime,
+    version: Arc<Version>,
+    next_id: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lifetime {
+    Live,
+    Released,
+}
+
+/// The subscriptions of one address space.
+pub(super) struct Registry {
+    /// How many there are, for brackets that meet none.
+    nr: AtomicUsize,
+    /// How many have joined so far.
+    nr_joined: AtomicU64,
+    common: Arc<Common>,
+    shards: [Shard; NR_SHARDS],
+    writer: Mutex<Writer>,
+}
+
+impl Registry {
+    pub(super) fn new() -> Arc<Self> {
+        let common = Arc::new(Common {
+            counters: Counters::default(),
+            waits: Waits::new(),
+            misuses: Misuses::new(),
+        });
+        let version = Arc::new(Version {
+            tree: Tree::new(),
+            list: Box::default(),
+            common: Arc::clone(&common),
+            epoch: Epoch::new(),
+        });
+        let shard = |_| Shard {
+            current: ShortLock::new(
+                "mmu_notifier.current",
+                Current {
+                    handle: Arc::new(Handle {
+                        version: Arc::clone(&version),
+                    }),
+                    starts: Starts::default(),
+                },
+            ),
+        };
+        Arc::new(Self {
+            nr: AtomicUsize::new(0),
+            nr_joined: AtomicU64::new(0),
+            common,
+            shards: core::array::from_fn(shard),
+            writer: Mutex::new(
+                "mmu_notifier.change",
+                Writer {
+                    lifetime: Lifetime::Live,
+                    version,
+                    next_id: 0,
+                },
+            ),
+        })
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        // SeqCst pairs with the SeqCst fence in `publish`: a thread that has marked a page
+        // (SeqCst) and then reads zero here comes first, so the new subscriber finds the mark.
+        self.nr.load(Ordering::SeqCst) == 0
+    }
+
+    /// How many have joined so far.
+    #[inline]
+    pub(super) fn nr_joined(&self) -> u64 {
+        // SeqCst: in one order with the changes of the page words, see `PageTable::load`. A thread
+        // that owns a page and then reads this, and a subscriber that joins and then looks at the
+        // page, do not miss each other.
+        self.nr_joined.load(Ordering::SeqCst)
+    }
+
+    /// The version as it is now, for a bracket that is counted.
+    #[inline]
+    pub(super) fn begin(&self, event: Event, mode: Mode) -> Arc<Handle> {
+        let mut current = self.shard().current.lock();
+        current.starts.count(event, mode);
+        Arc::clone(&current.handle)
+    }
+
+    /// The version as it is now.
+    pub(super) fn look(&self) -> Arc<Handle> {
+        Arc::clone(&self.shard().current.lock().handle)
+    }
+
+    /// The shard of the calling thread: by where its stack is, which costs nothing to find out.
+    /// Nothing but speed hangs on it; under a scheduler it is always the first.
+    #[inline]
+    fn shard(&self) -> &Shard {
+        if is_scheduled() {
+            return &self.shards[0];
+        }
+        let on_stack = 0_u8;
+        let at = core::ptr::from_ref(&on_stack).addr() >> STACK_BITS;
+        &self.shards[at % NR_SHARDS]
+    }
+
+    pub(super) fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// Brackets that began while anybody was subscribed.
+    pub(super) fn starts(&self) -> Starts {
+        let mut sum = Starts::default();
+        for shard in &self.shards {
+            sum += shard.current.lock().starts;
+        }
+        sum
+    }
+
+    /// Makes a member, and tells it of brackets that begin from now on.
+    ///
+    /// # Errors
+    ///
+    /// The place that it would have had, if the address space was released: then there is nothing
+    /// to be told of.
+    pub(super) fn join<N: Notifier>(
+        &self,
+        name: &Arc<str>,
+        target: Target,
+        notifier: Arc<N>,
+    ) -> Result<Arc<Member>, Place> {
+        let mut writer = self.writer.lock();
+        let id = writer.next_id;
+        writer.next_id += 1;
+        let member = Arc::new(Member::new(name, id, target, notifier));
+        if writer.lifetime == Lifetime::Released {
+            return Err(member.place());
+        }
+        let mut tree = writer.version.tree.clone();
+        let mut list = writer.version.list.clone();
+        let mut deferred = None;
+        match member.place() {
+            Place::Interval(key, end) => {
+                tree.insert(key, end, Arc::clone(&member));
+                deferred = self.defer(&member);
+            }
+            Place::List(_) => {
+                let older = list.into_iter();
+                list = core::iter::once(Arc::clone(&member)).chain(older).collect();
+            }
+        }
+        let replaced = self.publish(&mut writer, tree, list, deferred);
+        // SeqCst: pairs with `nr_joined`. After the version, so that a bracket which counts this
+        // subscriber also calls it.
+        self.nr_joined.fetch_add(1, Ordering::SeqCst);
+        drop(writer);
+        drop(replaced);
+        Ok(member)
+    }
+
+    /// The device of an interval may look up pages when the brackets are over that do not know it.
+    fn defer(&self, member: &Arc<Member>) -> Option<Deferred> {
+        if self.common.counters.injected() == Inject::ForgetDeferred {
+            let _nobody_waits_yet = member.sequence().end();
+            return None;
+        }
+        Some(Deferred::Joined(
+            Arc::clone(member),
+            Arc::clone(&self.common),
+        ))
+    }
+
+    /// Takes out who is at `place`; nothing if nobody is. Brackets that are open keep it.
+    pub(super) fn leave(&self, place: Place) {
+        let mut writer = self.writer.lock();
+        let mut tree = writer.version.tree.clone();
+        let mut list = writer.version.list.clone();
+        match place {
+            Place::Interval(key, _) => {
+                if tree.remove(key).is_none() {
+                    return;
+                }
+            }
+            Place::List(_) => {
+                let others = list.into_iter().filter(|other| other.place() != place);
+                list = others.collect();
+                if list.len() == writer.version.list.len() {
+                    return;
+                }
+            }
+        }
+        let replaced = self.publish(&mut writer, tree, list, None);
+        drop(writer);
+        drop(replaced);
+    }
+
+    /// Waits until every bracket is closed that is open now.
+    pub(super) fn synchronize(&self) {
+        let over = Fence::new("mmu_notifier.unreachable");
+        let mut writer = self.writer.lock();
+        let (tree, list) = (writer.version.tree.clone(), writer.version.list.clone());
+        let deferred = Deferred::Awaited(over.clone());
+        let replaced = self.publish(&mut writer, tree, list, Some(deferred));
+        drop(writer);
+        drop(replaced);
+        over.wait();
+    }
+
+    /// Nobody joins any more. Returns who is subscribed, which stays as it is: as long as pages
+    /// are there, whoever may still use them is told. `None` when it was closed before.
+    pub(super) fn close(&self) -> Option<Arc<Handle>> {
+        let mut writer = self.writer.lock();
+        let was = core::mem::replace(&mut writer.lifetime, Lifetime::Released);
+        drop(writer);
+        (was == Lifetime::Live).then(|| self.look())
+    }
+
+    /// Takes everybody out.
+    pub(super) fn forget_all(&self) {
+        let mut writer = self.writer.lock();
+        let replaced = self.publish(&mut writer, Tree::new(), Box::default(), None);
+        drop(writer);
+        drop(replaced);
+    }
+
+    /// Replaces the version. The caller drops what it is given after `writer`.
+    fn publish(
+        &self,
+        writer: &mut Writer,
+        tree: Tree<Arc<Member>>,
+        list: Box<[Arc<Member>]>,
+        deferred: Option<Deferred>,
+    ) -> Replaced {
+        let epoch = Epoch::new();
+        writer.version.epoch.replace(&epoch, deferred);
+        let version = Arc::new(Version {
+            tree,
+            list,
+            common: Arc::clone(&self.common),
+            epoch,
+        });
+        let nr = version.len();
+        let mut handles = core::array::from_fn(|_| {
+            Arc::new(Handle {
+                version: Arc::clone(&version),
+            })
+        });
+        for (shard, handle) in self.shards.iter().zip(&mut handles) {
+            core::mem::swap(&mut shard.current.lock().handle, handle);
+        }
+        let version = core::mem::replace(&mut writer.version, version);
+        self.nr.store(nr, Ordering::Relaxed);
+        // SeqCst pairs with the SeqCst load in `is_empty`:
+        //
+        //     bracket                          subscriber
+        //     mark the page (SeqCst)           store nr
+        //     load nr                          fence
+        //                                      look at the page in `fault_range`
+        //
+        // Either the bracket sees the new length and calls the subscriber, or the subscriber sees
+        // the mark. See "Joining late" in the module's head.
+        fence(Ordering::SeqCst);
+        Replaced { handles, version }
+    }
+}

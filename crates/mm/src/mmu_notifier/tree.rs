@@ -1,0 +1,337 @@
+//! Which intervals share an address with a range: a B-tree of which every version can be kept.
+//!
+//! Each subtree is marked with its highest end, so a search leaves out whatever ends before the
+//! range. Intervals may overlap, nest and be equal. A search that finds one interval among `n` takes
+//! time logarithmic in `n`; it allocates nothing and changes nothing.
+//!
+//! A clone is one reference. A change copies the nodes on its way that another version still uses,
+//! and no others: whoever holds a version goes on seeing what he saw.
+//!
+//! Linux counterpart: include/linux/interval_tree_generic.h
+
+use super::node::{FANOUT, Key, NR_MIN, Node, Slot};
+use core::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Intervals, each with something that belongs to it.
+pub(super) struct Tree<T> {
+    root: Link<T>,
+    nr: usize,
+}
+
+/// A subtree. All leaves are equally deep.
+enum Link<T> {
+    Leaf(Arc<Node<T>>),
+    Inner(Arc<Node<Link<T>>>),
+}
+
+impl<T> Clone for Link<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Leaf(node) => Self::Leaf(Arc::clone(node)),
+            Self::Inner(node) => Self::Inner(Arc::clone(node)),
+        }
+    }
+}
+
+impl<T> Clone for Tree<T> {
+    fn clone(&self) -> Self {
+        Self {
+            root: self.root.clone(),
+            nr: self.nr,
+        }
+    }
+}
+
+impl<T: Clone> Tree<T> {
+    /// No intervals.
+    pub(super) fn new() -> Self {
+        Self {
+            root: Link::Leaf(Arc::new(Node::new())),
+            nr: 0,
+        }
+    }
+
+    /// How many intervals there are.
+    pub(super) fn len(&self) -> usize {
+        self.nr
+    }
+
+    /// Calls `visit` for the item of each interval that shares an address with `start..end`, in
+    /// the order of their starts, until it breaks.
+    #[inline]
+    pub(super) fn visit<'a, B>(
+        &'a self,
+        start: u64,
+        end: u64,
+        visit: &mut impl FnMut(&'a T) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if self.nr == 0 {
+            return ControlFlow::Continue(());
+        }
+        self.root.visit(start, end, visit)
+    }
+
+    /// Adds the interval `key.start..end`. The key is not in the tree.
+    pub(super) fn insert(&mut self, key: Key, end: u64, item: T) {
+        self.nr += 1;
+        let Some(right) = self.root.insert(Slot { key, end, item }) else {
+            return;
+        };
+        let left = self.root.clone();
+        let mut root = Node::new();
+        root.insert(0, left.into_slot());
+        root.insert(1, right);
+        self.root = Link::Inner(Arc::new(root));
+    }
+
+    /// Takes the interval with this key out, if it is there.
+    pub(super) fn remove(&mut self, key: Key) -> Option<T> {
+        let removed = self.root.remove(key)?;
+        self.nr -= 1;
+        while let Link::Inner(node) = &mut self.root {
+            if node.len() > 1 {
+                break;
+            }
+            let Some(only) = Arc::make_mut(node).remove(0) else {
+                break;
+            };
+            self.root = only.item;
+        }
+        Some(removed)
+    }
+}
+
+impl<T: Clone> Link<T> {
+    fn visit<'a, B>(
+        &'a self,
+        start: u64,
+        end: u64,
+        visit: &mut impl FnMut(&'a T) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        match self {
+            Self::Leaf(node) => node.overlapping(start, end).try_for_each(visit),
+            Self::Inner(node) => node
+                .overlapping(start, end)
+                .try_for_each(|child| child.visit(start, end, visit)),
+        }
+    }
+
+    /// Returns the right half, if the subtree became too big.
+    fn insert(&mut self, slot: Slot<T>) -> Option<Slot<Self>> {
+        match self {
+            Self::Leaf(node) => {
+                let right = insert_into(Arc::make_mut(node), slot)?;
+                Some(Self::Leaf(Arc::new(right)).into_slot())
+            }
+            Self::Inner(node) => {
+                let node = Arc::make_mut(node);
+                // Whatever is lower than all goes to the first.
+                let at = node.rank(slot.key).saturating_sub(1);
+                let child = node.item_mut(at).expect("an inner node has subtrees");
+                let split = child.insert(slot);
+                let (key, end) = child.bounds();
+                node.set_bounds(at, key, end);
+                let right = insert_into(node, split?)?;
+                Some(Self::Inner(Arc::new(right)).into_slot())
+            }
+        }
+    }
+
+    fn remove(&mut self, key: Key) -> Option<T> {
+        match self {
+            Self::Leaf(node) => {
+                let at = node.rank(key).checked_sub(1)?;
+                if node.key(at) != key {
+                    return None;
+                }
+                Arc::make_mut(node).remove(at).map(|slot| slot.item)
+            }
+            Self::Inner(node) => {
+                let at = node.rank(key).checked_sub(1)?;
+                let node = Arc::make_mut(node);
+                let child = node.item_mut(at)?;
+                let removed = child.remove(key)?;
+                let is_small = child.len() < NR_MIN;
+                let (key, end) = child.bounds();
+                node.set_bounds(at, key, end);
+                if is_small {
+                    mend(node, at);
+                }
+                Some(removed)
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(node) => node.len(),
+            Self::Inner(node) => node.len(),
+        }
+    }
+
+    /// The lowest key and the highest end. A subtree other than the root is not empty.
+    fn bounds(&self) -> (Key, u64) {
+        match self {
+            Self::Leaf(node) => (node.key(0), node.end_max()),
+            Self::Inner(node) => (node.key(0), node.end_max()),
+        }
+    }
+
+    fn into_slot(self) -> Slot<Self> {
+        let (key, end) = self.bounds();
+        Slot {
+            key,
+            end,
+            item: self,
+        }
+    }
+
+    /// Moves slots of `right` over; see [`Node::join`].
+    fn join(&mut self, right: &mut Self) -> bool {
+        match (self, right) {
+            (Self::Leaf(left), Self::Leaf(right)) => {
+                Arc::make_mut(left).join(Arc::make_mut(right))
+            }
+            (Self::Inner(left), Self::Inner(right)) => {
+                Arc::make_mut(left).join(Arc::make_mut(right))
+            }
+            _ => unreachable!("neighbours are equally deep"),
+        }
+    }
+}
+
+/// Puts `slot` in its place; returns the right half of the node if it was full.
+fn insert_into<U>(node: &mut Node<U>, slot: Slot<U>) -> Option<Node<U>> {
+    let at = node.rank(slot.key);
+    if !node.is_full() {
+        node.insert(at, slot);
+        return None;
+    }
+    // Ascending keys fill nodes to the end: a map of neighbours is packed.
+    let middle = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
+    let mut right = node.split_off(middle);
+    if at <= middle && middle < FANOUT - 1 {
+        node.insert(at, slot);
+    } else {
+        right.insert(at - middle, slot);
+    }
+    Some(right)
+}
+
+/// Joins the subtree at `at`, which has become small, with a neighbour.
+fn mend<T: Clone>(node: &mut Node<Link<T>>, at: usize) {
+    if node.len() < 2 {
+        return;
+    }
+    let left = at.min(node.len() - 2);
+    let Some(mut right) = node.remove(left + 1) else {
+        return;
+    };
+    let Some(child) = node.item_mut(left) else {
+        return;
+    };
+    let is_joined = child.join(&mut right.item);
+    let (key, end) = child.bounds();
+    node.set_bounds(left, key, end);
+    if !is_joined {
+        node.insert(left + 1, right.item.into_slot());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Insert { start: u64, len: u64 },
+        Remove { nth: usize },
+        Keep,
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            4 => (0..400_u64, 1..60_u64).prop_map(|(start, len)| Change::Insert { start, len }),
+            3 => (0..10_000_usize).prop_map(|nth| Change::Remove { nth }),
+            1 => Just(Change::Keep),
+        ]
+    }
+
+    fn found(tree: &Tree<u64>, start: u64, end: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        let flow: ControlFlow<()> = tree.visit(start, end, &mut |&id| {
+            found.push(id);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(flow, ControlFlow::Continue(()));
+        found
+    }
+
+    /// Every version finds what a list finds that is looked through from end to end.
+    fn check(versions: &[(Tree<u64>, Vec<(Key, u64)>)]) {
+        for (tree, listed) in versions {
+            assert_eq!(tree.len(), listed.len());
+            for start in (0..460).step_by(23) {
+                for end in [start + 1, start + 10, start + 200] {
+                    let mut expected: Vec<&(Key, u64)> = listed
+                        .iter()
+                        .filter(|(key, last)| key.start < end && start < *last)
+                        .collect();
+                    expected.sort();
+                    let expected: Vec<u64> = expected.iter().map(|(key, _)| key.id).collect();
+                    assert_eq!(found(tree, start, end), expected, "{start}..{end}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 60 }))]
+
+        #[test]
+        fn finds_what_a_list_finds(changes in prop::collection::vec(change(), 1..400)) {
+            let mut versions = vec![(Tree::new(), Vec::new())];
+            for (id, change) in (0..).zip(changes) {
+                let (tree, listed) = versions.last_mut().expect("one is never removed");
+                match change {
+                    Change::Insert { start, len } => {
+                        let key = Key { start, id };
+                        tree.insert(key, start + len, id);
+                        listed.push((key, start + len));
+                    }
+                    Change::Remove { nth } if !listed.is_empty() => {
+                        let (key, _) = listed.swap_remove(nth % listed.len());
+                        prop_assert_eq!(tree.remove(key), Some(key.id));
+                        prop_assert_eq!(tree.remove(key), None);
+                    }
+                    Change::Remove { .. } => {}
+                    Change::Keep => {
+                        let kept = (tree.clone(), listed.clone());
+                        versions.push(kept);
+                    }
+                }
+            }
+            check(&versions);
+        }
+    }
+
+    #[test]
+    fn many_are_added_and_taken_out_in_either_order() {
+        const NR: u64 = if cfg!(miri) { 300 } else { 20_000 };
+        let key = |id: u64| Key { start: id * 4, id };
+        for is_ascending in [true, false] {
+            let order = |nr: u64| if is_ascending { nr } else { NR - 1 - nr };
+            let mut tree = Tree::new();
+            for id in (0..NR).map(order) {
+                tree.insert(key(id), key(id).start + 4, id);
+            }
+            assert_eq!(found(&tree, 401, 412), [100, 101, 102]);
+            for id in (0..NR).map(order) {
+                assert_eq!(tree.remove(key(id)), Some(id));
+            }
+            assert_eq!((tree.len(), found(&tree, 0, u64::MAX).len()), (0, 0));
+        }
+    }
+}
