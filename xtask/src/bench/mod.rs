@@ -4,6 +4,7 @@
 //! rows, and a line in [`BENCHES`].
 
 mod lock;
+mod notifier;
 mod random;
 mod report;
 
@@ -41,6 +42,11 @@ const BENCHES: &[Bench] = &[
         name: "lock",
         about: "lock and unlock, uncontended, beside the standard library",
         run: lock::run,
+    },
+    Bench {
+        name: "notifier",
+        about: "brackets, intervals and their sequences, beside interval maps",
+        run: notifier::run,
     },
     Bench {
         name: "random",

@@ -117,6 +117,8 @@ pub(crate) enum Budget {
     TimesPeerMin(f64),
     /// Ours at most so many times the peer's.
     TimesPeerMax(f64),
+    /// Ours at most this much, in the unit, whatever the peer takes.
+    Max(f64),
 }
 
 /// One line of the result.
@@ -181,6 +183,7 @@ impl Row {
                 self.value - peer <= above_max,
             ),
             Budget::TimesPeerMin(min) => (format!(">= {min} x peer"), self.value >= min * peer),
+            Budget::Max(max) => (format!("<= {max} {}", self.unit), self.value <= max),
             Budget::TimesPeerMax(max) => (format!("<= {max} x peer"), self.value <= max * peer),
         };
         self.budget = Some(told);

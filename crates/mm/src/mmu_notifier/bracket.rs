@@ -36,6 +36,8 @@ struct Started {
     handle: Arc<Handle>,
     /// So many of those whom the range concerns have been started, in their order.
     nr: usize,
+    /// The one, if it is one and was not found at a glance.
+    only: Option<Arc<Member>>,
 }
 
 impl Invalidation {
@@ -84,29 +86,52 @@ impl fmt::Debug for Invalidation {
 }
 
 impl Started {
+    #[inline]
+    fn open(self, range: Range, nr_joined: u64) -> Invalidation {
+        if self.nr == 0 {
+            return Invalidation::of_nobody(range, nr_joined);
+        }
+        let is_late = self.handle.version().common.counters.injected() == Inject::LateEnd;
+        let mut invalidation = Invalidation {
+            range,
+            started: Some(self),
+            nr_joined,
+        };
+        if is_late {
+            invalidation.apply_late_end();
+        }
+        invalidation
+    }
+
     /// Delivers the ends.
     fn end(self, range: &Range, how: How) {
         let version = self.handle.version();
-        let cx = EndContext::new();
-        let fault = version.common.counters.injected();
-        let forgets = fault == Inject::ForgetIntervals && how == How::GivenUp;
+        if let Some(member) = &self.only {
+            return end_one(member, range, how, &version.common);
+        }
         let mut left = self.nr;
         let _: ControlFlow<()> = version.visit(range, |member| {
             if left == 0 {
                 return ControlFlow::Break(());
             }
             left -= 1;
-            if forgets && member.is_interval() {
-                return ControlFlow::Continue(());
-            }
-            // A panic was counted; whoever comes next gets its end all the same.
-            let _: Option<()> = contain(&version.common, range.mode, || {
-                member.callbacks().end(range, &cx);
-            });
-            member.end(how, &version.common);
+            end_one(member, range, how, &version.common);
             ControlFlow::Continue(())
         });
     }
+}
+
+#[inline]
+fn end_one(member: &Member, range: &Range, how: How, common: &Common) {
+    let is_forgotten = how == How::GivenUp && member.is_interval();
+    if is_forgotten && common.counters.injected() == Inject::ForgetIntervals {
+        return;
+    }
+    // A panic was counted; whoever comes next gets its end all the same.
+    let _: Option<()> = contain(common, range.mode, || {
+        member.callbacks().end(range, &EndContext::new());
+    });
+    member.end(how, common);
 }
 
 /// Why a start was the last.
@@ -117,23 +142,26 @@ enum Stopped {
     Late,
 }
 
-/// Calls `start` of each whom the range concerns, until one stops it. Returns how many were
+/// Calls `start` of each whom the range concerns, until one stops it. Returns those who were
 /// started, and so must be ended.
 #[inline]
 fn start_each(
-    version: &Version,
+    handle: Arc<Handle>,
     range: &Range,
     mut start: impl FnMut(&Member, usize) -> ControlFlow<Stopped>,
-) -> (usize, Option<Stopped>) {
+) -> (Started, Option<Stopped>) {
+    let version = handle.version();
     let common = &version.common;
     let fault = common.counters.injected();
     let mut nr = 0;
+    let mut only = None;
     let flow = version.visit(range, |member| {
         member.begin(fault);
         match start(member, nr) {
             ControlFlow::Continue(()) => {
                 member.begun(fault);
                 nr += 1;
+                only = (nr == 1 && member.is_interval()).then_some(member);
                 ControlFlow::Continue(())
             }
             ControlFlow::Break(stopped) => {
@@ -143,7 +171,9 @@ fn start_each(
             }
         }
     });
-    (nr, flow.break_value())
+    let only = only.cloned();
+    let stopped = flow.break_value();
+    (Started { handle, nr, only }, stopped)
 }
 
 impl Registry {
@@ -155,14 +185,14 @@ impl Registry {
         nr_joined: u64,
     ) -> Result<Invalidation, Refused> {
         let handle = self.begin(range.event, range.mode);
-        let version = handle.version();
-        let counters = &version.common.counters;
+        let common = self.common();
+        let counters = &common.counters;
         if counters.injected() == Inject::SkipNotifier {
             return Ok(Invalidation::of_nobody(range, nr_joined));
         }
         let cx = NonBlock::new();
-        let (nr, stopped) = start_each(version, &range, |member, _| {
-            let answer = contain(&version.common, range.mode, || {
+        let (started, stopped) = start_each(handle, &range, |member, _| {
+            let answer = contain(common, range.mode, || {
                 member.callbacks().start_nonblock(&range, &cx)
             });
             match answer {
@@ -172,10 +202,10 @@ impl Registry {
         });
         if let Some(Stopped::Refused(holder) | Stopped::Panicked(holder)) = stopped {
             add_one(&counters.refusals);
-            Started { handle, nr }.end(&range, How::GivenUp);
+            started.end(&range, How::GivenUp);
             return Err(Refused { holder });
         }
-        Ok(open(range, nr_joined, handle, nr))
+        Ok(started.open(range, nr_joined))
     }
 
     /// Opens a bracket around what somebody may use, and waits for what was settled.
@@ -186,18 +216,18 @@ impl Registry {
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
         let handle = self.begin(range.event, range.mode);
-        let version = handle.version();
-        if version.common.counters.injected() == Inject::SkipNotifier {
+        let common = self.common();
+        if common.counters.injected() == Inject::SkipNotifier {
             return Ok(Invalidation::of_nobody(range, nr_joined));
         }
         let settling = Settling::new(settle_deadline);
         let cx = Blockable::new(&settling);
-        let (nr, stopped) = start_each(version, &range, |member, nr| {
+        let (started, stopped) = start_each(handle, &range, |member, nr| {
             if settling.has_failed() {
                 return ControlFlow::Break(Stopped::Late);
             }
             settling.enter(nr);
-            let answer = contain(&version.common, range.mode, || {
+            let answer = contain(common, range.mode, || {
                 member.callbacks().start_blockable(&range, &cx);
             });
             match answer {
@@ -212,13 +242,13 @@ impl Registry {
             Some(Stopped::Late) | None => settling
                 .wait()
                 .err()
-                .map(|unsettled| stuck(version, Some(&range), unsettled)),
+                .map(|unsettled| stuck(started.handle.version(), Some(&range), unsettled)),
         };
         if let Some(error) = failed {
-            Started { handle, nr }.end(&range, How::GivenUp);
+            started.end(&range, How::GivenUp);
             return Err(error);
         }
-        Ok(open(range, nr_joined, handle, nr))
+        Ok(started.open(range, nr_joined))
     }
 
     /// Calls `release` of everybody, waits for what they settled, and takes them out.
@@ -251,23 +281,6 @@ impl Registry {
         self.forget_all();
         Ok(())
     }
-}
-
-#[inline]
-fn open(range: Range, nr_joined: u64, handle: Arc<Handle>, nr: usize) -> Invalidation {
-    if nr == 0 {
-        return Invalidation::of_nobody(range, nr_joined);
-    }
-    let is_late = handle.version().common.counters.injected() == Inject::LateEnd;
-    let mut invalidation = Invalidation {
-        range,
-        started: Some(Started { handle, nr }),
-        nr_joined,
-    };
-    if is_late {
-        invalidation.apply_late_end();
-    }
-    invalidation
 }
 
 /// Names whose fence did not signal: of those whom `range` concerns, or of all.

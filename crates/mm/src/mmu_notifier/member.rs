@@ -68,9 +68,9 @@ pub(super) enum Place {
     Interval(Key, u64),
 }
 
-/// A subscription, as long as a bracket can reach it.
+/// A subscription, as long as a bracket can reach it. What a hit needs is in its first cache line.
+#[repr(C)]
 pub(super) struct Member {
-    // The sequence and what a hit needs stand together.
     sequence: Sequence,
     callbacks: Arc<dyn Callbacks>,
     owner: Option<Owner>,

@@ -18,6 +18,27 @@ pub(super) struct Key {
     pub(super) id: u64,
 }
 
+/// Slots of a node that a search has found.
+pub(super) struct Overlapping<'a, T> {
+    items: &'a [Option<T>; FANOUT],
+    /// A bit for each.
+    left: u32,
+}
+
+impl<'a, T> Iterator for Overlapping<'a, T> {
+    type Item = &'a T;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a T> {
+        if self.left == 0 {
+            return None;
+        }
+        let at = self.left.trailing_zeros() as usize % FANOUT;
+        self.left &= self.left - 1;
+        self.items[at].as_ref()
+    }
+}
+
 /// One slot, taken out of its node. In a leaf it is an interval, above it is a subtree: then the
 /// key is its lowest, and the end its highest.
 pub(super) struct Slot<T> {
@@ -26,13 +47,15 @@ pub(super) struct Slot<T> {
     pub(super) item: T,
 }
 
-/// Slots in ascending order of their keys. The first `nr` are in use.
+/// Slots in ascending order of their keys. The first `nr` are in use; the others end at 0, where
+/// nothing is found.
 #[derive(Clone)]
+#[repr(C)]
 pub(super) struct Node<T> {
-    nr: usize,
     end: [u64; FANOUT],
     start: [u64; FANOUT],
     item: [Option<T>; FANOUT],
+    nr: usize,
     id: [u64; FANOUT],
 }
 
@@ -74,11 +97,18 @@ impl<T> Node<T> {
 
     /// The items whose intervals, or whose subtrees' hulls, share an address with `start..end`.
     #[inline]
-    pub(super) fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = &T> {
-        (0..self.nr.min(FANOUT))
-            .take_while(move |&at| self.start[at] < end)
-            .filter(move |&at| start < self.end[at])
-            .filter_map(|at| self.item[at].as_ref())
+    pub(super) fn overlapping(&self, start: u64, end: u64) -> Overlapping<'_, T> {
+        // No branch hangs on where the range is: which slot it meets is chance, and a branch that
+        // is predicted wrongly costs more than looking at all.
+        let mut found = 0_u32;
+        for at in 0..FANOUT {
+            let is_met = (start < self.end[at]) & (self.start[at] < end);
+            found |= u32::from(is_met) << at;
+        }
+        Overlapping {
+            items: &self.item,
+            left: found,
+        }
     }
 
     /// How many slots have a key of at most `key`.
@@ -106,6 +136,7 @@ impl<T> Node<T> {
         self.id.copy_within(at + 1..self.nr, at);
         self.item[at..self.nr].rotate_left(1);
         self.nr -= 1;
+        self.end[self.nr] = 0;
         Some(Slot { key, end, item })
     }
 

@@ -1,0 +1,346 @@
+//! Brackets, intervals and their sequences, beside an empty call and the best interval maps.
+
+use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
+use coitrees::{COITree, Interval, IntervalTree as _};
+use iset::IntervalMap;
+use lockdep::sync::{Mutex, ShortLock};
+use mm::addr::{PAGE_SIZE, Vaddr};
+use mm::mmu_notifier::{
+    Context, EndContext, Event, IntervalNotifier, IntervalSubscription, MmId, Notifier, Notifiers,
+    Range, Ranges,
+};
+use pinless_mm as mm;
+use std::hint::black_box;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+/// Operations in one timing.
+const NR: u32 = 200_000;
+
+/// Timed inserts and removes: fewer, as each changes the map.
+const NR_CHANGES: u32 = 20_000;
+
+/// An interval has this many pages, and as many lie between it and the next.
+const PAGES: u64 = 4;
+
+/// How many intervals there are.
+const COUNTS: [u64; 3] = [1, 1000, 1_000_000];
+
+const NEVER: Duration = Duration::from_secs(1);
+
+/// Does next to nothing when it is told.
+struct Idle {
+    lock: ShortLock<u64>,
+}
+
+impl Idle {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            lock: ShortLock::new("bench.idle", 0),
+        })
+    }
+}
+
+impl Notifier for Idle {
+    fn start<C: Context>(&self, range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        black_box(range);
+        Ok(())
+    }
+
+    fn end(&self, range: &Range, _cx: &EndContext<'_>) {
+        black_box(range);
+    }
+}
+
+impl IntervalNotifier for Idle {
+    type Lock = ShortLock<u64>;
+
+    fn lock(&self) -> &ShortLock<u64> {
+        &self.lock
+    }
+}
+
+fn page(nr: u64) -> Vaddr {
+    Vaddr((nr + 16) * PAGE_SIZE as u64)
+}
+
+/// The first page of the `nth` interval.
+fn first(nth: u64) -> u64 {
+    nth * 2 * PAGES
+}
+
+/// Numbers that look like chance; the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Nanoseconds for one operation, over `nr` of them.
+fn time(nr: u32, mut operation: impl FnMut()) -> Result<Vec<f64>, BenchError> {
+    let begun = Instant::now();
+    for _ in 0..nr {
+        operation();
+    }
+    Ok(vec![begun.elapsed().as_secs_f64() * 1e9 / f64::from(nr)])
+}
+
+fn nonblock(notifiers: &Notifiers, nth: u64) {
+    let (start, end) = (page(first(nth)), page(first(nth) + 1));
+    let bracket = black_box(notifiers).start_nonblock(start, end, Event::Clear);
+    black_box(&bracket);
+}
+
+fn blockable(notifiers: &Notifiers, nth: u64) {
+    let (start, end) = (page(first(nth)), page(first(nth) + 1));
+    let bracket = black_box(notifiers).start_blockable(start, end, Event::Clear, NEVER);
+    black_box(&bracket);
+}
+
+/// Intervals under our notifiers, and the same ones in each peer.
+struct Field {
+    nr: u64,
+    notifiers: Notifiers,
+    subscriptions: Mutex<Vec<IntervalSubscription<Idle>>>,
+    coitree: COITree<u32, u32>,
+    superintervals: superintervals::IntervalMap<u32>,
+    iset: Mutex<IntervalMap<u64, u32>>,
+}
+
+impl Field {
+    fn new(nr: u64) -> Self {
+        let notifiers = Notifiers::new(MmId(nr));
+        let idle = Idle::new();
+        // In an order that has nothing to do with that of the addresses.
+        let mut order: Vec<u64> = (0..nr).collect();
+        let mut dice = Dice(nr);
+        for at in (1..order.len()).rev() {
+            order.swap(at, dice.below(at as u64 + 1) as usize);
+        }
+        let mut iset = IntervalMap::new();
+        let mut superintervals = superintervals::IntervalMap::new();
+        let mut nodes: Vec<Interval<u32>> = Vec::new();
+        let mut subscriptions = Vec::new();
+        for &nth in &order {
+            let (start, end) = (first(nth), first(nth) + PAGES);
+            subscriptions.push(subscribe(&notifiers, &idle, nth));
+            iset.force_insert(start..end, nth as u32);
+            superintervals.add(start as i32, end as i32 - 1, nth as u32);
+            nodes.push(Interval::new(start as i32, end as i32 - 1, nth as u32));
+        }
+        superintervals.build();
+        Self {
+            nr,
+            notifiers,
+            subscriptions: Mutex::new("bench.subscriptions", subscriptions),
+            coitree: COITree::new(&nodes),
+            superintervals,
+            iset: Mutex::new("bench.iset", iset),
+        }
+    }
+}
+
+fn subscribe(notifiers: &Notifiers, idle: &Arc<Idle>, nth: u64) -> IntervalSubscription<Idle> {
+    let (start, end) = (page(first(nth)), page(first(nth) + PAGES));
+    notifiers
+        .subscribe_interval("bench", start, end, Arc::clone(idle))
+        .expect("not empty, not released")
+}
+
+/// Names of the contenders over a field of intervals, one group for each of [`COUNTS`].
+const HITS: [[&str; 4]; 3] = [
+    ["hit, 1 interval", "coitrees, 1", "superintervals, 1", "iset, 1"],
+    [
+        "hit among 1 000",
+        "coitrees, 1 000",
+        "superintervals, 1 000",
+        "iset, 1 000",
+    ],
+    [
+        "hit among 1 000 000",
+        "coitrees, 1 000 000",
+        "superintervals, 1 000 000",
+        "iset, 1 000 000",
+    ],
+];
+
+/// One hit, by a bracket of ours and by a lookup of each peer.
+fn hits<'a>(field: &'a Field, names: &[&'static str; 4], to: &mut Vec<Contender<'a>>) {
+    let nr = field.nr;
+    let mut dice = Dice(1);
+    to.push(Contender::new(names[0], move || {
+        time(NR, || nonblock(&field.notifiers, dice.below(nr)))
+    }));
+    let mut dice = Dice(1);
+    to.push(Contender::new(names[1], move || {
+        time(NR, || {
+            let at = first(dice.below(nr)) as i32;
+            field.coitree.query(at, at, |found| {
+                black_box(found.metadata);
+            });
+        })
+    }));
+    let mut dice = Dice(1);
+    to.push(Contender::new(names[2], move || {
+        time(NR, || {
+            let at = first(dice.below(nr)) as i32;
+            for found in field.superintervals.search_values_iter(at, at) {
+                black_box(found);
+            }
+        })
+    }));
+    let mut dice = Dice(1);
+    to.push(Contender::new(names[3], move || {
+        let iset = field.iset.lock();
+        time(NR, || {
+            let at = first(dice.below(nr));
+            for found in iset.values(at..at + 1) {
+                black_box(found);
+            }
+        })
+    }));
+}
+
+const EMPTY: &str = "empty call";
+const NONE: &str = "bracket, nobody";
+const NONE_BLOCKABLE: &str = "bracket, nobody, blockable";
+const ONE: &str = "bracket, one on the list";
+const ONE_BLOCKABLE: &str = "bracket, one on the list, blockable";
+const READ: &str = "read_begin and read_retry";
+const INSERT: &str = "insert and remove at 1 000 000";
+const INSERT_ISET: &str = "iset, insert and remove";
+const TWO: &str = "two threads, disjoint ranges";
+const ALONE: &str = "one thread";
+
+#[inline(never)]
+fn empty(start: Vaddr) -> Vaddr {
+    start
+}
+
+/// What needs no field of intervals.
+fn brackets<'a>(
+    nobody: &'a Notifiers,
+    one: &'a Notifiers,
+    to: &mut Vec<Contender<'a>>,
+) {
+    to.push(Contender::new(EMPTY, || {
+        time(NR, || {
+            black_box(empty(black_box(page(1))));
+        })
+    }));
+    to.push(Contender::new(NONE, || time(NR, || nonblock(nobody, 1))));
+    to.push(Contender::new(NONE_BLOCKABLE, || {
+        time(NR, || blockable(nobody, 1))
+    }));
+    to.push(Contender::new(ONE, || time(NR, || nonblock(one, 1))));
+    to.push(Contender::new(ONE_BLOCKABLE, || {
+        time(NR, || blockable(one, 1))
+    }));
+}
+
+/// Changes of the largest field, and lookups in it by its devices.
+fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
+    let idle = Idle::new();
+    let mut dice = Dice(3);
+    to.push(Contender::new(INSERT, move || {
+        time(NR_CHANGES, || {
+            drop(subscribe(&field.notifiers, &idle, dice.below(field.nr)));
+        })
+    }));
+    let mut dice = Dice(3);
+    to.push(Contender::new(INSERT_ISET, move || {
+        let mut iset = field.iset.lock();
+        time(NR_CHANGES, || {
+            // One page beside, so that it takes out what it put in.
+            let start = first(dice.below(field.nr)) + 1;
+            iset.force_insert(start..start + PAGES, 7);
+            black_box(iset.remove(start..start + PAGES));
+        })
+    }));
+    to.push(Contender::new(READ, move || {
+        let subscriptions = field.subscriptions.lock();
+        let subscription = &subscriptions[0];
+        let witness = subscription.lock();
+        time(NR, || {
+            let seen = black_box(subscription).read_begin();
+            black_box(subscription.read_retry(black_box(seen), &witness));
+        })
+    }));
+}
+
+/// Millions of brackets a second, by `nr_threads` threads, each with its own half of the field.
+fn throughput(field: &Field, nr_threads: u64) -> Result<Vec<f64>, BenchError> {
+    let barrier = Barrier::new(nr_threads as usize + 1);
+    let half = field.nr / 2;
+    let elapsed = std::thread::scope(|scope| {
+        for thread in 0..nr_threads {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                let mut dice = Dice(thread);
+                barrier.wait();
+                for _ in 0..NR {
+                    nonblock(&field.notifiers, thread * half + dice.below(half));
+                }
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+        let begun = Instant::now();
+        barrier.wait();
+        begun.elapsed()
+    });
+    let nr = nr_threads as f64 * f64::from(NR);
+    Ok(vec![nr / elapsed.as_secs_f64() / 1e6])
+}
+
+/// Rows for brackets, hits, changes, lookups and threads.
+pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
+    let nobody = Notifiers::new(MmId(0));
+    let one = Notifiers::new(MmId(1));
+    let _subscription = one.subscribe("bench", Ranges::WholeMm, Idle::new());
+    let fields = COUNTS.map(Field::new);
+    let mut contenders = Vec::new();
+    brackets(&nobody, &one, &mut contenders);
+    for (field, names) in fields.iter().zip(&HITS) {
+        hits(field, names, &mut contenders);
+    }
+    changes(&fields[2], &mut contenders);
+    contenders.push(Contender::new(ALONE, || throughput(&fields[1], 1)));
+    contenders.push(Contender::new(TWO, || throughput(&fields[1], 2)));
+    let measured = interleave(rounds, &mut contenders)?;
+    Ok(rows(&measured).into())
+}
+
+fn rows(measured: &Measured) -> Vec<Row> {
+    let ns = |name: &'static str| Row::new(name, "ns", measured.of(name, 0));
+    let beside_empty = |name| ns(name).beside(EMPTY, measured.of(EMPTY, 0));
+    let mut rows = vec![
+        beside_empty(NONE).within(Budget::Max(5.0)),
+        beside_empty(NONE_BLOCKABLE).within(Budget::Max(5.0)),
+        beside_empty(ONE).within(Budget::Max(25.0)),
+        beside_empty(ONE_BLOCKABLE).within(Budget::Max(25.0)),
+    ];
+    for names in &HITS {
+        for peer in &names[1..] {
+            rows.push(
+                ns(names[0])
+                    .beside(peer, measured.of(peer, 0))
+                    .within(Budget::Max(200.0)),
+            );
+        }
+    }
+    rows.push(ns(INSERT).beside(INSERT_ISET, measured.of(INSERT_ISET, 0)));
+    rows.push(beside_empty(READ).within(Budget::Max(15.0)));
+    rows.push(
+        Row::new(TWO, "M/s", measured.of(TWO, 0))
+            .beside(ALONE, measured.of(ALONE, 0))
+            .within(Budget::TimesPeerMin(1.7)),
+    );
+    rows
+}
