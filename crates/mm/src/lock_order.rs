@@ -33,8 +33,18 @@ pub const ORDER: &[(&str, &[&str])] = &[
     ("mm.reclaim.stuck", &[]),
     ("mm.frames", &[]),
     ("mm.page_wait", &[]),
-    ("mmu_notifier.change", &["mmu_notifier.list"]),
-    ("mmu_notifier.list", &[]),
+    (
+        "mmu_notifier.kinds",
+        &[
+            "mmu_notifier.change",
+            "mmu_notifier.current",
+            "mmu_notifier.wait",
+        ],
+    ),
+    ("mmu_notifier.change", &["mmu_notifier.current"]),
+    ("mmu_notifier.current", &[]),
+    ("mmu_notifier.misuse", &[]),
+    ("mmu_notifier.wait", &[]),
     ("zswap.class", &["zswap.pool", "zswap.block"]),
     ("zswap.pool", &["zswap.block"]),
     ("zswap.block", &[]),
@@ -47,6 +57,7 @@ pub const WAITS: &[&str] = &[
     "mm.page_wait.done",
     "mm.reclaim.refused.pushed",
     "mm.reclaim.wake",
+    "mmu_notifier.idle",
     "mmu_notifier.unreachable",
 ];
 

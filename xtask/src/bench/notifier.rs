@@ -3,7 +3,7 @@
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
 use coitrees::{COITree, Interval, IntervalTree as _};
 use iset::IntervalMap;
-use lockdep::sync::{Mutex, ShortLock};
+use lockdep::sync::{Completion, Mutex, ShortLock};
 use mm::addr::{PAGE_SIZE, Vaddr};
 use mm::mmu_notifier::{
     Context, EndContext, Event, IntervalNotifier, IntervalSubscription, MmId, Notifier, Notifiers,
@@ -11,7 +11,7 @@ use mm::mmu_notifier::{
 };
 use pinless_mm as mm;
 use std::hint::black_box;
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Operations in one timing.
@@ -276,27 +276,31 @@ fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
 
 /// Millions of brackets a second, by `nr_threads` threads, each with its own half of the field.
 fn throughput(field: &Field, nr_threads: u64) -> Result<Vec<f64>, BenchError> {
-    let barrier = Barrier::new(nr_threads as usize + 1);
+    let go = Completion::new("bench.go");
     let half = field.nr / 2;
     let elapsed = std::thread::scope(|scope| {
-        for thread in 0..nr_threads {
-            let barrier = &barrier;
-            scope.spawn(move || {
-                let mut dice = Dice(thread);
-                barrier.wait();
-                for _ in 0..NR {
-                    nonblock(&field.notifiers, thread * half + dice.below(half));
-                }
-                barrier.wait();
-            });
-        }
-        barrier.wait();
-        let begun = Instant::now();
-        barrier.wait();
-        begun.elapsed()
+        let go = &go;
+        let threads: Vec<_> = (0..nr_threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut dice = Dice(thread);
+                    go.wait();
+                    let begun = Instant::now();
+                    for _ in 0..NR {
+                        nonblock(&field.notifiers, thread * half + dice.below(half));
+                    }
+                    begun.elapsed()
+                })
+            })
+            .collect();
+        go.complete_all();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a bracket does not panic"))
+            .max()
     });
     let nr = nr_threads as f64 * f64::from(NR);
-    Ok(vec![nr / elapsed.as_secs_f64() / 1e6])
+    Ok(vec![nr / elapsed.unwrap_or_default().as_secs_f64() / 1e6])
 }
 
 /// Rows for brackets, hits, changes, lookups and threads.

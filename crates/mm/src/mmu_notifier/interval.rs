@@ -102,8 +102,11 @@ pub trait IntervalNotifier: Notifier {
 
 /// A lock under which a device installs translations.
 pub trait UpdateLock: sealed::Sealed {
+    /// What it guards.
+    type Data: ?Sized;
+
     /// What holds it.
-    type Guard<'a>
+    type Guard<'a>: DerefMut<Target = Self::Data>
     where
         Self: 'a;
 
@@ -116,6 +119,7 @@ impl<T> sealed::Sealed for RwLock<T> {}
 impl<T> sealed::Sealed for ShortLock<T> {}
 
 impl<T> UpdateLock for Mutex<T> {
+    type Data = T;
     type Guard<'a>
         = MutexGuard<'a, T>
     where
@@ -128,6 +132,7 @@ impl<T> UpdateLock for Mutex<T> {
 }
 
 impl<T> UpdateLock for RwLock<T> {
+    type Data = T;
     type Guard<'a>
         = RwLockWriteGuard<'a, T>
     where
@@ -140,6 +145,7 @@ impl<T> UpdateLock for RwLock<T> {
 }
 
 impl<T> UpdateLock for ShortLock<T> {
+    type Data = T;
     type Guard<'a>
         = ShortGuard<'a, T>
     where
@@ -171,18 +177,18 @@ impl<'a, L: UpdateLock> Witness<'a, L> {
     }
 }
 
-impl<'a, L: UpdateLock> Deref for Witness<'a, L> {
-    type Target = L::Guard<'a>;
+impl<L: UpdateLock> Deref for Witness<'_, L> {
+    type Target = L::Data;
 
     #[inline]
-    fn deref(&self) -> &L::Guard<'a> {
+    fn deref(&self) -> &L::Data {
         &self.guard
     }
 }
 
-impl<'a, L: UpdateLock> DerefMut for Witness<'a, L> {
+impl<L: UpdateLock> DerefMut for Witness<'_, L> {
     #[inline]
-    fn deref_mut(&mut self) -> &mut L::Guard<'a> {
+    fn deref_mut(&mut self) -> &mut L::Data {
         &mut self.guard
     }
 }

@@ -71,6 +71,7 @@ mod bracket;
 mod callback;
 mod context;
 mod error;
+mod hooks;
 mod interval;
 mod member;
 mod misuse;
@@ -79,6 +80,7 @@ mod notifiers;
 mod range;
 mod registry;
 mod sequence;
+mod shared;
 mod stats;
 mod subscription;
 #[cfg(test)]
@@ -91,12 +93,14 @@ pub use bracket::Invalidation;
 pub use callback::running_callback;
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
 pub use error::{BracketError, Refused};
+pub use hooks::{TlbContext, TlbSubscription, TlbUser};
 pub use interval::{
     IntervalError, IntervalNotifier, IntervalSubscription, Seen, UpdateLock, Witness,
 };
 pub use misuse::{Misuse, MisuseReport};
 pub use notifiers::Notifiers;
 pub use range::{Event, MmId, Mode, Owner, Range};
+pub use shared::Shared;
 pub use stats::{Inject, NotifierStats};
 pub use subscription::{Ranges, Subscription};
 

@@ -7,6 +7,7 @@ use super::member::Target;
 use super::misuse::MisuseReport;
 use super::range::{Event, MmId, Mode, Owner, Range};
 use super::registry::Registry;
+use super::shared::Kinds;
 use super::stats::{Inject, NotifierStats};
 use super::subscription::{Ranges, Subscription};
 use super::Notifier;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 pub struct Notifiers {
     mm: MmId,
     registry: Arc<Registry>,
+    kinds: Kinds,
 }
 
 impl Notifiers {
@@ -27,6 +29,7 @@ impl Notifiers {
         Self {
             mm,
             registry: Registry::new(),
+            kinds: Kinds::new(),
         }
     }
 
@@ -261,6 +264,10 @@ impl Notifiers {
     /// it. Never for production; see [`Inject`].
     pub fn inject(&self, fault: Inject) {
         self.registry.common().counters.inject(fault);
+    }
+
+    pub(super) fn kinds(&self) -> &Kinds {
+        &self.kinds
     }
 
     pub(super) fn registry(&self) -> &Arc<Registry> {

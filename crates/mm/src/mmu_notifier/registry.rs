@@ -1,12 +1,12 @@
 //! The published version, where brackets find it, and how it is replaced.
 
 use super::Notifier;
+use super::hooks::TlbUser;
 use super::member::{Member, Place, Target};
 use super::range::{Event, Mode};
 use super::misuse::Misuses;
 use super::stats::{Counters, Inject, Starts};
-use super::tree::Tree;
-use super::version::{Common, Deferred, Epoch, Version};
+use super::version::{Common, Deferred, Epoch, Members, Version};
 use super::wait::Waits;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use lockdep::scheduler::is_scheduled;
@@ -70,6 +70,8 @@ pub(super) struct Registry {
     nr: AtomicUsize,
     /// How many have joined so far.
     nr_joined: AtomicU64,
+    /// How many walk the page table.
+    nr_tlb_users: AtomicUsize,
     common: Arc<Common>,
     shards: [Shard; NR_SHARDS],
     writer: Mutex<Writer>,
@@ -83,8 +85,7 @@ impl Registry {
             misuses: Misuses::new(),
         });
         let version = Arc::new(Version {
-            tree: Tree::new(),
-            list: Box::default(),
+            members: Members::nobody(),
             common: Arc::clone(&common),
             epoch: Epoch::new(),
         });
@@ -102,6 +103,7 @@ impl Registry {
         Arc::new(Self {
             nr: AtomicUsize::new(0),
             nr_joined: AtomicU64::new(0),
+            nr_tlb_users: AtomicUsize::new(0),
             common,
             shards: core::array::from_fn(shard),
             writer: Mutex::new(
@@ -188,20 +190,19 @@ impl Registry {
         if writer.lifetime == Lifetime::Released {
             return Err(member.place());
         }
-        let mut tree = writer.version.tree.clone();
-        let mut list = writer.version.list.clone();
+        let mut members = writer.version.members.clone();
         let mut deferred = None;
         match member.place() {
             Place::Interval(key, end) => {
-                tree.insert(key, end, Arc::clone(&member));
+                members.tree.insert(key, end, Arc::clone(&member));
                 deferred = self.defer(&member);
             }
             Place::List(_) => {
-                let older = list.into_iter();
-                list = core::iter::once(Arc::clone(&member)).chain(older).collect();
+                let older = members.list.into_iter();
+                members.list = core::iter::once(Arc::clone(&member)).chain(older).collect();
             }
         }
-        let replaced = self.publish(&mut writer, tree, list, deferred);
+        let replaced = self.publish(&mut writer, members, deferred);
         // SeqCst: pairs with `nr_joined`. After the version, so that a bracket which counts this
         // subscriber also calls it.
         self.nr_joined.fetch_add(1, Ordering::SeqCst);
@@ -225,23 +226,53 @@ impl Registry {
     /// Takes out who is at `place`; nothing if nobody is. Brackets that are open keep it.
     pub(super) fn leave(&self, place: Place) {
         let mut writer = self.writer.lock();
-        let mut tree = writer.version.tree.clone();
-        let mut list = writer.version.list.clone();
+        let mut members = writer.version.members.clone();
         match place {
             Place::Interval(key, _) => {
-                if tree.remove(key).is_none() {
+                if members.tree.remove(key).is_none() {
                     return;
                 }
             }
             Place::List(_) => {
-                let others = list.into_iter().filter(|other| other.place() != place);
-                list = others.collect();
-                if list.len() == writer.version.list.len() {
+                let older = members.list.into_iter();
+                members.list = older.filter(|other| other.place() != place).collect();
+                if members.list.len() == writer.version.members.list.len() {
                     return;
                 }
             }
         }
-        let replaced = self.publish(&mut writer, tree, list, None);
+        let replaced = self.publish(&mut writer, members, None);
+        drop(writer);
+        drop(replaced);
+    }
+
+    #[inline]
+    pub(super) fn has_tlb_users(&self) -> bool {
+        // SeqCst: as in `is_empty`.
+        self.nr_tlb_users.load(Ordering::SeqCst) > 0
+    }
+
+    /// Tells `user` of flushes from now on; returns its number.
+    pub(super) fn join_tlb(&self, user: Arc<dyn TlbUser>) -> u64 {
+        let mut writer = self.writer.lock();
+        let id = writer.next_id;
+        writer.next_id += 1;
+        let mut members = writer.version.members.clone();
+        let older = members.tlb_users.into_iter();
+        members.tlb_users = core::iter::once((id, user)).chain(older).collect();
+        let replaced = self.publish(&mut writer, members, None);
+        drop(writer);
+        drop(replaced);
+        id
+    }
+
+    /// Tells the user with this number of nothing more.
+    pub(super) fn leave_tlb(&self, id: u64) {
+        let mut writer = self.writer.lock();
+        let mut members = writer.version.members.clone();
+        let older = members.tlb_users.into_iter();
+        members.tlb_users = older.filter(|(other, _)| *other != id).collect();
+        let replaced = self.publish(&mut writer, members, None);
         drop(writer);
         drop(replaced);
     }
@@ -250,9 +281,9 @@ impl Registry {
     pub(super) fn synchronize(&self) {
         let over = Fence::new("mmu_notifier.unreachable");
         let mut writer = self.writer.lock();
-        let (tree, list) = (writer.version.tree.clone(), writer.version.list.clone());
+        let members = writer.version.members.clone();
         let deferred = Deferred::Awaited(over.clone());
-        let replaced = self.publish(&mut writer, tree, list, Some(deferred));
+        let replaced = self.publish(&mut writer, members, Some(deferred));
         drop(writer);
         drop(replaced);
         over.wait();
@@ -270,7 +301,7 @@ impl Registry {
     /// Takes everybody out.
     pub(super) fn forget_all(&self) {
         let mut writer = self.writer.lock();
-        let replaced = self.publish(&mut writer, Tree::new(), Box::default(), None);
+        let replaced = self.publish(&mut writer, Members::nobody(), None);
         drop(writer);
         drop(replaced);
     }
@@ -279,19 +310,18 @@ impl Registry {
     fn publish(
         &self,
         writer: &mut Writer,
-        tree: Tree<Arc<Member>>,
-        list: Box<[Arc<Member>]>,
+        members: Members,
         deferred: Option<Deferred>,
     ) -> Replaced {
         let epoch = Epoch::new();
         writer.version.epoch.replace(&epoch, deferred);
         let version = Arc::new(Version {
-            tree,
-            list,
+            members,
             common: Arc::clone(&self.common),
             epoch,
         });
         let nr = version.len();
+        let nr_tlb_users = version.members.tlb_users.len();
         let mut handles = core::array::from_fn(|_| {
             Arc::new(Handle {
                 version: Arc::clone(&version),
@@ -302,6 +332,7 @@ impl Registry {
         }
         let version = core::mem::replace(&mut writer.version, version);
         self.nr.store(nr, Ordering::Relaxed);
+        self.nr_tlb_users.store(nr_tlb_users, Ordering::Relaxed);
         // SeqCst pairs with the SeqCst load in `is_empty`:
         //
         //     bracket                          subscriber

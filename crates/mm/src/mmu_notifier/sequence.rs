@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The number grows *before* the callback. A device that installs before the callback has the lock
-//! installs what the callback then drops; one that comes after it sees the new number. One that read
-//! the new number waited until the page had changed, so what it looked up is new.
+//! installs what the callback then drops; one that comes after it sees the new number. One that
+//! read the new number waited until the page had changed, so what it looked up is new.
 //!
 //! Brackets over other ranges do not touch this word, so nobody waits for them.
 //!
@@ -141,7 +141,9 @@ impl Sequence {
     /// Says that somebody is going to sleep, unless no bracket is open. The caller holds the lock
     /// under which wake-ups are given.
     pub(super) fn announce_wait(&self) -> Look {
-        let mut word = self.0.load(Ordering::Relaxed);
+        self.point();
+        // Acquire here and on failure: as in `look`, if the word is idle.
+        let mut word = self.0.load(Ordering::Acquire);
         while word & OPEN_MASK != 0 {
             if word & WAITED != 0 {
                 return Look::Open;
@@ -151,14 +153,16 @@ impl Sequence {
                 word,
                 word | WAITED,
                 Ordering::AcqRel,
-                Ordering::Relaxed,
+                Ordering::Acquire,
             );
             match announced {
                 Ok(_) => return Look::Open,
                 Err(now) => word = now,
             }
         }
-        self.look()
+        // The very word that was looked at: in a later one a bracket may be open, of which nothing
+        // was announced.
+        Look::Idle(word / NUMBER_ONE)
     }
 
     /// Nobody sleeps any more. The caller holds the lock under which wake-ups are given.

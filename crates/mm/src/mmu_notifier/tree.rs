@@ -1,8 +1,8 @@
 //! Which intervals share an address with a range: a B-tree of which every version can be kept.
 //!
 //! Each subtree is marked with its highest end, so a search leaves out whatever ends before the
-//! range. Intervals may overlap, nest and be equal. A search that finds one interval among `n` takes
-//! time logarithmic in `n`; it allocates nothing and changes nothing.
+//! range. Intervals may overlap, nest and be equal. A search that finds one interval among `n`
+//! takes time logarithmic in `n`; it allocates nothing and changes nothing.
 //!
 //! A clone is one reference. A change copies the nodes on its way that another version still uses,
 //! and no others: whoever holds a version goes on seeing what he saw.

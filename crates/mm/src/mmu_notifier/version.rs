@@ -7,14 +7,15 @@
 //! Brackets that begin later are not waited for, however many there are.
 //!
 //! ```text
-//!  version 1 ─► version 2 ─► version 3        what brackets hold, newest last
-//!      │            │            │
-//!      ▼            ▼            ▼
-//!   epoch 1 ───► epoch 2 ───► epoch 3         gone when its version and all older ones are
+//!  version 1    version 2    version 3        what brackets hold, newest last
+//!      |            |            |
+//!      v            v            v
+//!   epoch 1 ---> epoch 2 ---> epoch 3         gone when its version and all older ones are
 //! ```
 //!
 //! Linux counterpart: srcu_struct and the deferred list of mm/mmu_notifier.c
 
+use super::hooks::TlbUser;
 use super::member::Member;
 use super::misuse::{Misuse, Misuses};
 use super::range::Range;
@@ -40,14 +41,32 @@ impl Common {
     }
 }
 
-/// Subscriptions, and the order in which they are called.
-///
-/// The fields drop in order: the epoch goes after the members are let go of.
-pub(super) struct Version {
+/// Who is subscribed, in the order in which they are called.
+#[derive(Clone)]
+pub(super) struct Members {
     /// Called first, in the order of their starts.
     pub(super) tree: Tree<Arc<Member>>,
     /// Called then, newest first.
     pub(super) list: Box<[Arc<Member>]>,
+    /// Not part of brackets; each with its number.
+    pub(super) tlb_users: Box<[(u64, Arc<dyn TlbUser>)]>,
+}
+
+impl Members {
+    pub(super) fn nobody() -> Self {
+        Self {
+            tree: Tree::new(),
+            list: Box::default(),
+            tlb_users: Box::default(),
+        }
+    }
+}
+
+/// The subscriptions at one moment.
+///
+/// The fields drop in order: the epoch goes after the members are let go of.
+pub(super) struct Version {
+    pub(super) members: Members,
     pub(super) common: Arc<Common>,
     pub(super) epoch: Arc<Epoch>,
 }
@@ -70,7 +89,7 @@ impl Version {
         range: &Range,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.tree
+        self.members.tree
             .visit(range.start.0, range.end.0, &mut |member| {
                 if member.is_concerned(range) {
                     visit(member)
@@ -86,7 +105,7 @@ impl Version {
         range: &Range,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.list
+        self.members.list
             .iter()
             .filter(|member| member.is_concerned(range))
             .try_for_each(visit)
@@ -97,13 +116,13 @@ impl Version {
         &'a self,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.tree.visit(0, u64::MAX, visit)?;
-        self.list.iter().try_for_each(visit)
+        self.members.tree.visit(0, u64::MAX, visit)?;
+        self.members.list.iter().try_for_each(visit)
     }
 
     /// How many subscriptions there are.
     pub(super) fn len(&self) -> usize {
-        self.tree.len() + self.list.len()
+        self.members.tree.len() + self.members.list.len()
     }
 }
 

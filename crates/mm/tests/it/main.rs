@@ -3,4 +3,5 @@
 mod answers;
 mod judge;
 mod machine;
+mod notifier;
 mod suite;
