@@ -155,7 +155,12 @@ fn subscribe(notifiers: &Notifiers, idle: &Arc<Idle>, nth: u64) -> IntervalSubsc
 
 /// Names of the contenders over a field of intervals, one group for each of [`COUNTS`].
 const HITS: [[&str; 4]; 3] = [
-    ["hit, 1 interval", "coitrees, 1", "superintervals, 1", "iset, 1"],
+    [
+        "hit, 1 interval",
+        "coitrees, 1",
+        "superintervals, 1",
+        "iset, 1",
+    ],
     [
         "hit among 1 000",
         "coitrees, 1 000",
@@ -224,11 +229,7 @@ fn empty(start: Vaddr) -> Vaddr {
 }
 
 /// What needs no field of intervals.
-fn brackets<'a>(
-    nobody: &'a Notifiers,
-    one: &'a Notifiers,
-    to: &mut Vec<Contender<'a>>,
-) {
+fn brackets<'a>(nobody: &'a Notifiers, one: &'a Notifiers, to: &mut Vec<Contender<'a>>) {
     to.push(Contender::new(EMPTY, || {
         time(NR, || {
             black_box(empty(black_box(page(1))));

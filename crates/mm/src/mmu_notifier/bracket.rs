@@ -2,10 +2,11 @@
 //!
 //! Linux counterpart: __mmu_notifier_invalidate_range_start() and _end() in mm/mmu_notifier.c
 
-use super::callback::{self, InCallback};
+use super::callback::{self, InCallback, running_callback};
 use super::context::{Blockable, EndContext, NonBlock, Settling, Unsettled};
 use super::error::{BracketError, Refused};
 use super::member::{How, Member};
+use super::misuse::Misuse;
 use super::range::{Mode, Range};
 use super::registry::{Handle, Registry};
 use super::stats::{Inject, add_one};
@@ -128,7 +129,7 @@ fn end_one(member: &Member, range: &Range, how: How, common: &Common) {
         return;
     }
     // A panic was counted; whoever comes next gets its end all the same.
-    let _: Option<()> = contain(common, range.mode, || {
+    let _: Option<()> = contain(common, range.mode, member, || {
         member.callbacks().end(range, &EndContext::new());
     });
     member.end(how, common);
@@ -192,7 +193,7 @@ impl Registry {
         }
         let cx = NonBlock::new();
         let (started, stopped) = start_each(handle, &range, |member, _| {
-            let answer = contain(common, range.mode, || {
+            let answer = contain(common, range.mode, member, || {
                 member.callbacks().start_nonblock(&range, &cx)
             });
             match answer {
@@ -215,6 +216,9 @@ impl Registry {
         nr_joined: u64,
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
+        if running_callback() == Some(Mode::NonBlock) {
+            self.report(Misuse::SleepInNonBlock);
+        }
         let handle = self.begin(range.event, range.mode);
         let common = self.common();
         if common.counters.injected() == Inject::SkipNotifier {
@@ -227,7 +231,7 @@ impl Registry {
                 return ControlFlow::Break(Stopped::Late);
             }
             settling.enter(nr);
-            let answer = contain(common, range.mode, || {
+            let answer = contain(common, range.mode, member, || {
                 member.callbacks().start_blockable(&range, &cx);
             });
             match answer {
@@ -264,7 +268,7 @@ impl Registry {
         let _: ControlFlow<()> = version.visit_all(&mut |member| {
             settling.enter(nr);
             nr += 1;
-            let answer = contain(&version.common, Mode::Blockable, || {
+            let answer = contain(&version.common, Mode::Blockable, &**member, || {
                 member.callbacks().release(&cx);
             });
             if answer.is_none() {
@@ -314,10 +318,15 @@ fn stuck(
     }
 }
 
-/// Runs a callback; `None` if it panicked, which is counted.
+/// Runs a callback of `whose`; `None` if it panicked, which is counted.
 #[inline]
-pub(super) fn contain<R>(common: &Common, mode: Mode, call: impl FnOnce() -> R) -> Option<R> {
-    let _inside = InCallback::enter(mode);
+pub(super) fn contain<W: ?Sized, R>(
+    common: &Common,
+    mode: Mode,
+    whose: &W,
+    call: impl FnOnce() -> R,
+) -> Option<R> {
+    let _inside = InCallback::enter(mode, core::ptr::from_ref(whose).addr());
     // Unwind safe: the core's own state is not borrowed while a callback runs, and a notifier that
     // panicked answers for its own.
     match catch_unwind(AssertUnwindSafe(call)) {

@@ -163,7 +163,8 @@ impl Notifiers {
         let cx = TlbContext { call: PhantomData };
         for (_, user) in &handle.version().members.tlb_users {
             let common = &handle.version().common;
-            let _: Option<()> = contain(common, Mode::NonBlock, || user.flush(&range, &cx));
+            let _: Option<()> =
+                contain(common, Mode::NonBlock, &**user, || user.flush(&range, &cx));
         }
     }
 
@@ -192,7 +193,9 @@ impl Notifiers {
         let cx = EndContext::new();
         let mut is_young = false;
         let _: ControlFlow<()> = handle.version().visit(&range, |member: &Arc<Member>| {
-            let answer = contain(common, Mode::NonBlock, || call(member, &range, &cx));
+            let answer = contain(common, Mode::NonBlock, &**member, || {
+                call(member, &range, &cx)
+            });
             is_young |= answer.unwrap_or(false);
             if is_enough(is_young) {
                 ControlFlow::Break(())

@@ -221,7 +221,7 @@ impl core::error::Error for IntervalError {}
 /// A subscription to one interval; made by [`Notifiers::subscribe_interval`].
 ///
 /// A drop ends it without waiting: brackets that begin later do not call it, those that are open
-/// still deliver their `end`. [`remove`](Self::remove) also waits for them.
+/// still deliver their `end`, which is reported. [`remove`](Self::remove) also waits for them.
 ///
 /// Before either, the device must have dropped its translations: nobody will tell it again.
 ///
@@ -231,6 +231,8 @@ pub struct IntervalSubscription<N> {
     member: Arc<Member>,
     notifier: Arc<N>,
     registry: Arc<Registry>,
+    /// Whoever ends it also waits.
+    is_awaited: bool,
 }
 
 impl<N: IntervalNotifier> IntervalSubscription<N> {
@@ -239,6 +241,7 @@ impl<N: IntervalNotifier> IntervalSubscription<N> {
             member,
             notifier,
             registry,
+            is_awaited: false,
         }
     }
 
@@ -305,17 +308,12 @@ impl<N: IntervalNotifier> IntervalSubscription<N> {
     ///
     /// Never call it in a callback (it is reported, and does not wait), under a lock that a
     /// callback takes, or with a bracket open.
-    pub fn remove(self) -> Arc<N> {
+    pub fn remove(mut self) -> Arc<N> {
         let notifier = Arc::clone(&self.notifier);
         let registry = Arc::clone(&self.registry);
-        let is_waiting = if running_callback().is_some() {
-            self.misuse(Misuse::RemoveInCallback);
-            false
-        } else {
-            registry.common().counters.injected() != Inject::RemoveEarly
-        };
+        self.is_awaited = true;
         drop(self);
-        if is_waiting {
+        if registry.common().counters.injected() != Inject::RemoveEarly {
             registry.synchronize();
         }
         notifier
@@ -354,6 +352,9 @@ const NEVER: Seen = Seen(u64::MAX);
 
 impl<N> Drop for IntervalSubscription<N> {
     fn drop(&mut self) {
+        if !self.is_awaited && self.member.sequence().look() == Look::Open {
+            self.misuse(Misuse::DroppedWhileOpen);
+        }
         self.registry.leave(self.member.place());
     }
 }

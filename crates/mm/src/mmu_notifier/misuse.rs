@@ -13,43 +13,44 @@ use std::sync::Arc;
 /// How the contract was broken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Misuse {
-    /// A subscription was ended with a wait inside a callback, which is what it waits for. It was
-    /// ended without the wait.
-    RemoveInCallback,
+    /// A callback waited for brackets to close (the end of a subscription, a synchronize), and is
+    /// part of one. It was not made to wait.
+    WaitInCallback,
     /// A device began to look up pages inside a callback, with a bracket open over them. It was
     /// told to try again.
     ReadInCallback,
     /// A callback used managed memory: a fault would wait for what the callback holds up.
     TouchInCallback,
-    /// A start that may not block did something that may.
+    /// A start that may not block began a bracket whose callbacks may.
     SleepInNonBlock,
-    /// A blockable bracket was begun inside a callback that may not block.
-    BlockableInNonBlock,
     /// A lookup was judged under another lock than the one that the subscription was made with.
     /// It counts as too old.
     ForeignWitness,
+    /// The subscription of an interval was dropped, not removed, while a bracket over it was open:
+    /// its callback may come after what it needs is gone.
+    DroppedWhileOpen,
 }
 
 impl Misuse {
     /// Every misuse, in the order in which they are declared.
     pub const ALL: [Self; 6] = [
-        Self::RemoveInCallback,
+        Self::WaitInCallback,
         Self::ReadInCallback,
         Self::TouchInCallback,
         Self::SleepInNonBlock,
-        Self::BlockableInNonBlock,
         Self::ForeignWitness,
+        Self::DroppedWhileOpen,
     ];
 
     /// What happened, as the end of a sentence that begins with the subscriber's name.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::RemoveInCallback => "was ended, with a wait, inside a callback",
+            Self::WaitInCallback => "waited inside a callback for brackets to close",
             Self::ReadInCallback => "looked up pages inside a callback",
             Self::TouchInCallback => "used managed memory inside a callback",
-            Self::SleepInNonBlock => "slept in a start that may not block",
-            Self::BlockableInNonBlock => "began a blockable bracket in a start that may not block",
+            Self::SleepInNonBlock => "began a blockable bracket in a start that may not block",
             Self::ForeignWitness => "was judged under a lock that is not its own",
+            Self::DroppedWhileOpen => "was dropped while a bracket over it was open",
         }
     }
 }

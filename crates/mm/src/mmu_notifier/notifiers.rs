@@ -1,16 +1,17 @@
 //! The subscriptions of one address space, as its memory manager and its devices see them.
 
+use super::Notifier;
 use super::bracket::Invalidation;
+use super::callback::running_callback;
 use super::error::{BracketError, Refused};
 use super::interval::{IntervalError, IntervalNotifier, IntervalSubscription};
 use super::member::Target;
-use super::misuse::MisuseReport;
+use super::misuse::{Misuse, MisuseReport};
 use super::range::{Event, MmId, Mode, Owner, Range};
 use super::registry::Registry;
 use super::shared::Kinds;
 use super::stats::{Inject, NotifierStats};
 use super::subscription::{Ranges, Subscription};
-use super::Notifier;
 use crate::addr::Vaddr;
 use core::fmt;
 use core::time::Duration;
@@ -258,6 +259,17 @@ impl Notifiers {
     /// not call back. Replaces the one before.
     pub fn on_misuse(&self, report: impl Fn(&MisuseReport) + Send + Sync + 'static) {
         self.registry.common().misuses.set_sink(Arc::new(report));
+    }
+
+    /// Reports if the calling thread runs a callback, as then it may not use managed memory; says
+    /// whether it does. Called where such memory is faulted in or pinned.
+    #[inline]
+    pub fn note_touch(&self) -> bool {
+        let is_misuse = running_callback().is_some();
+        if is_misuse {
+            self.registry.report(Misuse::TouchInCallback);
+        }
+        is_misuse
     }
 
     /// Breaks the brackets that begin from now on, so that a test can prove that its checker sees

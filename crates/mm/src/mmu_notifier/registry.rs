@@ -1,13 +1,15 @@
 //! The published version, where brackets find it, and how it is replaced.
 
 use super::Notifier;
+use super::callback::running;
 use super::hooks::TlbUser;
 use super::member::{Member, Place, Target};
+use super::misuse::{Misuse, Misuses};
 use super::range::{Event, Mode};
-use super::misuse::Misuses;
 use super::stats::{Counters, Inject, Starts};
 use super::version::{Common, Deferred, Epoch, Members, Version};
 use super::wait::Waits;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use lockdep::scheduler::is_scheduled;
 use lockdep::sync::{Fence, Mutex, ShortLock};
@@ -277,8 +279,29 @@ impl Registry {
         drop(replaced);
     }
 
-    /// Waits until every bracket is closed that is open now.
+    /// Reports a misuse by the callback that the calling thread runs.
+    #[cold]
+    pub(super) fn report(&self, misuse: Misuse) {
+        let Some(running) = running() else { return };
+        let handle = self.look();
+        let found = handle.version().visit_all(&mut |member| {
+            if core::ptr::from_ref::<Member>(member).addr() == running.whose {
+                ControlFlow::Break(Arc::clone(member.name()))
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        // One that has left, or of another address space, has no name here.
+        let name = found.break_value().unwrap_or_else(|| "?".into());
+        self.common.misuse(misuse, &name);
+    }
+
+    /// Waits until every bracket is closed that is open now. In a callback it cannot, as that is
+    /// part of one: it reports that instead.
     pub(super) fn synchronize(&self) {
+        if running().is_some() {
+            return self.report(Misuse::WaitInCallback);
+        }
         let over = Fence::new("mmu_notifier.unreachable");
         let mut writer = self.writer.lock();
         let members = writer.version.members.clone();

@@ -72,8 +72,7 @@ impl Sequence {
     pub(super) fn begin(&self) {
         self.point();
         // AcqRel: what the device did under an earlier number comes before, the callback after.
-        self.0
-            .fetch_add(NUMBER_ONE + OPEN_ONE, Ordering::AcqRel);
+        self.0.fetch_add(NUMBER_ONE + OPEN_ONE, Ordering::AcqRel);
     }
 
     /// A bracket that counts as open, and does not change the number.

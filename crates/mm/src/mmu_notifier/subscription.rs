@@ -1,8 +1,8 @@
 //! Subscriptions to the list: what they match, and how they end.
 
-use super::registry::Registry;
 use super::member::Place;
 use super::range::Range;
+use super::registry::Registry;
 use crate::addr::Vaddr;
 use core::fmt;
 use std::sync::Arc;

@@ -190,9 +190,7 @@ impl<T: Clone> Link<T> {
     /// Moves slots of `right` over; see [`Node::join`].
     fn join(&mut self, right: &mut Self) -> bool {
         match (self, right) {
-            (Self::Leaf(left), Self::Leaf(right)) => {
-                Arc::make_mut(left).join(Arc::make_mut(right))
-            }
+            (Self::Leaf(left), Self::Leaf(right)) => Arc::make_mut(left).join(Arc::make_mut(right)),
             (Self::Inner(left), Self::Inner(right)) => {
                 Arc::make_mut(left).join(Arc::make_mut(right))
             }

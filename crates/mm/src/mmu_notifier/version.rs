@@ -89,7 +89,8 @@ impl Version {
         range: &Range,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.members.tree
+        self.members
+            .tree
             .visit(range.start.0, range.end.0, &mut |member| {
                 if member.is_concerned(range) {
                     visit(member)
@@ -105,7 +106,8 @@ impl Version {
         range: &Range,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.members.list
+        self.members
+            .list
             .iter()
             .filter(|member| member.is_concerned(range))
             .try_for_each(visit)

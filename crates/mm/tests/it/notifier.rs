@@ -61,7 +61,9 @@ impl Space {
     fn change(&self, which: ops::Range<usize>, is_blockable: bool, watched: &Device) -> bool {
         let (start, end) = (page(which.start), page(which.end));
         let bracket = if is_blockable {
-            let opened = self.notifiers.start_blockable(start, end, Event::Clear, EVER);
+            let opened = self
+                .notifiers
+                .start_blockable(start, end, Event::Clear, EVER);
             Some(opened.expect("a blockable bracket is not refused"))
         } else {
             let opened = self.notifiers.start_nonblock(start, end, Event::Clear);
@@ -109,12 +111,7 @@ impl Device {
         assert_eq!(at, None, "page {nr} changes and is still translated");
     }
 
-    fn translate(
-        subscription: &IntervalSubscription<Self>,
-        space: &Space,
-        nr: usize,
-        care: Care,
-    ) {
+    fn translate(subscription: &IntervalSubscription<Self>, space: &Space, nr: usize, care: Care) {
         loop {
             let seen = subscription.read_begin();
             let at = space.look_up(nr);
@@ -147,13 +144,19 @@ impl Notifier for Device {
     fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
         let mut table = cx.lock(&self.table)?;
         scheduler_point("test.start", 0);
-        assert!(!self.is_removed.load(Ordering::SeqCst), "called after its end");
+        assert!(
+            !self.is_removed.load(Ordering::SeqCst),
+            "called after its end"
+        );
         table[pages_of(range)].fill(None);
         Ok(())
     }
 
     fn end(&self, _range: &Range, _cx: &EndContext<'_>) {
-        assert!(!self.is_removed.load(Ordering::SeqCst), "called after its end");
+        assert!(
+            !self.is_removed.load(Ordering::SeqCst),
+            "called after its end"
+        );
     }
 }
 
@@ -241,10 +244,26 @@ fn n120_each_bug_that_is_put_back_is_found() {
         ("the number grows after", Inject::BumpAfter, Care::Right),
         ("nothing is deferred", Inject::ForgetDeferred, Care::Right),
         ("nobody is woken", Inject::LoseWakeUp, Care::Right),
-        ("intervals are not rolled back", Inject::ForgetIntervals, Care::Right),
-        ("asks outside the lock", Inject::None, Care::AsksOutsideTheLock),
-        ("the removal does not wait", Inject::RemoveEarly, Care::Right),
-        ("the end comes before the change", Inject::LateEnd, Care::Right),
+        (
+            "intervals are not rolled back",
+            Inject::ForgetIntervals,
+            Care::Right,
+        ),
+        (
+            "asks outside the lock",
+            Inject::None,
+            Care::AsksOutsideTheLock,
+        ),
+        (
+            "the removal does not wait",
+            Inject::RemoveEarly,
+            Care::Right,
+        ),
+        (
+            "the end comes before the change",
+            Inject::LateEnd,
+            Care::Right,
+        ),
         ("nobody is told", Inject::SkipNotifier, Care::Right),
     ];
     for (what, fault, care) in rows {
