@@ -21,6 +21,10 @@ pub mod mm_struct;
 pub mod bus;
 pub mod fault;
 pub mod gfp;
+#[cfg(feature = "notifiers")]
+pub mod mmu_notifier;
+#[cfg(not(feature = "notifiers"))]
+#[path = "mmu_notifier/absent.rs"]
 pub mod mmu_notifier;
 
 pub mod memcg;

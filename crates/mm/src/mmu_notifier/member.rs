@@ -123,7 +123,8 @@ impl Member {
     /// Whether a change of `range` concerns a member of the list.
     #[inline]
     pub(super) fn is_concerned(&self, range: &Range) -> bool {
-        if range.is_begun_by(self.owner) {
+        let is_own = range.owner.is_some() && range.owner == self.owner;
+        if is_own && range.event.leaves_out_owner() {
             return false;
         }
         match &self.target {

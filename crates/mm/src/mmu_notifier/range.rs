@@ -132,12 +132,6 @@ impl Range {
         let size = PAGE_SIZE as u64;
         self.end.0.div_ceil(size) - self.start.0 / size
     }
-
-    /// Whether a subscriber that says it is `owner` need not be told.
-    #[inline]
-    pub(super) fn is_begun_by(&self, owner: Option<Owner>) -> bool {
-        self.owner.is_some() && self.owner == owner && self.event.leaves_out_owner()
-    }
 }
 
 impl fmt::Display for Range {

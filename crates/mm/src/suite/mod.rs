@@ -6,12 +6,16 @@
 
 mod basics;
 mod concurrent;
+#[cfg(feature = "notifiers")]
 mod devices;
+#[cfg(feature = "notifiers")]
 mod endings;
 mod failures;
 mod mayfail;
 mod mlock;
 mod oom;
+#[cfg(feature = "notifiers")]
+mod oom_devices;
 
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
@@ -66,9 +70,12 @@ pub struct Case {
 }
 
 macro_rules! cases {
-    ($($module:ident::$name:ident,)*) => {
+    ($($(#[$feature:meta])* $module:ident::$name:ident,)*) => {
         /// Every test of the suite.
-        pub const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $module::$name },)*];
+        pub const CASES: &[Case] = &[$(
+            $(#[$feature])*
+            Case { name: stringify!($name), run: $module::$name },
+        )*];
     };
 }
 
@@ -85,17 +92,29 @@ cases! {
     concurrent::pins_and_reclaim_respect_each_other,
     concurrent::everybody_who_waits_gets_a_frame,
     concurrent::counts_stay_in_range,
+    #[cfg(feature = "notifiers")]
     devices::a_refusal_without_blocking_is_settled_by_a_worker,
+    #[cfg(feature = "notifiers")]
     devices::a_device_that_does_not_answer_is_named_and_left_alone,
+    #[cfg(feature = "notifiers")]
     devices::a_translation_is_stale_after_its_page_moved,
+    #[cfg(feature = "notifiers")]
     devices::advice_not_to_need_ends_beside_a_device,
+    #[cfg(feature = "notifiers")]
     endings::an_exit_waits_for_the_devices_before_pages_go,
+    #[cfg(feature = "notifiers")]
     endings::an_exit_with_a_stuck_device_ends_when_it_answers,
+    #[cfg(feature = "notifiers")]
     endings::an_exit_beside_an_unmap_leaves_nobody_out,
+    #[cfg(feature = "notifiers")]
     endings::a_failed_unmap_changes_nothing,
+    #[cfg(feature = "notifiers")]
     endings::what_is_pinned_during_an_unmap_goes_with_its_pin,
+    #[cfg(feature = "notifiers")]
     endings::a_pin_of_a_dead_victim_gives_its_frames_back,
+    #[cfg(feature = "notifiers")]
     endings::the_reaper_skips_no_mapping,
+    #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
@@ -108,11 +127,16 @@ cases! {
     mlock::the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
     oom::the_leaker_is_killed_and_the_others_live,
-    oom::what_a_device_holds_is_left_behind_by_name,
-    oom::no_second_victim_before_the_first_is_reaped,
-    oom::nobody_is_killed_while_advice_is_carried_out,
-    oom::a_hung_device_does_not_stop_the_oom_killer,
-    oom::a_hung_callback_does_not_stop_the_oom_killer,
+    #[cfg(feature = "notifiers")]
+    oom_devices::what_a_device_holds_is_left_behind_by_name,
+    #[cfg(feature = "notifiers")]
+    oom_devices::no_second_victim_before_the_first_is_reaped,
+    #[cfg(feature = "notifiers")]
+    oom_devices::nobody_is_killed_while_advice_is_carried_out,
+    #[cfg(feature = "notifiers")]
+    oom_devices::a_hung_device_does_not_stop_the_oom_killer,
+    #[cfg(feature = "notifiers")]
+    oom_devices::a_hung_callback_does_not_stop_the_oom_killer,
 }
 
 /// A worker's name and its loop.

@@ -3,5 +3,6 @@
 mod answers;
 mod judge;
 mod machine;
+#[cfg(feature = "notifiers")]
 mod notifier;
 mod suite;

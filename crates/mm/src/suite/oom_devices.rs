@@ -1,0 +1,232 @@
+//! Running out of memory beside devices that hold some of it.
+
+use super::oom::{leak, limits};
+use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use crate::addr::{PAGE_SIZE, PageRun};
+use crate::fault::FaultError;
+use crate::gfp::Gfp;
+use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
+use crate::mm_struct::Advice;
+use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
+use crate::page::State;
+use crate::primary_mmu::Access;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+use lockdep::sync::{Fence, Mutex};
+use std::sync::Arc;
+
+/// Refuses while it hangs.
+struct Holder {
+    hangs: Arc<AtomicBool>,
+}
+
+impl Notifier for Holder {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        if self.hangs.load(Ordering::Relaxed) {
+            cx.would_block()?;
+        }
+        Ok(())
+    }
+}
+
+/// G8: the reaper takes what it can, and names who holds the rest.
+pub(super) fn what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 512);
+    let vma = mapping.vma();
+    let hangs = Arc::new(AtomicBool::new(true));
+    let held = vma.address(2)..vma.address(5);
+    let holder = Arc::new(Holder {
+        hangs: Arc::clone(&hangs),
+    });
+    let subscription = mm
+        .notifiers()
+        .subscribe("nic0", Ranges::Only(vec![held]), holder);
+    leak(&*mapping, 512, 23);
+    world.wait_until_reaped();
+    let report = &world.memcg.oom_reports()[0];
+    assert_eq!(report.passes, world.memcg.limits().reap_passes);
+    assert_eq!(report.skipped.len(), 1, "{report}");
+    assert_eq!(
+        (&*report.skipped[0].holder, report.skipped[0].pages),
+        ("nic0", 3)
+    );
+    assert!(
+        mm.nr_frames() + mm.nr_swapped() <= 3,
+        "only what is held is left"
+    );
+    assert!(report.first_page_ns.is_some());
+    hangs.store(false, Ordering::Relaxed);
+    drop(subscription);
+}
+
+/// G9.
+pub(super) fn no_second_victim_before_the_first_is_reaped(machine: &dyn Machine) {
+    let limits = Limits {
+        reap_passes: 10_000,
+        ..limits(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let first = world.memcg.new_mm("first");
+    let second = world.memcg.new_mm("second");
+    let (a, b) = (world.map(&first, 512), world.map(&second, 512));
+    let hangs = Arc::new(AtomicBool::new(true));
+    let holder = Arc::new(Holder {
+        hangs: Arc::clone(&hangs),
+    });
+    let _subscription = first.notifiers().subscribe("nic1", Ranges::WholeMm, holder);
+    let task = {
+        let b = Arc::clone(&b);
+        let mut rng = Rng(25);
+        // Enough to be in need of frames while the first is reaped, not enough to be to blame.
+        world.spawn("second", move || {
+            for page in 0..40 {
+                write_page(&*b, page, &rng.half_compressible());
+            }
+        })
+    };
+    leak(&*a, 512, 24);
+    // The first victim gives nothing back while its device hangs, and still nobody else goes.
+    assert!(first.is_killed() && !second.is_killed());
+    hangs.store(false, Ordering::Relaxed);
+    task();
+    assert!(!second.is_killed());
+    let reports = world.memcg.oom_reports();
+    assert_eq!(
+        reports.iter().map(|r| &*r.victim).collect::<Vec<_>>(),
+        ["first"]
+    );
+}
+
+/// Asks for its fence to be waited for.
+struct Settles {
+    fence: Fence,
+}
+
+impl Notifier for Settles {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.settle(&self.fence)
+    }
+}
+
+/// G7: what somebody is moving out can be freed, though reclaim finds nothing meanwhile.
+pub(super) fn nobody_is_killed_while_advice_is_carried_out(machine: &dyn Machine) {
+    let world = World::with_limits(
+        machine,
+        Limits {
+            settle_deadline: Duration::from_secs(100),
+            ..limits(4)
+        },
+    );
+    let mm = world.memcg.new_mm("adviser");
+    let mapping = world.map(&mm, 8);
+    // Every frame, and none that reclaim could have before the fence signals.
+    let pinned = mapping
+        .vma()
+        .pin(PageRun::new(0, 4), Access::Write, Gfp::Kernel);
+    let pinned = pinned.expect("four frames");
+    let fence = Fence::new("suite.settles");
+    let settles = Arc::new(Settles {
+        fence: fence.clone(),
+    });
+    let subscription = mm.notifiers().subscribe("gpu0", Ranges::WholeMm, settles);
+    drop(pinned);
+    let advised = Arc::clone(mapping.vma());
+    let adviser = world.spawn("adviser", move || {
+        let advised = advised.advise(PageRun::new(0, 8), Advice::PageOut);
+        advised.expect("it answers in the end");
+    });
+    world.wait_until("pages are chosen", || {
+        (0..4).any(|page| mapping.vma().page_state(page) == State::Evicting)
+    });
+    let reader = Arc::clone(&mapping);
+    let reader = world.spawn("reader", move || {
+        reader.read(offset_of(5), &mut [0]).expect("a frame");
+    });
+    let stalls = world.memcg.stat().stalls;
+    world.wait_until("reclaim finds nothing", || {
+        world.memcg.stat().stalls > stalls + 40
+    });
+    fence.signal();
+    adviser();
+    reader();
+    assert_eq!(world.memcg.stat().oom_kill, 0);
+    drop(subscription);
+}
+
+/// G7, G9: more is refused than counts as pinned, so that there is always something to ask for.
+pub(super) fn a_hung_device_does_not_stop_the_oom_killer(machine: &dyn Machine) {
+    const NR_WINDOWS: u32 = STUCK_MAX as u32 + 4;
+    let limits = Limits {
+        zswap_max_bytes: PAGE_SIZE as u64,
+        settle_deadline: Duration::from_millis(4),
+        fault_deadline: Duration::from_secs(5),
+        reap_passes: 1,
+        ..limits(u64::from(NR_WINDOWS) + 8)
+    };
+    let world = World::with_limits(machine, limits);
+    let (hog, other) = (world.memcg.new_mm("hog"), world.memcg.new_mm("other"));
+    let held = world.map(&hog, NR_WINDOWS * WINDOW_PAGES);
+    let fence = Fence::new("suite.settles");
+    let settles = Arc::new(Settles {
+        fence: fence.clone(),
+    });
+    let subscription = hog.notifiers().subscribe("gpu1", Ranges::WholeMm, settles);
+    let mut rng = Rng(26);
+    for window in 0..NR_WINDOWS {
+        write_page(&*held, window * WINDOW_PAGES, &rng.incompressible());
+    }
+    let needs = world.map(&other, 32);
+    for page in 0..32 {
+        let written = needs.write(offset_of(page), &rng.incompressible());
+        if written.is_err() || world.memcg.stat().oom_kill > 0 {
+            break;
+        }
+    }
+    let reports = world.memcg.oom_reports();
+    let victims: Vec<_> = reports.iter().map(|report| &*report.victim).collect();
+    assert_eq!(victims.first(), Some(&"hog"), "{victims:?}");
+    fence.signal();
+    drop(subscription);
+}
+
+/// Takes its lock in its callback.
+struct Locker {
+    lock: Mutex<()>,
+}
+
+impl Notifier for Locker {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        drop(cx.lock(&self.lock)?);
+        Ok(())
+    }
+}
+
+/// G7: no deadline bounds a callback that may block, but what waits for it does not count for ever.
+pub(super) fn a_hung_callback_does_not_stop_the_oom_killer(machine: &dyn Machine) {
+    let limits = Limits {
+        zswap_max_bytes: PAGE_SIZE as u64,
+        settle_deadline: Duration::from_millis(10),
+        fault_deadline: Duration::from_secs(5),
+        ..limits(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let (small, hog) = (world.memcg.new_mm("small"), world.memcg.new_mm("hog"));
+    let (held, leaked) = (world.map(&small, 4), world.map(&hog, 128));
+    let locker = Arc::new(Locker {
+        lock: Mutex::new("suite.locker", ()),
+    });
+    let subscription = small
+        .notifiers()
+        .subscribe("gpu2", Ranges::WholeMm, Arc::clone(&locker));
+    let mut rng = Rng(27);
+    for page in 0..4 {
+        write_page(&*held, page, &rng.incompressible());
+    }
+    let hangs = locker.lock.lock();
+    leak(&*leaked, 128, 28);
+    assert!(hog.is_killed() && !small.is_killed());
+    drop(hangs);
+    drop(subscription);
+}
