@@ -47,6 +47,11 @@ const STEPS: &[Step] = &[
         cargo: TEST,
         env: &[],
     },
+    Step {
+        title: "tests without notifiers",
+        cargo: &["test", "-p", "pinless-mm", "--no-default-features"],
+        env: &[],
+    },
 ];
 
 /// Runs every step, also after one that failed, and says at the end which failed.

@@ -13,6 +13,9 @@ const EVER: Duration = Duration::from_secs(60);
 
 type Log = Arc<Mutex<Vec<String>>>;
 
+/// What a callback does that it should not.
+type Act = Box<dyn FnMut() + Send>;
+
 /// Writes down how it is called; may do something more in `start`.
 struct Probe {
     name: &'static str,
@@ -21,7 +24,7 @@ struct Probe {
     refuses: bool,
     owner: Option<Owner>,
     is_young: bool,
-    act: Mutex<Option<Box<dyn FnMut() + Send>>>,
+    act: Mutex<Option<Act>>,
 }
 
 impl Probe {
@@ -468,7 +471,7 @@ fn n56_n102_n115_a_misuse_is_reported_by_name() {
     let (of, gone) = (Arc::clone(&notifiers), Arc::clone(&victim));
     let (waits, touches, sleeps) = (of, Arc::clone(&notifiers), Arc::clone(&notifiers));
     let read = Arc::clone(&reader);
-    let acts: [(Box<dyn FnMut() + Send>, &str); 5] = [
+    let acts: [(Act, &str); 5] = [
         (
             Box::new(move || waits.synchronize()),
             "`r` waited inside a callback for brackets to close",

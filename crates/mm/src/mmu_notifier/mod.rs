@@ -67,6 +67,7 @@
 //!
 //! [`Bus::fault_range`]: crate::bus::Bus::fault_range
 
+mod ability;
 mod bracket;
 mod callback;
 mod context;
@@ -91,6 +92,7 @@ mod tree;
 mod version;
 mod wait;
 
+pub use ability::{Ability, Attached, Immovable};
 pub use bracket::Invalidation;
 pub use callback::running_callback;
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
@@ -137,6 +139,11 @@ pub trait Notifier: Send + Sync + 'static {
     /// [`Event::Exclusive`] it is not told. Asked once, when it subscribes.
     fn owner(&self) -> Option<Owner> {
         None
+    }
+
+    /// What the device can let go of. Asked once, when it subscribes.
+    fn ability(&self) -> Ability {
+        Ability::DropRange
     }
 
     /// Whether the device has used a page of `range` since it was last asked; forgets it, and

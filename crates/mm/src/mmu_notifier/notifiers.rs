@@ -51,10 +51,11 @@ impl Notifiers {
         notifier: Arc<N>,
     ) -> Subscription {
         let name: Arc<str> = name.into();
+        let ability = notifier.ability();
         let target = Target::List(ranges.normalize());
         let joined = self.registry.join(&name, target, notifier);
         let place = joined.map_or_else(|place| place, |member| member.place());
-        Subscription::new(name, place, Arc::clone(&self.registry))
+        Subscription::new(name, ability, place, Arc::clone(&self.registry))
     }
 
     /// Tells `notifier` of every change of `start..end`, and counts these changes for

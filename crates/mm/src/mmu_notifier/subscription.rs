@@ -1,5 +1,6 @@
 //! Subscriptions to the list: what they match, and how they end.
 
+use super::ability::Ability;
 use super::member::Place;
 use super::range::Range;
 use super::registry::Registry;
@@ -61,14 +62,21 @@ impl Ranges {
 #[must_use = "a subscription ends when it is dropped"]
 pub struct Subscription {
     name: Arc<str>,
+    ability: Ability,
     place: Place,
     registry: Arc<Registry>,
 }
 
 impl Subscription {
-    pub(super) fn new(name: Arc<str>, place: Place, registry: Arc<Registry>) -> Self {
+    pub(super) fn new(
+        name: Arc<str>,
+        ability: Ability,
+        place: Place,
+        registry: Arc<Registry>,
+    ) -> Self {
         Self {
             name,
+            ability,
             place,
             registry,
         }
@@ -77,6 +85,11 @@ impl Subscription {
     /// The name under which reports speak of the subscriber.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the subscriber can let go of when it is told, as it said when it subscribed.
+    pub fn ability(&self) -> Ability {
+        self.ability
     }
 
     /// Ends the subscription and waits until no callback of it runs or ever will: until each

@@ -249,6 +249,9 @@ mod tests {
         Keep,
     }
 
+    /// A tree, and what is in it.
+    type Version = (Tree<u64>, Vec<(Key, u64)>);
+
     fn change() -> impl Strategy<Value = Change> {
         prop_oneof![
             4 => (0..400_u64, 1..60_u64).prop_map(|(start, len)| Change::Insert { start, len }),
@@ -268,7 +271,7 @@ mod tests {
     }
 
     /// Every version finds what a list finds that is looked through from end to end.
-    fn check(versions: &[(Tree<u64>, Vec<(Key, u64)>)]) {
+    fn check(versions: &[Version]) {
         for (tree, listed) in versions {
             assert_eq!(tree.len(), listed.len());
             for start in (0..460).step_by(23) {
@@ -290,7 +293,7 @@ mod tests {
 
         #[test]
         fn finds_what_a_list_finds(changes in prop::collection::vec(change(), 1..400)) {
-            let mut versions = vec![(Tree::new(), Vec::new())];
+            let mut versions: Vec<Version> = vec![(Tree::new(), Vec::new())];
             for (id, change) in (0..).zip(changes) {
                 let (tree, listed) = versions.last_mut().expect("one is never removed");
                 match change {

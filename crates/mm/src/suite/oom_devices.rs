@@ -1,9 +1,8 @@
 //! Running out of memory beside devices that hold some of it.
 
 use super::oom::{leak, limits};
-use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use super::{Machine, Rng, World, offset_of, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
-use crate::fault::FaultError;
 use crate::gfp::Gfp;
 use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
 use crate::mm_struct::Advice;

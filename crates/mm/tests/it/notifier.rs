@@ -173,7 +173,7 @@ struct Refuser(AtomicU64);
 
 impl Notifier for Refuser {
     fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
-        if self.0.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+        if self.0.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
             cx.would_block()?;
         }
         Ok(())
