@@ -74,8 +74,6 @@ mod context;
 mod error;
 mod hooks;
 mod interval;
-#[cfg(test)]
-mod interval_tests;
 mod member;
 mod misuse;
 mod node;

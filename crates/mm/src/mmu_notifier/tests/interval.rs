@@ -1,7 +1,7 @@
 //! The invariants of intervals, hooks, shares and misuse, each with its number in the
 //! specification of the mechanism.
 
-use super::*;
+use super::super::*;
 use crate::addr::Vaddr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
@@ -548,7 +548,7 @@ fn n18_n118_an_interval_that_is_stuck_is_named() {
 /// The number wraps without anybody noticing.
 #[test]
 fn n58_the_number_wraps() {
-    use super::sequence::{Look, Sequence};
+    use super::super::sequence::{Look, Sequence};
     let last = (1 << 40) - 1;
     let sequence = Sequence::new_open(last);
     let _nobody_waits = sequence.end();

@@ -1,6 +1,6 @@
 //! The contract of the module's head, each sentence with the test that would see it broken.
 
-use super::*;
+use super::super::*;
 use crate::addr::Vaddr;
 use core::sync::atomic::{AtomicI64, Ordering};
 use core::time::Duration;

@@ -1,0 +1,4 @@
+//! The contract of the module's head, and what the specification of the mechanism numbers.
+
+mod interval;
+mod list;
