@@ -32,13 +32,15 @@ pub struct Invalidation {
 }
 
 /// Whose ends are due.
-struct Started {
+pub(super) struct Started {
+    // INVARIANT: `only` stands before `handle`: fields drop in order, and whoever waits for the
+    // bracket's epoch, which ends with the handle, relies on it that nobody holds a member then.
+    /// The one, if it is one and was not found at a glance.
+    only: Option<Arc<Member>>,
     /// Who was subscribed at the time of the start.
     handle: Arc<Handle>,
     /// So many of those whom the range concerns have been started, in their order.
     nr: usize,
-    /// The one, if it is one and was not found at a glance.
-    only: Option<Arc<Member>>,
 }
 
 impl Invalidation {
@@ -54,17 +56,16 @@ impl Invalidation {
 
     #[inline]
     pub(super) fn of_nobody(range: Range, nr_joined: u64) -> Self {
-        Self {
-            range,
-            started: None,
-            nr_joined,
-        }
+        Self::open(range, nr_joined, None)
     }
 
-    #[cold]
-    fn apply_late_end(&mut self) {
-        if let Some(started) = self.started.take() {
-            started.end(&self.range, How::Changed);
+    /// A bracket whose starts have been called.
+    #[inline]
+    pub(super) fn open(range: Range, nr_joined: u64, started: Option<Started>) -> Self {
+        Self {
+            range,
+            started,
+            nr_joined,
         }
     }
 }
@@ -87,25 +88,8 @@ impl fmt::Debug for Invalidation {
 }
 
 impl Started {
-    #[inline]
-    fn open(self, range: Range, nr_joined: u64) -> Invalidation {
-        if self.nr == 0 {
-            return Invalidation::of_nobody(range, nr_joined);
-        }
-        let is_late = self.handle.version().common.counters.injected() == Inject::LateEnd;
-        let mut invalidation = Invalidation {
-            range,
-            started: Some(self),
-            nr_joined,
-        };
-        if is_late {
-            invalidation.apply_late_end();
-        }
-        invalidation
-    }
-
     /// Delivers the ends.
-    fn end(self, range: &Range, how: How) {
+    fn end(&self, range: &Range, how: How) {
         let version = self.handle.version();
         if let Some(member) = &self.only {
             return end_one(member, range, how, &version.common);
@@ -147,11 +131,10 @@ enum Stopped {
 /// started, and so must be ended.
 #[inline]
 fn start_each(
-    handle: Arc<Handle>,
+    version: &Version,
     range: &Range,
     mut start: impl FnMut(&Member, usize) -> ControlFlow<Stopped>,
-) -> (Started, Option<Stopped>) {
-    let version = handle.version();
+) -> (usize, Option<Arc<Member>>, Option<Stopped>) {
     let common = &version.common;
     let fault = common.counters.injected();
     let mut nr = 0;
@@ -172,29 +155,42 @@ fn start_each(
             }
         }
     });
-    let only = only.cloned();
-    let stopped = flow.break_value();
-    (Started { handle, nr, only }, stopped)
+    (nr, only.cloned(), flow.break_value())
+}
+
+/// The ends that are due, if any.
+#[inline]
+fn due(
+    handle: Arc<Handle>,
+    nr: usize,
+    only: Option<Arc<Member>>,
+    range: &Range,
+) -> Option<Started> {
+    if nr == 0 {
+        return None;
+    }
+    let is_late = handle.version().common.counters.injected() == Inject::LateEnd;
+    let started = Started { handle, nr, only };
+    if is_late {
+        started.end(range, How::Changed);
+        return None;
+    }
+    Some(started)
 }
 
 impl Registry {
     /// Opens a bracket around what somebody may use.
-    #[inline]
-    pub(super) fn start_nonblock(
-        &self,
-        range: Range,
-        nr_joined: u64,
-    ) -> Result<Invalidation, Refused> {
+    pub(super) fn start_nonblock(&self, range: &Range) -> Result<Option<Started>, Refused> {
         let handle = self.begin(range.event, range.mode);
         let common = self.common();
         let counters = &common.counters;
         if counters.injected() == Inject::SkipNotifier {
-            return Ok(Invalidation::of_nobody(range, nr_joined));
+            return Ok(None);
         }
         let cx = NonBlock::new();
-        let (started, stopped) = start_each(handle, &range, |member, _| {
+        let (nr, only, stopped) = start_each(handle.version(), range, |member, _| {
             let answer = contain(common, range.mode, member, || {
-                member.callbacks().start_nonblock(&range, &cx)
+                member.callbacks().start_nonblock(range, &cx)
             });
             match answer {
                 Some(Ok(())) => ControlFlow::Continue(()),
@@ -203,36 +199,35 @@ impl Registry {
         });
         if let Some(Stopped::Refused(holder) | Stopped::Panicked(holder)) = stopped {
             add_one(&counters.refusals);
-            started.end(&range, How::GivenUp);
+            Started { handle, nr, only }.end(range, How::GivenUp);
             return Err(Refused { holder });
         }
-        Ok(started.open(range, nr_joined))
+        Ok(due(handle, nr, only, range))
     }
 
     /// Opens a bracket around what somebody may use, and waits for what was settled.
     pub(super) fn start_blockable(
         &self,
-        range: Range,
-        nr_joined: u64,
+        range: &Range,
         settle_deadline: Duration,
-    ) -> Result<Invalidation, BracketError> {
+    ) -> Result<Option<Started>, BracketError> {
         if running_callback() == Some(Mode::NonBlock) {
             self.report(Misuse::SleepInNonBlock);
         }
         let handle = self.begin(range.event, range.mode);
         let common = self.common();
         if common.counters.injected() == Inject::SkipNotifier {
-            return Ok(Invalidation::of_nobody(range, nr_joined));
+            return Ok(None);
         }
         let settling = Settling::new(settle_deadline);
         let cx = Blockable::new(&settling);
-        let (started, stopped) = start_each(handle, &range, |member, nr| {
+        let (nr, only, stopped) = start_each(handle.version(), range, |member, nr| {
             if settling.has_failed() {
                 return ControlFlow::Break(Stopped::Late);
             }
             settling.enter(nr);
             let answer = contain(common, range.mode, member, || {
-                member.callbacks().start_blockable(&range, &cx);
+                member.callbacks().start_blockable(range, &cx);
             });
             match answer {
                 Some(()) => ControlFlow::Continue(()),
@@ -246,13 +241,13 @@ impl Registry {
             Some(Stopped::Late) | None => settling
                 .wait()
                 .err()
-                .map(|unsettled| stuck(started.handle.version(), Some(&range), unsettled)),
+                .map(|unsettled| stuck(handle.version(), Some(range), unsettled)),
         };
         if let Some(error) = failed {
-            started.end(&range, How::GivenUp);
+            Started { handle, nr, only }.end(range, How::GivenUp);
             return Err(error);
         }
-        Ok(started.open(range, nr_joined))
+        Ok(due(handle, nr, only, range))
     }
 
     /// Calls `release` of everybody, waits for what they settled, and takes them out.

@@ -293,6 +293,7 @@ pub(super) struct Unsettled {
 }
 
 impl Settling {
+    #[inline]
     pub(super) fn new(deadline: Duration) -> Self {
         Self {
             deadline,

@@ -136,7 +136,8 @@ impl Notifiers {
         if self.registry.is_empty() {
             return Ok(Invalidation::of_nobody(range, nr_joined));
         }
-        self.registry.start_nonblock(range, nr_joined)
+        let started = self.registry.start_nonblock(&range)?;
+        Ok(Invalidation::open(range, nr_joined, started))
     }
 
     /// Opens a non-blockable bracket if there is no subscription: for a thread that must not run
@@ -204,8 +205,8 @@ impl Notifiers {
         if self.registry.is_empty() {
             return Ok(Invalidation::of_nobody(range, nr_joined));
         }
-        self.registry
-            .start_blockable(range, nr_joined, settle_deadline)
+        let started = self.registry.start_blockable(&range, settle_deadline)?;
+        Ok(Invalidation::open(range, nr_joined, started))
     }
 
     /// Whether nobody has subscribed since the bracket began. The caller owns the page that it
