@@ -11,6 +11,7 @@ mod devices;
 #[cfg(feature = "notifiers")]
 mod endings;
 mod failures;
+#[cfg(feature = "notifiers")]
 mod mayfail;
 mod mlock;
 mod oom;
@@ -119,8 +120,11 @@ cases! {
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
+    #[cfg(feature = "notifiers")]
     mayfail::mayfail_a_builder_is_told_to_let_go_of_its_own_pages,
+    #[cfg(feature = "notifiers")]
     mayfail::mayfail_a_notifier_that_keeps_its_pages_goes_stale,
+    #[cfg(feature = "notifiers")]
     mayfail::mayfail_marked_pages_are_never_asked_for,
     mlock::locked_pages_are_never_evicted,
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
