@@ -4,6 +4,7 @@
 //! posts commands to a bounded queue, and the engine ([`DmaDevice::serve`]) carries them out one
 //! after the other. So a start has to wait for the engine's answer, and refuses where it may not
 //! wait, but only if the card may hold a translation of the range: the driver knows which it may.
+//! It refuses after it has posted the command, so that the next start finds nothing to wait for.
 //!
 //! The engine must answer whatever happens to memory: it takes no page faults, allocates nothing
 //! that a start waits for, and waits only for accesses in flight, which end by themselves.
@@ -127,7 +128,12 @@ impl Odp {
         let mut host = cx.short(&self.host);
         if host.held.overlaps(run) {
             drop(host);
-            cx.would_block()?;
+            if let Err(refusal) = cx.would_block() {
+                // The engine may begin all the same: whoever asks again need not wait then.
+                let _: Fence = cx.short(&self.host).fifo.post_invalidate(run);
+                self.work.complete_all();
+                return Err(refusal);
+            }
             host = cx.short(&self.host);
         }
         // From here on nothing is refused. A map command on its way will not be fresh.
