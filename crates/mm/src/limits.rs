@@ -44,6 +44,9 @@ pub struct Limits {
     pub fault_deadline: Duration,
     /// How long a blockable bracket waits for the devices it told.
     pub settle_deadline: Duration,
+    /// Whether all address spaces are killed together when memory runs out (the kernel's
+    /// `memory.oom.group`); those with the lowest `oom_score_adj` are spared.
+    pub oom_group: bool,
     /// How often the reaper goes over its victim (the kernel's `MAX_OOM_REAP_RETRIES`).
     pub reap_passes: u32,
     /// The pause between two passes of the reaper.
@@ -58,6 +61,7 @@ impl Limits {
             zswap_max_bytes: max_bytes.saturating_mul(2),
             fault_deadline: Duration::from_secs(10),
             settle_deadline: Duration::from_secs(2),
+            oom_group: false,
             reap_passes: 10,
             reap_interval: Duration::from_millis(100),
         }

@@ -104,6 +104,12 @@ impl Builder {
         self
     }
 
+    /// Whether all address spaces are killed together when memory runs out (`memory.oom.group`).
+    pub fn oom_group(mut self, together: bool) -> Self {
+        self.limits.oom_group = together;
+        self
+    }
+
     /// How many service threads resolve faults; each mapping belongs to one of them. A fault that
     /// waits for a frame holds up the other mappings of its thread.
     pub fn fault_threads(mut self, nr: usize) -> Self {

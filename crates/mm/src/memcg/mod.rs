@@ -122,6 +122,9 @@ impl Memcg {
         let mut mms = self.mms.write();
         mms.retain(|mm| mm.strong_count() > 0);
         mms.push(Arc::downgrade(mm));
+        let nr = mms.len();
+        drop(mms);
+        self.oom.make_room(nr);
     }
 
     pub(crate) fn remove_mm(&self, id: MmId) {

@@ -53,6 +53,7 @@ pub struct Mm {
     exited: AtomicBool,
     oom_score_adj: AtomicI32,
     on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
+    was_told: AtomicBool,
 }
 
 /// What an address space holds, in pages.
@@ -89,6 +90,7 @@ impl Memcg {
             exited: AtomicBool::new(false),
             oom_score_adj: AtomicI32::new(0),
             on_kill: RwLock::new("mm.on_kill", None),
+            was_told: AtomicBool::new(false),
         });
         self.add_mm(&mm);
         MmHandle { mm }
@@ -176,7 +178,12 @@ impl Mm {
         *self.on_kill.write() = Some(Box::new(on_kill));
     }
 
+    /// Calls what was set, the first time.
     pub(crate) fn call_on_kill(&self) {
+        // Relaxed: it only chooses who calls.
+        if self.was_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if let Some(on_kill) = &*self.on_kill.read() {
             on_kill();
         }

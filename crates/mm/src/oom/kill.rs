@@ -3,11 +3,12 @@
 //! Linux counterpart: `out_of_memory`, `oom_kill_process`.
 
 use super::badness::badness;
-use super::report::OomReport;
-use super::{State, Verdict};
+use super::report::{CONSIDERED_MAX, Considered, Lists, OomReport, Reason};
+use super::{Reaping, State, Verdict};
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
+use crate::mmu_notifier::MmId;
 use crate::reclaim::Stall;
 use std::sync::{Arc, Weak};
 
@@ -22,16 +23,32 @@ impl Memcg {
         if state.victim.is_some() || self.frames.nr_freed() != stall.nr_freed {
             return Verdict::Acted;
         }
-        let Some((victim, badness, candidates)) = self.select_victim() else {
+        if !self.kill(&mut state) {
             return Verdict::Wait;
-        };
-        self.kill(&mut state, &victim, badness, candidates);
+        }
         drop(state);
-        victim.call_on_kill();
-        // Whoever waits for a frame on the victim's behalf stops waiting.
+        self.call_on_kill();
+        // Whoever waits for a frame on a victim's behalf stops waiting.
         self.frames.wake_all();
         self.oom.wake.notify_all();
         Verdict::Acted
+    }
+
+    /// Tells each victim that has not been told. No lock is held while one is.
+    fn call_on_kill(&self) {
+        let mut last = MmId(0);
+        while let Some(mm) = self.mm_after(last) {
+            if mm.is_killed() {
+                mm.call_on_kill();
+            }
+            last = mm.id();
+        }
+    }
+
+    fn mm_after(&self, last: MmId) -> Option<Arc<Mm>> {
+        let mms = self.mms.read();
+        let mut alive = mms.iter().filter_map(Weak::upgrade);
+        alive.find(|mm| mm.id() > last)
     }
 
     /// Whether something that was under way when the row began could still free memory: a fault or
@@ -47,28 +64,72 @@ impl Memcg {
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
     }
 
-    /// The address space with the highest badness; of equals, the later one.
-    fn select_victim(&self) -> Option<(Arc<Mm>, i64, u64)> {
+    /// The address space with the highest badness; of equals, the later one. Notes whom it
+    /// considered.
+    fn select_victim(&self, considered: &mut Vec<Considered>) -> Option<(Arc<Mm>, u64)> {
         let mut candidates = 0;
         let mut worst: Option<(Arc<Mm>, i64)> = None;
         for mm in self.mms.read().iter().filter_map(Weak::upgrade) {
-            let Some(badness) = badness(&mm, self.limits.frames_max()) else {
+            let Some(candidate) = self.consider(&mm) else {
                 continue;
             };
             candidates += 1;
+            let badness = candidate.badness;
+            note(considered, candidate);
             if worst.as_ref().is_none_or(|(_, most)| badness >= *most) {
                 worst = Some((mm, badness));
             }
         }
-        worst.map(|(mm, badness)| (mm, badness, candidates))
+        worst.map(|(mm, _)| (mm, candidates))
     }
 
-    fn kill(&self, state: &mut State, victim: &Arc<Mm>, badness: i64, candidates: u64) {
+    fn consider(&self, mm: &Mm) -> Option<Considered> {
+        Some(Considered {
+            badness: badness(mm, self.limits.frames_max())?,
+            name: Arc::clone(mm.name()),
+            frames: mm.nr_frames(),
+            swapped: mm.nr_swapped(),
+            oom_score_adj: mm.oom_score_adj(),
+        })
+    }
+
+    /// Kills the worst, and its group if that is wanted; false when there is nobody to kill.
+    fn kill(&self, state: &mut State) -> bool {
+        let mut lists = state.reports.empty_lists();
+        let Some((victim, candidates)) = self.select_victim(&mut lists.considered) else {
+            state.reports.put_back(lists);
+            return false;
+        };
+        self.kill_one(state, &victim, Reason::Badness, candidates, lists);
+        if self.limits.oom_group {
+            let of = victim.id();
+            for mm in self.mms.read().iter().filter_map(Weak::upgrade) {
+                if self.consider(&mm).is_some() && state.group.len() < state.group.capacity() {
+                    let lists = state.reports.empty_lists();
+                    self.kill_one(state, &mm, Reason::Group { of }, candidates, lists);
+                    state.group.push(mm);
+                }
+            }
+        }
+        state.victim = Some(victim);
+        true
+    }
+
+    fn kill_one(
+        &self,
+        state: &mut State,
+        victim: &Mm,
+        reason: Reason,
+        candidates: u64,
+        lists: Lists,
+    ) {
         count(&self.stat.oom_kill);
         let report = OomReport {
             mm: victim.id(),
             victim: Arc::clone(victim.name()),
-            badness,
+            reason,
+            badness: badness(victim, self.limits.frames_max()).unwrap_or(0),
+            considered: lists.considered,
             candidates,
             frames: (self.frames.counter().usage(), self.frames.counter().max()),
             zswap: (self.zswap.bytes(), self.zswap.max_bytes()),
@@ -80,15 +141,28 @@ impl Memcg {
             passes: 0,
             freed_frames: 0,
             freed_swapped: 0,
-            skipped: state.reports.empty_list(),
+            skipped: lists.skipped,
         };
         state.reports.push(report);
         victim.mark_killed();
-        state.victim = Some(Arc::clone(victim));
+    }
+
+    /// What the reaper does with victims that devices subscribe to.
+    pub fn set_reaping(&self, reaping: Reaping) {
+        self.oom.set_reaping(reaping);
     }
 
     /// The stories of the kills so far, oldest first.
     pub fn oom_reports(&self) -> Vec<OomReport> {
         self.oom.state.lock().reports.told().to_vec()
+    }
+}
+
+/// Keeps the candidates of the highest badness, of equals the later first.
+fn note(considered: &mut Vec<Considered>, candidate: Considered) {
+    let at = considered.partition_point(|other| other.badness > candidate.badness);
+    if at < CONSIDERED_MAX {
+        considered.truncate(CONSIDERED_MAX - 1);
+        considered.insert(at, candidate);
     }
 }

@@ -11,7 +11,7 @@ mod kill;
 mod reaper;
 mod report;
 
-pub use report::{OomReport, Skipped};
+pub use report::{Considered, OomReport, Reason, Skipped};
 use report::{REPORTS_MAX, Reports};
 
 use crate::mm_struct::Mm;
@@ -28,6 +28,18 @@ pub(crate) enum Verdict {
     Acted,
 }
 
+/// What the reaper does with a victim that devices subscribe to. To show the difference; nobody
+/// who wants to get memory back sets it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Reaping {
+    /// It asks each device without blocking, and takes what none refuses.
+    #[default]
+    Asks,
+    /// It leaves such a victim alone, as Linux did before 4.19: a notifier might block. Then
+    /// somebody else is killed although the first still has all its memory.
+    GivesUp,
+}
+
 /// The state of the OOM killer of a memory cgroup.
 pub(crate) struct Control {
     state: Mutex<State>,
@@ -37,10 +49,13 @@ pub(crate) struct Control {
 struct State {
     /// Who is being reaped. While there is somebody, nobody else is killed.
     victim: Option<Arc<Mm>>,
+    /// Who was killed with it, and is reaped after it. There is room for every address space.
+    group: Vec<Arc<Mm>>,
     /// A pin of a reaped victim was dropped: there may be more to free.
     is_woken: bool,
     /// Reaped once, with something left behind.
     leftovers: Vec<Arc<Mm>>,
+    reaping: Reaping,
     reports: Reports,
 }
 
@@ -48,8 +63,10 @@ impl Control {
     pub(crate) fn new() -> Self {
         let state = State {
             victim: None,
+            group: Vec::new(),
             is_woken: false,
             leftovers: Vec::with_capacity(REPORTS_MAX),
+            reaping: Reaping::default(),
             reports: Reports::new(),
         };
         Self {
@@ -61,6 +78,18 @@ impl Control {
     pub(crate) fn wake_reaper(&self) {
         self.state.lock().is_woken = true;
         self.wake.notify_all();
+    }
+
+    /// There are `nr` address spaces: from now on that many can be killed without allocating.
+    pub(crate) fn make_room(&self, nr: usize) {
+        let mut state = self.state.lock();
+        let missing = nr.saturating_sub(state.group.len());
+        state.group.reserve(missing);
+    }
+
+    /// From now on the reaper deals with its victims like this.
+    pub(crate) fn set_reaping(&self, reaping: Reaping) {
+        self.state.lock().reaping = reaping;
     }
 
     /// The address space is gone.

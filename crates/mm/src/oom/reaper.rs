@@ -6,12 +6,13 @@
 //!
 //! Linux counterpart: `oom_reap_task`, `__oom_reap_task_mm`.
 
+use super::Reaping;
 use super::report::{SKIPPED_MAX, Skipped};
 use crate::addr::PageRun;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::Memcg;
 use crate::mm_struct::{Busy, Mm, Scope, Vma, VmaId, ZapOutcome};
-use crate::mmu_notifier::Event;
+use crate::mmu_notifier::{Event, MmId};
 use std::sync::Arc;
 
 /// What one pass over a victim did.
@@ -22,6 +23,12 @@ struct ReapPass {
 }
 
 impl ReapPass {
+    fn clear(&mut self) {
+        self.outcome = ZapOutcome::default();
+        self.skipped.clear();
+        self.first_page_ns = None;
+    }
+
     fn skip(&mut self, holder: &Arc<str>, pages: u64) {
         if let Some(known) = self
             .skipped
@@ -42,6 +49,7 @@ impl ReapPass {
 struct Holders {
     pin: Arc<str>,
     user: Arc<str>,
+    notifier: Arc<str>,
 }
 
 impl Memcg {
@@ -51,6 +59,7 @@ impl Memcg {
         let holders = Holders {
             pin: Arc::from("a pin"),
             user: Arc::from("a thread in a fault"),
+            notifier: Arc::from("a notifier that may block"),
         };
         let mut pass = ReapPass {
             outcome: ZapOutcome::default(),
@@ -82,24 +91,37 @@ impl Memcg {
     }
 
     fn reap_victim(&self, victim: &Arc<Mm>, pass: &mut ReapPass, holders: &Holders) {
+        let reaping = self.oom.state.lock().reaping;
+        if reaping == Reaping::GivesUp && victim.notifiers().has_subscriptions() {
+            pass.clear();
+            pass.skip(&holders.notifier, victim.nr_frames() + victim.nr_swapped());
+            self.record(victim.id(), pass, 1, true);
+            return self.finish_victim();
+        }
         for attempt in 1..=self.limits.reap_passes {
             self.reap_pass(victim, pass, holders);
             let is_clean = pass.skipped.is_empty();
             let is_last = is_clean || attempt == self.limits.reap_passes;
-            self.record(pass, attempt, is_last);
+            self.record(victim.id(), pass, attempt, is_last);
             if is_last || self.is_stopped() {
                 break;
             }
             lockdep::sync::sleep("mm.oom.reaper", self.limits.reap_interval);
         }
         let is_clean = pass.skipped.is_empty();
+        self.finish_victim();
         let mut state = self.oom.state.lock();
-        state.victim = None;
         // Whoever tears the address space down later takes it out again; see `forget`.
         let is_left = !is_clean && victim.nr_frames() + victim.nr_swapped() > 0;
         if is_left && state.leftovers.len() < state.leftovers.capacity() {
             state.leftovers.push(Arc::clone(victim));
         }
+    }
+
+    /// The next of the group, if there is one, is the victim.
+    fn finish_victim(&self) {
+        let mut state = self.oom.state.lock();
+        state.victim = state.group.pop();
     }
 
     /// Somebody let go of a page of a victim that was reaped before.
@@ -109,7 +131,7 @@ impl Memcg {
             let Some(victim) = victim else { break };
             self.reap_pass(&victim, pass, holders);
             let mut state = self.oom.state.lock();
-            if let Some(report) = state.reports.last_of(victim.name()) {
+            if let Some(report) = state.reports.last_of(victim.id()) {
                 report.freed_frames += pass.outcome.frames;
                 report.freed_swapped += pass.outcome.swapped;
             }
@@ -117,9 +139,7 @@ impl Memcg {
     }
 
     fn reap_pass(&self, victim: &Mm, pass: &mut ReapPass, holders: &Holders) {
-        pass.outcome = ZapOutcome::default();
-        pass.skipped.clear();
-        pass.first_page_ns = None;
+        pass.clear();
         let mut last = VmaId(0);
         loop {
             let vma = match victim.try_vma_after(last) {
@@ -172,10 +192,10 @@ impl Memcg {
         }
     }
 
-    fn record(&self, pass: &mut ReapPass, attempt: u32, is_last: bool) {
+    fn record(&self, victim: MmId, pass: &mut ReapPass, attempt: u32, is_last: bool) {
         let now_ns = self.clock.now_ns();
         let mut state = self.oom.state.lock();
-        let Some(report) = state.reports.last() else {
+        let Some(report) = state.reports.last_of(victim) else {
             return;
         };
         let after = |ns: u64| ns.saturating_sub(report.killed_at_ns);

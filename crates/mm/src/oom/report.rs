@@ -19,6 +19,36 @@ pub struct Skipped {
     pub pages: u64,
 }
 
+/// Candidates that one report can name.
+pub(super) const CONSIDERED_MAX: usize = 8;
+
+/// An address space that could have been killed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Considered {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The pages that would come free, and the adjustment.
+    pub badness: i64,
+    /// Frames that it held.
+    pub frames: u64,
+    /// Pages that it had in the store.
+    pub swapped: u64,
+    /// Its adjustment, in thousandths of the limit.
+    pub oom_score_adj: i32,
+}
+
+/// Why an address space was killed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Its badness was the highest.
+    Badness,
+    /// It is in the group of the one whose badness was the highest.
+    Group {
+        /// That one.
+        of: MmId,
+    },
+}
+
 /// The story of one kill. Times are nanoseconds after the decision.
 #[derive(Clone, Debug)]
 pub struct OomReport {
@@ -26,8 +56,13 @@ pub struct OomReport {
     pub mm: MmId,
     /// Its name.
     pub victim: Arc<str>,
+    /// Why this one.
+    pub reason: Reason,
     /// Its badness.
     pub badness: i64,
+    /// The candidates of the highest badness, which comes first; empty for one that was killed
+    /// with its group.
+    pub considered: Vec<Considered>,
     /// How many address spaces were considered.
     pub candidates: u64,
     /// Frames charged when the decision fell, and their bound.
@@ -65,11 +100,25 @@ impl fmt::Display for OomReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms =
             |ns: Option<u64>| ns.map_or("never".into(), |ns| format!("{:.3} ms", ns as f64 / 1e6));
-        writeln!(
-            f,
-            "killed {}: badness {}, the highest of {}",
-            self.victim, self.badness, self.candidates
-        )?;
+        match self.reason {
+            Reason::Badness => writeln!(
+                f,
+                "killed {}: badness {}, the highest of {}",
+                self.victim, self.badness, self.candidates
+            )?,
+            Reason::Group { of } => writeln!(
+                f,
+                "killed {}: with the group of address space {}",
+                self.victim, of.0
+            )?,
+        }
+        for other in self.considered.iter().skip(1) {
+            writeln!(
+                f,
+                "not {}: badness {} ({} frames, {} stored pages, adjustment {})",
+                other.name, other.badness, other.frames, other.swapped, other.oom_score_adj
+            )?;
+        }
         writeln!(
             f,
             "because nothing could be freed: {} of {} frames, {} of {} compressed bytes in use",
@@ -108,32 +157,54 @@ impl fmt::Display for OomReport {
 /// start: who runs out of memory must not ask for any.
 pub(super) struct Reports {
     told: Vec<OomReport>,
-    /// Lists of holders for reports to come; one for each that there is still room for.
-    spare: Vec<Vec<Skipped>>,
+    /// Lists for reports to come; for each that there is still room for.
+    spare: Vec<Lists>,
+}
+
+/// The lists of a report, empty and with room.
+pub(super) struct Lists {
+    pub(super) considered: Vec<Considered>,
+    pub(super) skipped: Vec<Skipped>,
 }
 
 impl Reports {
     pub(super) fn new() -> Self {
-        let list = |_| Vec::with_capacity(SKIPPED_MAX);
+        let lists = |_| Lists {
+            considered: Vec::with_capacity(CONSIDERED_MAX),
+            skipped: Vec::with_capacity(SKIPPED_MAX),
+        };
         Self {
             told: Vec::with_capacity(REPORTS_MAX),
-            spare: (0..REPORTS_MAX).map(list).collect(),
+            spare: (0..REPORTS_MAX).map(lists).collect(),
         }
     }
 
-    /// A list for the next report; when there are as many as are kept, that of the oldest.
-    pub(super) fn empty_list(&mut self) -> Vec<Skipped> {
+    /// Lists for the next report; when there are as many as are kept, those of the oldest.
+    pub(super) fn empty_lists(&mut self) -> Lists {
         self.spare.pop().unwrap_or_else(|| {
-            let mut list = self.told.remove(0).skipped;
-            list.clear();
-            list
+            let oldest = self.told.remove(0);
+            let (mut considered, mut skipped) = (oldest.considered, oldest.skipped);
+            considered.clear();
+            skipped.clear();
+            Lists {
+                considered,
+                skipped,
+            }
         })
     }
 
-    /// Adds a report, whose list of holders is from [`Reports::empty_list`].
+    /// Gives back lists that no report came to have.
+    pub(super) fn put_back(&mut self, mut lists: Lists) {
+        lists.considered.clear();
+        self.spare.push(lists);
+    }
+
+    /// Adds a report, whose lists are from [`Reports::empty_lists`].
     pub(super) fn push(&mut self, report: OomReport) {
         assert!(
-            self.told.len() < REPORTS_MAX && report.skipped.capacity() >= SKIPPED_MAX,
+            self.told.len() < REPORTS_MAX
+                && report.skipped.capacity() >= SKIPPED_MAX
+                && report.considered.capacity() >= CONSIDERED_MAX,
             "a report without a place"
         );
         self.told.push(report);
@@ -143,15 +214,10 @@ impl Reports {
         &self.told
     }
 
-    /// The newest report.
-    pub(super) fn last(&mut self) -> Option<&mut OomReport> {
-        self.told.last_mut()
-    }
-
     /// The newest report of a victim.
-    pub(super) fn last_of(&mut self, victim: &str) -> Option<&mut OomReport> {
+    pub(super) fn last_of(&mut self, victim: MmId) -> Option<&mut OomReport> {
         let mut newest_first = self.told.iter_mut().rev();
-        newest_first.find(|report| *report.victim == *victim)
+        newest_first.find(|report| report.mm == victim)
     }
 }
 
@@ -164,12 +230,21 @@ mod tests {
         let mut reports = Reports::new();
         let reserved = reports.told.as_ptr();
         for badness in 0..3 * REPORTS_MAX as i64 {
-            let skipped = reports.empty_list();
+            let Lists {
+                considered,
+                skipped,
+            } = reports.empty_lists();
             assert_eq!((skipped.len(), skipped.capacity()), (0, SKIPPED_MAX));
+            assert_eq!(
+                (considered.len(), considered.capacity()),
+                (0, CONSIDERED_MAX)
+            );
             reports.push(OomReport {
                 mm: MmId(1),
                 victim: "victim".into(),
+                reason: Reason::Badness,
                 badness,
+                considered,
                 candidates: 1,
                 frames: (0, 0),
                 zswap: (0, 0),
@@ -183,7 +258,7 @@ mod tests {
                 freed_swapped: 0,
                 skipped,
             });
-            let newest = reports.last_of("victim").expect("pushed above");
+            let newest = reports.last_of(MmId(1)).expect("pushed above");
             assert_eq!(newest.badness, badness);
             let holder = Skipped {
                 holder: "gpu".into(),

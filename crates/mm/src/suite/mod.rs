@@ -131,6 +131,7 @@ cases! {
     mlock::the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
     oom::the_leaker_is_killed_and_the_others_live,
+    oom::a_group_is_killed_together,
     #[cfg(feature = "notifiers")]
     oom_devices::what_a_device_holds_is_left_behind_by_name,
     #[cfg(feature = "notifiers")]
@@ -141,6 +142,7 @@ cases! {
     oom_devices::a_hung_device_does_not_stop_the_oom_killer,
     #[cfg(feature = "notifiers")]
     oom_devices::a_hung_callback_does_not_stop_the_oom_killer,
+    oom_devices::a_reaper_that_gives_up_kills_a_second,
 }
 
 /// A worker's name and its loop.

@@ -4,8 +4,10 @@ use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
 use crate::addr::PAGE_SIZE;
 use crate::fault::FaultError;
 use crate::limits::Limits;
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::oom::Reason;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
+use std::sync::Arc;
 
 /// Writes pages that cannot be compressed until the address space is killed.
 pub(super) fn leak(mapping: &dyn Mapping, nr_pages: u32, seed: u64) -> u32 {
@@ -64,4 +66,43 @@ pub(super) fn the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
             "page {page} of the other"
         );
     }
+}
+
+/// Kernel counterpart: `memory.oom.group`; one report each, all reaped before anybody else goes.
+pub(super) fn a_group_is_killed_together(machine: &dyn Machine) {
+    let mut limits = limits(32);
+    limits.oom_group = true;
+    let world = World::with_limits(machine, limits);
+    let names = ["worst", "member", "spared"];
+    let [worst, member, spared] = names.map(|name| world.memcg.new_mm(name));
+    spared.set_oom_score_adj(-1000);
+    let maps = [(&worst, 512), (&member, 8), (&spared, 8)].map(|(mm, nr)| world.map(mm, nr));
+    let nr_called = Arc::new(AtomicU64::new(0));
+    for mm in [&worst, &member, &spared] {
+        let nr_called = Arc::clone(&nr_called);
+        mm.set_on_kill(move || {
+            nr_called.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    for mapping in &maps[1..] {
+        write_page(&**mapping, 3, &[7]);
+    }
+    leak(&*maps[0], 512, 71);
+    world.wait_until_reaped();
+    assert!(worst.is_killed() && member.is_killed() && !spared.is_killed());
+    let reports = world.memcg.oom_reports();
+    let told: Vec<_> = reports
+        .iter()
+        .map(|report| (&*report.victim, report.reason))
+        .collect();
+    let group = Reason::Group { of: worst.id() };
+    assert_eq!(told, [("worst", Reason::Badness), ("member", group)]);
+    let considered: Vec<_> = reports[0].considered.iter().map(|of| &*of.name).collect();
+    assert_eq!(considered, ["worst", "member"]);
+    for mm in [&worst, &member] {
+        assert_eq!((mm.nr_frames(), mm.nr_swapped()), (0, 0));
+    }
+    world.wait_until("both are told", || nr_called.load(Ordering::Relaxed) == 2);
+    assert_eq!(read_page(&*maps[2], 3)[0], 7);
+    assert_eq!(maps[1].read(0, &mut [0]), Err(FaultError::Killed));
 }

@@ -7,6 +7,7 @@ use crate::gfp::Gfp;
 use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
 use crate::mm_struct::Advice;
 use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
+use crate::oom::Reaping;
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -228,4 +229,45 @@ pub(super) fn a_hung_callback_does_not_stop_the_oom_killer(machine: &dyn Machine
     assert!(hog.is_killed() && !small.is_killed());
     drop(hangs);
     drop(subscription);
+}
+
+/// What Linux did until 2018, and what it was cured of: a reaper that gives up because a notifier
+/// might block frees nothing, and somebody who did nothing goes next.
+pub(super) fn a_reaper_that_gives_up_kills_a_second(machine: &dyn Machine) {
+    for (reaping, nr_killed) in [(Reaping::Asks, 1), (Reaping::GivesUp, 2)] {
+        let world = World::with_limits(machine, limits(32));
+        world.memcg.set_reaping(reaping);
+        let (bystander, leaker) = (
+            world.memcg.new_mm("bystander"),
+            world.memcg.new_mm("leaker"),
+        );
+        let (kept, leaked) = (world.map(&bystander, 40), world.map(&leaker, 512));
+        // It never refuses, and never blocks; but who knows.
+        let device = Arc::new(Willing);
+        let subscription = leaker.notifiers().subscribe("nic", Ranges::WholeMm, device);
+        let mut rng = Rng(81);
+        for page in 0..8 {
+            write_page(&*kept, page, &rng.incompressible());
+        }
+        leak(&*leaked, 512, 82);
+        for page in 8..40 {
+            // Fails when it is killed for it.
+            let _ = kept.write(offset_of(page), &rng.incompressible());
+        }
+        world.wait_until_reaped();
+        let reports = world.memcg.oom_reports();
+        assert_eq!(reports.len(), nr_killed, "{reaping:?}: {reports:?}");
+        let held = (leaker.nr_frames() + leaker.nr_swapped()) > 0;
+        assert_eq!(held, reaping == Reaping::GivesUp);
+        assert_eq!(bystander.is_killed(), reaping == Reaping::GivesUp);
+        drop(subscription);
+    }
+}
+
+struct Willing;
+
+impl Notifier for Willing {
+    fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        Ok(())
+    }
 }

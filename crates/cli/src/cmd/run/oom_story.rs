@@ -12,6 +12,8 @@ pub(crate) struct Oom {
     pub(crate) victim: String,
     pub(crate) reason: String,
     pub(crate) candidates: u64,
+    /// Those of the highest badness, the victim first.
+    pub(crate) considered: Vec<Candidate>,
     pub(crate) badness_pages: i64,
     pub(crate) held_frames: u64,
     pub(crate) held_stored_pages: u64,
@@ -23,6 +25,16 @@ pub(crate) struct Oom {
     pub(crate) done_us: Option<f64>,
     pub(crate) passes: u32,
     pub(crate) skipped_holders: Vec<Holder>,
+}
+
+/// Somebody who could have been killed, in pages.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Candidate {
+    pub(crate) name: String,
+    pub(crate) badness: i64,
+    pub(crate) frames: u64,
+    pub(crate) stored: u64,
+    pub(crate) oom_score_adj: i32,
 }
 
 /// Somebody who did not give memory back.
@@ -92,6 +104,17 @@ impl Oom {
                 Bytes(zswap_max)
             ),
             candidates: report.candidates,
+            considered: report
+                .considered
+                .iter()
+                .map(|other| Candidate {
+                    name: other.name.to_string(),
+                    badness: other.badness,
+                    frames: other.frames,
+                    stored: other.swapped,
+                    oom_score_adj: other.oom_score_adj,
+                })
+                .collect(),
             badness_pages: report.badness,
             held_frames: report.held.0,
             held_stored_pages: report.held.1,
