@@ -35,6 +35,7 @@ Examples:
   pinless run --input /usr/share/doc --limit 256M --tenants 8 --seconds 60
   pinless run --json - | jq .oom             only the report, as JSON
   pinless run --inject skip-notifier         a broken run: must be caught
+  pinless run --scenario oom-2018            who dies when a reaper gives up
 
 Exit codes:
   0 everything held, 1 something did not (stderr says which page, device and
@@ -83,6 +84,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "FAULT")]
     pub(crate) inject: Option<Injection>,
 
+    /// Tell a short story instead of the main job
+    #[arg(long, value_enum, conflicts_with_all = ["inject", "input", "tenants", "seconds"])]
+    pub(crate) scenario: Option<Scenario>,
+
     /// Leave io_uring out
     #[arg(long)]
     pub(crate) no_io_uring: bool,
@@ -99,6 +104,16 @@ pub(crate) enum FaultModes {
     InThread,
     /// Guards make pages resident before they are used
     Guard,
+}
+
+/// A story.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Scenario {
+    /// Out of memory beside a device that hangs, with our reaper; beside it, that of 2018
+    Oom,
+    /// The same, with the reaper first that gives up when a notifier might block
+    #[value(name = "oom-2018")]
+    Oom2018,
 }
 
 /// What is broken on purpose.

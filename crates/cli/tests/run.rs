@@ -216,3 +216,42 @@ fn the_help_teaches() {
         assert!(help.contains(words), "{help}");
     }
 }
+
+/// The reaper of 2018 frees nothing beside a notifier, and a bystander dies; ours frees all but
+/// what the device holds.
+#[test]
+fn the_stories_of_two_reapers_differ() {
+    if is_skipped() {
+        return;
+    }
+    for (scenario, first) in [("oom", 0), ("oom-2018", 1)] {
+        let output = pinless()
+            .args([
+                "run",
+                "--scenario",
+                scenario,
+                "--limit",
+                "4M",
+                "--json",
+                "-",
+            ])
+            .output()
+            .expect("the binary can be started");
+        assert!(output.status.success(), "{}", stderr(&output));
+        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let ours = &told["stories"][first];
+        let then = &told["stories"][1 - first];
+        assert_eq!(ours["bystander_lives"], true, "{told:#}");
+        assert_eq!(then["bystander_lives"], false, "{told:#}");
+        let killed = |story: &Value| story["kills"].as_array().map_or(0, Vec::len);
+        assert_eq!((killed(ours), killed(then)), (1, 2), "{told:#}");
+        let holder = &ours["kills"][0]["skipped_holders"][0]["holder"];
+        assert_eq!(holder, "leaker/nic", "{told:#}");
+        assert_eq!(number(then, "/kills/0/freed_bytes"), 0.0);
+    }
+    let output = pinless()
+        .args(["run", "--scenario", "oom", "--limit", "64K"])
+        .output()
+        .expect("the binary can be started");
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}

@@ -34,7 +34,7 @@ pub use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 pub use pinless_mm::limits::{LimitError, Limits};
 pub use pinless_mm::mm_struct::{AdviseError, Building, Mlock, MlockError, UnmapError};
 pub use pinless_mm::mmu_notifier;
-pub use pinless_mm::oom::OomReport;
+pub use pinless_mm::oom::{self, OomReport};
 pub use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Vma};
 

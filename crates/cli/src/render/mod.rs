@@ -2,4 +2,5 @@
 
 pub(crate) mod json;
 pub(crate) mod live;
+pub(crate) mod side_by_side;
 pub(crate) mod term;

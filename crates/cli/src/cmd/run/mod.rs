@@ -12,6 +12,7 @@ mod plan;
 pub(crate) mod report;
 mod rng;
 mod rss;
+pub(crate) mod scenario;
 mod stage;
 mod tenant;
 mod verify;
@@ -96,6 +97,9 @@ impl std::error::Error for RunError {}
 
 /// Runs it, shows the report, and says how it went.
 pub(crate) fn main(args: &RunArgs) -> Exit {
+    if let Some(scenario) = args.scenario {
+        return scenario::main(args, scenario);
+    }
     let ran = json_file(args).and_then(|json| run(args).map(|report| (report, json)));
     let (report, json) = match ran {
         Ok(ran) => ran,
