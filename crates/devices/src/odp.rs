@@ -4,7 +4,7 @@
 //! posts commands to a bounded queue, and the engine ([`DmaDevice::serve`]) carries them out one
 //! after the other. So a start has to wait for the engine's answer, and refuses where it may not
 //! wait, but only if the card may hold a translation of the range: the driver knows which it may.
-//! It refuses after it has posted the command, so that the next start finds nothing to wait for.
+//! It refuses after it has posted the command, so that the next start may find nothing to wait for.
 //!
 //! The engine must answer whatever happens to memory: it takes no page faults, allocates nothing
 //! that a start waits for, and waits only for accesses in flight, which end by themselves.
@@ -49,6 +49,8 @@ struct Host {
     held: PageSet,
     fifo: Fifo,
     state: State,
+    /// The engine was asked for pages that nobody waits for.
+    is_asked: bool,
     /// The engine takes no command.
     is_hung: bool,
 }
@@ -105,6 +107,7 @@ impl Odp {
             held: PageSet::new(bus.nr_pages()),
             fifo: Fifo::new(),
             state: State::Running,
+            is_asked: false,
             is_hung: false,
         };
         let ranges = ranges_of(&*bus);
@@ -129,9 +132,7 @@ impl Odp {
         if host.held.overlaps(run) {
             drop(host);
             if let Err(refusal) = cx.would_block() {
-                // The engine may begin all the same: whoever asks again need not wait then.
-                let _: Fence = cx.short(&self.host).fifo.post_invalidate(run);
-                self.work.complete_all();
+                self.ask(&mut cx.short(&self.host), run);
                 return Err(refusal);
             }
             host = cx.short(&self.host);
@@ -145,6 +146,17 @@ impl Odp {
         drop(host);
         self.work.complete_all();
         cx.settle(&invalidated)
+    }
+
+    /// Has the engine begin before anybody waits for it: if it is fast enough, whoever asks again
+    /// need not wait. One such command at a time, so that the queue is left to those who do wait.
+    fn ask(&self, host: &mut Host, run: PageRun) {
+        if host.is_asked || host.state == State::Stopped || !host.held.overlaps(run) {
+            return;
+        }
+        host.is_asked = true;
+        let _: Fence = host.fifo.post_invalidate(run);
+        self.work.complete_all();
     }
 
     /// The data path: through the card's table, or by a fault and again.
@@ -242,7 +254,10 @@ impl Odp {
             }
             Command::Invalidate { run, done } => {
                 self.card.write().zap(run);
-                self.host.lock().held.remove(run, |_| ());
+                let mut host = self.host.lock();
+                host.held.remove(run, |_| ());
+                host.is_asked = false;
+                drop(host);
                 done.signal();
                 let spare = spare();
                 self.host.lock().fifo.restock(spare);

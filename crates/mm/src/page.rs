@@ -262,8 +262,8 @@ impl Word {
         )
     }
 
-    /// What the store had no room for when the page was to be stored. It changed neither since, or
-    /// this would be gone.
+    /// What the store had no room for when the page was to be stored. The contents have not changed
+    /// since: a page that is used, or given up, forgets it.
     pub fn no_room(self) -> Option<NoRoom> {
         if self.0 & HAS_COPY != 0 {
             return None;

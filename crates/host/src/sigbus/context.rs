@@ -48,11 +48,16 @@ impl Trap<'_> {
 const STACK_BYTES_MIN: usize = 28 * 1024;
 
 impl Trap<'_> {
-    /// Whether the handler has room to resolve a fault: not on the signal stack that a thread has
-    /// from somebody else. A thread without one is interrupted on its ordinary stack.
+    /// Whether the handler has room to resolve a fault: not at the end of a signal stack, as the
+    /// small one is that a thread has from elsewhere. A thread without one is interrupted on its
+    /// ordinary stack. Nor can the room be told of a stack that disarms itself
+    /// (`SS_AUTODISARM`); whoever sets up such a one sees to its size.
     pub(super) fn has_room(&self) -> bool {
+        let here = core::ptr::from_ref(&self).addr();
         let stack = &self.context.uc_stack;
-        stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size >= STACK_BYTES_MIN
+        let start = stack.ss_sp as usize;
+        let is_on_it = here >= start && here - start < stack.ss_size;
+        stack.ss_flags & libc::SS_DISABLE != 0 || !is_on_it || here - start >= STACK_BYTES_MIN
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Memcg {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) stat: Stat,
     pub(crate) vmas: RwLock<BTreeMap<VmaId, Arc<Vma>>>,
-    pub(crate) mms: RwLock<Vec<Weak<Mm>>>,
+    pub(crate) mms: RwLock<BTreeMap<MmId, Weak<Mm>>>,
     pub(crate) reclaim: reclaim::Control,
     pub(crate) oom: oom::Control,
     stopped: AtomicBool,
@@ -70,7 +70,7 @@ impl Memcg {
             clock,
             stat: Stat::default(),
             vmas: RwLock::new("mm.memcg.vmas", BTreeMap::new()),
-            mms: RwLock::new("mm.memcg.mms", Vec::new()),
+            mms: RwLock::new("mm.memcg.mms", BTreeMap::new()),
             reclaim: reclaim::Control::new(),
             oom: oom::Control::new(),
             stopped: AtomicBool::new(false),
@@ -120,17 +120,14 @@ impl Memcg {
 
     pub(crate) fn add_mm(&self, mm: &Arc<Mm>) {
         let mut mms = self.mms.write();
-        mms.retain(|mm| mm.strong_count() > 0);
-        mms.push(Arc::downgrade(mm));
+        mms.insert(mm.id(), Arc::downgrade(mm));
         let nr = mms.len();
         drop(mms);
         self.oom.make_room(nr);
     }
 
     pub(crate) fn remove_mm(&self, id: MmId) {
-        self.mms
-            .write()
-            .retain(|mm| mm.upgrade().is_some_and(|mm| mm.id() != id));
+        self.mms.write().remove(&id);
     }
 
     /// Charges a frame for a fault of `mm`: from what is free, or waits for it.

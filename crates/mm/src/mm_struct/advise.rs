@@ -147,7 +147,10 @@ impl Vma {
                 .map_err(AdviseError::Notifier)?;
             let outcome = self.zap_told(chunk, Scope::Told(&bracket));
             if outcome.pinned > 0 {
-                return Err(self.pinned_in(chunk).map_or(AdviseError::Contended, pinned));
+                let locked = |page| AdviseError::Locked { page };
+                let found = self.pinned_in(chunk).map(pinned);
+                let found = found.or_else(|| self.locked_in(chunk).map(locked));
+                return Err(found.unwrap_or(AdviseError::Contended));
             }
             if outcome.busy == 0 || self.gone().is_some() {
                 return Ok(());

@@ -287,7 +287,9 @@ impl Vma {
         let next = owned.was.with_state(State::Resident);
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
-            self.memcg().reclaim.kept_copies.note();
+            if !stored.is_same_filled() {
+                self.memcg().reclaim.kept_copies.note();
+            }
             self.publish(owned, next.protected().clean());
         } else {
             self.publish(owned, next.dirty().without_copy());

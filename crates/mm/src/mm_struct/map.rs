@@ -60,7 +60,10 @@ impl Mm {
             primary,
         ));
         self.link_vma(&vma)?;
-        self.memcg().vmas.write().insert(vma.id(), Arc::clone(&vma));
+        let mut vmas = self.memcg().vmas.write();
+        self.memcg().reclaim.retired.make_room(vmas.len() + 1);
+        vmas.insert(vma.id(), Arc::clone(&vma));
+        drop(vmas);
         let nr_windows = u64::from(vma.nr_windows());
         self.memcg()
             .reclaim

@@ -50,7 +50,8 @@ impl fmt::Display for MlockError {
 
 impl std::error::Error for MlockError {}
 
-/// Keeps pages in their frames until it is dropped, or their address space is killed.
+/// Keeps pages in their frames until it is dropped, or they are unmapped, or their address space is
+/// killed.
 #[derive(Debug)]
 #[must_use = "the pages are let go when this is dropped"]
 pub struct Mlock {
@@ -59,8 +60,8 @@ pub struct Mlock {
 }
 
 impl Vma {
-    /// Makes the pages of `run` resident and locks them. What is locked counts against the limit;
-    /// whoever locks more than fits ends in the OOM killer. May reclaim and wait for frames: not
+    /// Makes the pages of `run` resident and locks them. What is locked counts against the limit:
+    /// to lock more than fits is to run out of memory. May reclaim and wait for frames: not
     /// callable under a lock that a notifier takes, nor from a notifier.
     ///
     /// # Errors
@@ -104,6 +105,9 @@ impl Vma {
     fn lock_page(&self, page: PageIndex) -> Result<(), FaultError> {
         loop {
             let seen = self.load_settled(page);
+            if let Some(error) = self.gone() {
+                return Err(error);
+            }
             if seen.is_mapped() && seen.is_locked() {
                 return Ok(());
             }

@@ -101,7 +101,9 @@ impl Vma {
     fn own_to_zap(&self, page: PageIndex, scope: Scope<'_>) -> Result<Owned, ZapOutcome> {
         for _ in 0..PATIENCE {
             let seen = self.pages.load(page);
-            if seen.pins() > 0 {
+            // A lock protects from advice, not from the end of its owner.
+            let is_kept = seen.is_locked() && matches!(scope, Scope::Told(_));
+            if seen.pins() > 0 || is_kept {
                 return Err(ZapOutcome {
                     pinned: 1,
                     ..Default::default()

@@ -10,6 +10,7 @@ use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
 use crate::mmu_notifier::MmId;
 use crate::reclaim::Stall;
+use core::ops::Bound;
 use std::sync::{Arc, Weak};
 
 impl Memcg {
@@ -23,15 +24,47 @@ impl Memcg {
         if state.victim.is_some() || self.frames.nr_freed() != stall.nr_freed {
             return Verdict::Acted;
         }
-        if !self.kill(&mut state) {
+        if !self.kill_worst(&mut state) {
             return Verdict::Wait;
         }
         drop(state);
+        self.tell_of_kill();
+        Verdict::Acted
+    }
+
+    /// Kills an address space because somebody wants it to (the kernel's `cgroup.kill`): from now
+    /// on every access to it ends in an error, and the reaper takes its memory. False when it was
+    /// killed before. Neither waits nor allocates; what it set with [`Mm::set_on_kill`] is called.
+    pub fn kill(&self, mm: &Arc<Mm>) -> bool {
+        let mut state = self.oom.state.lock();
+        if mm.is_killed() || !core::ptr::eq(Arc::as_ptr(mm.memcg()), self) {
+            return false;
+        }
+        let lists = state.reports.empty_lists();
+        self.kill_one(&mut state, mm, Reason::Asked, 0, lists);
+        if state.victim.is_none() {
+            state.victim = Some(Arc::clone(mm));
+        } else {
+            // There is room for every address space, and each comes here once.
+            state.group.push(Arc::clone(mm));
+        }
+        drop(state);
+        self.tell_of_kill();
+        true
+    }
+
+    /// Who would be killed if memory ran out now, worst first, as many as a report names.
+    pub fn worst(&self) -> Vec<Considered> {
+        let mut considered = Vec::with_capacity(CONSIDERED_MAX);
+        let _ = self.select_victim(&mut considered);
+        considered
+    }
+
+    fn tell_of_kill(&self) {
         self.call_on_kill();
         // Whoever waits for a frame on a victim's behalf stops waiting.
         self.frames.wake_all();
         self.oom.wake.notify_all();
-        Verdict::Acted
     }
 
     /// Tells each victim that has not been told. No lock is held while one is.
@@ -47,8 +80,8 @@ impl Memcg {
 
     fn mm_after(&self, last: MmId) -> Option<Arc<Mm>> {
         let mms = self.mms.read();
-        let mut alive = mms.iter().filter_map(Weak::upgrade);
-        alive.find(|mm| mm.id() > last)
+        let after = (Bound::Excluded(last), Bound::Unbounded);
+        mms.range(after).find_map(|(_, mm)| mm.upgrade())
     }
 
     /// Whether something that was under way when the row began could still free memory: a fault or
@@ -69,7 +102,7 @@ impl Memcg {
     fn select_victim(&self, considered: &mut Vec<Considered>) -> Option<(Arc<Mm>, u64)> {
         let mut candidates = 0;
         let mut worst: Option<(Arc<Mm>, i64)> = None;
-        for mm in self.mms.read().iter().filter_map(Weak::upgrade) {
+        for mm in self.mms.read().values().filter_map(Weak::upgrade) {
             let Some(candidate) = self.consider(&mm) else {
                 continue;
             };
@@ -94,7 +127,7 @@ impl Memcg {
     }
 
     /// Kills the worst, and its group if that is wanted; false when there is nobody to kill.
-    fn kill(&self, state: &mut State) -> bool {
+    fn kill_worst(&self, state: &mut State) -> bool {
         let mut lists = state.reports.empty_lists();
         let Some((victim, candidates)) = self.select_victim(&mut lists.considered) else {
             state.reports.put_back(lists);
@@ -103,7 +136,7 @@ impl Memcg {
         self.kill_one(state, &victim, Reason::Badness, candidates, lists);
         if self.limits.oom_group {
             let of = victim.id();
-            for mm in self.mms.read().iter().filter_map(Weak::upgrade) {
+            for mm in self.mms.read().values().filter_map(Weak::upgrade) {
                 if self.consider(&mm).is_some() && state.group.len() < state.group.capacity() {
                     let lists = state.reports.empty_lists();
                     self.kill_one(state, &mm, Reason::Group { of }, candidates, lists);

@@ -42,6 +42,8 @@ pub struct Considered {
 pub enum Reason {
     /// Its badness was the highest.
     Badness,
+    /// Somebody asked for it.
+    Asked,
     /// It is in the group of the one whose badness was the highest.
     Group {
         /// That one.
@@ -106,6 +108,7 @@ impl fmt::Display for OomReport {
                 "killed {}: badness {}, the highest of {}",
                 self.victim, self.badness, self.candidates
             )?,
+            Reason::Asked => writeln!(f, "killed {}: somebody asked for it", self.victim)?,
             Reason::Group { of } => writeln!(
                 f,
                 "killed {}: with the group of address space {}",

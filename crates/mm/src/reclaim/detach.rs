@@ -12,6 +12,7 @@ use crate::page::{State, Word};
 use crate::primary_mmu::Detached;
 use crate::swap::Scratch;
 use core::sync::atomic::Ordering;
+use std::sync::Arc;
 
 /// A set of pages of one window.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -41,7 +42,7 @@ impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
     pub(super) fn detach_window(&self, run: PageRun, effort: Effort) -> u64 {
-        let chosen = self.choose_unreferenced(run);
+        let chosen = self.choose_unreferenced(run, effort);
         if chosen.is_empty() {
             return 0;
         }
@@ -61,26 +62,40 @@ impl Vma {
                 self.unchoose(hull);
                 count(&self.stat().reclaim_refused);
                 self.ask_later(hull, &refused.holder);
+                if effort == Effort::LastResort && hull.nr > 1 {
+                    return self.detach_halves(hull, effort);
+                }
                 0
             }
         }
     }
 
+    /// A device refused the whole. It may hold no more than a part.
+    fn detach_halves(&self, run: PageRun, effort: Effort) -> u64 {
+        let half = run.nr / 2;
+        let rest = PageRun::new(run.first + half, run.nr - half);
+        self.detach_window(PageRun::new(run.first, half), effort) + self.detach_window(rest, effort)
+    }
+
     /// Has the worker that may wait ask for a run of a window, which `holder` refused.
-    fn ask_later(&self, run: PageRun, holder: &str) {
+    fn ask_later(&self, run: PageRun, holder: &Arc<str>) {
         let reclaim = &self.memcg().reclaim;
         if reclaim.stuck.owes(holder) || !self.begin_refused(run.first) {
             return;
         }
-        let vma = self.id();
-        if !reclaim.refused.push(RefusedWindow { vma, run }) {
+        let refused = RefusedWindow {
+            vma: self.id(),
+            run,
+            holder: Arc::clone(holder),
+        };
+        if !reclaim.refused.push(refused) {
             self.end_refused(run.first);
         }
     }
 
     /// The same with devices that are waited for. Not from a thread that a fault waits for.
     pub(super) fn detach_window_blockable(&self, run: PageRun) -> Result<u64, BracketError> {
-        let chosen = self.choose_unreferenced(run);
+        let chosen = self.choose_unreferenced(run, Effort::Worker);
         if chosen.is_empty() {
             return Ok(0);
         }
@@ -104,7 +119,7 @@ impl Vma {
     /// for long. Pinned and locked pages stay.
     pub(crate) fn page_out(&self, run: PageRun) -> Result<(), BracketError> {
         self.put_aside(run, |chunk| {
-            let store = |scratch: &mut Scratch| self.store_window(chunk, scratch);
+            let store = |scratch: &mut Scratch| self.store_window(chunk, scratch, Effort::Direct);
             self.memcg().with_scratch(store);
         })
     }
@@ -136,13 +151,15 @@ impl Vma {
 
     /// Chooses the mapped pages of a window that are neither pinned, locked nor referenced, and
     /// takes the referenced marks away.
-    fn choose_unreferenced(&self, run: PageRun) -> PageSet {
+    fn choose_unreferenced(&self, run: PageRun, effort: Effort) -> PageSet {
         let mut chosen = PageSet::default();
         let stuck = &self.memcg().reclaim.stuck;
         for (index, page) in (0..).zip(run.pages()) {
             let seen = self.pages.load(page);
             let is_kept = seen.pins() > 0 || seen.is_locked();
-            if seen.state() != State::Resident || is_kept || stuck.holds(self.id(), page) {
+            // What did not answer for a whole range is asked again when nothing else is left.
+            let is_stuck = || effort != Effort::LastResort && stuck.holds(self.id(), page);
+            if seen.state() != State::Resident || is_kept || is_stuck() {
                 continue;
             }
             let next = if seen.is_referenced() {

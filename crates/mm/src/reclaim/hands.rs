@@ -55,6 +55,8 @@ pub(super) struct Lap {
     windows_left: u64,
     /// Stop before the memory of an address space that somebody has to be told about.
     stops_at_subscribers: bool,
+    /// Look at windows that a device is going to be asked for by somebody else, too.
+    asks_again: bool,
 }
 
 impl Memcg {
@@ -70,6 +72,7 @@ impl Memcg {
         Lap {
             windows_left: (rounds * nr + 1).min(effort.windows_max()),
             stops_at_subscribers: hand == Hand::Front && effort == Effort::Fault,
+            asks_again: effort == Effort::LastResort,
         }
     }
 
@@ -102,7 +105,7 @@ impl Memcg {
                 let window = at.page / WINDOW_PAGES;
                 let rest = vma.window(window).end() - at.page;
                 let nr = match hand {
-                    Hand::Front if vma.is_refused(window) => 0,
+                    Hand::Front if vma.is_refused(window) && !lap.asks_again => 0,
                     Hand::Front | Hand::Shed => vma.nr_evictable_in(window),
                     Hand::Back => vma.nr_detached_in(window),
                 };

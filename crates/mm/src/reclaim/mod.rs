@@ -15,6 +15,7 @@
 mod detach;
 mod hands;
 mod pending;
+mod retired;
 mod settle;
 mod shed;
 mod store;
@@ -29,6 +30,7 @@ use core::time::Duration;
 use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
 use pending::Pending;
+use retired::Retired;
 use settle::{Parked, RefusedQueue, StuckTable};
 use shed::KeptCopies;
 
@@ -50,6 +52,10 @@ const STALL_PAUSE: Duration = Duration::from_millis(5);
 /// (the kernel's `MAX_RECLAIM_RETRIES`).
 const STALLS_MAX: u32 = 16;
 
+/// Passes in a row that freed nothing after which devices are asked for every single page, however
+/// often they have refused: there are as many such passes before somebody is killed.
+const LAST_RESORT: u32 = STALLS_MAX / 2;
+
 /// The state of reclaim in a memory cgroup.
 pub(crate) struct Control {
     hands: Mutex<Hands>,
@@ -63,6 +69,7 @@ pub(crate) struct Control {
     pub(crate) pending: Pending,
     pub(crate) parked: Parked,
     pub(crate) kept_copies: KeptCopies,
+    pub(crate) retired: Retired,
     /// Pages that stand by.
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
@@ -114,6 +121,15 @@ impl Stall {
         begins
     }
 
+    /// How hard the next pass has to try.
+    fn effort(&self) -> Effort {
+        if self.nr_passes < LAST_RESORT {
+            Effort::Worker
+        } else {
+            Effort::LastResort
+        }
+    }
+
     fn is_over(&self) -> bool {
         let pauses = STALL_PAUSE * (STALLS_MAX - 1);
         self.nr_passes >= STALLS_MAX && u128::from(self.lasted_ns) >= pauses.as_nanos()
@@ -127,22 +143,29 @@ pub(crate) enum Effort {
     Fault,
     /// In a thread that needs a frame outside of a fault.
     Direct,
-    /// In the worker, whose stall means that memory has run out.
+    /// In the worker.
     Worker,
+    /// In the worker, when nothing else is left: what this does not find is not there.
+    LastResort,
 }
 
 impl Effort {
+    /// In a thread that can leave the rest to the worker.
+    fn is_direct(self) -> bool {
+        matches!(self, Self::Fault | Self::Direct)
+    }
+
     fn pages_at_once(self) -> u64 {
         match self {
             Self::Fault | Self::Direct => DIRECT_PAGES,
-            Self::Worker => u64::from(WINDOW_PAGES),
+            Self::Worker | Self::LastResort => u64::from(WINDOW_PAGES),
         }
     }
 
     fn windows_max(self) -> u64 {
         match self {
             Self::Fault | Self::Direct => DIRECT_WINDOWS,
-            Self::Worker => u64::MAX,
+            Self::Worker | Self::LastResort => u64::MAX,
         }
     }
 }
@@ -160,6 +183,7 @@ impl Control {
             pending: Pending::new(),
             parked: Parked::new(),
             kept_copies: KeptCopies::new(),
+            retired: Retired::new(),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
             in_flight: [const { AtomicU64::new(0) }; 2],
@@ -247,7 +271,8 @@ impl Memcg {
     pub fn run_reclaim(&self) {
         let mut stall = Stall::default();
         while !self.is_stopped() {
-            let pass = self.reclaim_pass(self.marks.high, Effort::Worker);
+            self.reclaim.retired.destroy();
+            let pass = self.reclaim_pass(self.marks.high, stall.effort());
             if pass == Pass::Done || self.frames.nr_waiting() == 0 {
                 stall = Stall::default();
                 self.reclaim.wait_for_work(|| self.is_stopped(), None);
@@ -264,6 +289,7 @@ impl Memcg {
             self.reclaim
                 .wait_for_work(|| self.is_stopped(), Some(STALL_PAUSE));
         }
+        self.reclaim.retired.destroy();
     }
 
     /// Reclaims in the thread that needs a frame, when few are left; what cannot be had cheaply is
@@ -291,7 +317,7 @@ impl Memcg {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
                 // Enough for this thread, though others may have taken the frames.
-                if effort != Effort::Worker && nr_freed >= DIRECT_FRAMES {
+                if effort.is_direct() && nr_freed >= DIRECT_FRAMES {
                     return Pass::Done;
                 }
                 continue;
@@ -299,7 +325,7 @@ impl Memcg {
             // Nothing that stands by can go: the store is full, or nothing stands by. A clean
             // page may still be among those that are mapped.
             stalls += 1;
-            if stalls > 1 || effort != Effort::Worker || !self.detach_all() {
+            if stalls > 1 || effort.is_direct() || !self.detach_all(effort) {
                 count(&self.stat.stalls);
                 return Pass::Stalled;
             }
@@ -308,11 +334,11 @@ impl Memcg {
     }
 
     /// Sends the front hand once round; false when it found nothing.
-    fn detach_all(&self) -> bool {
+    fn detach_all(&self, effort: Effort) -> bool {
         let mut windows = 0;
         while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
             && !self.is_stopped()
-            && self.advance(Hand::Front, u64::from(WINDOW_PAGES), Effort::Worker)
+            && self.advance(Hand::Front, u64::from(WINDOW_PAGES), effort)
         {
             windows += 1;
         }
@@ -331,10 +357,13 @@ impl Memcg {
             };
             let done = match hand {
                 Hand::Front => vma.detach_window(run, effort),
-                Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch)),
+                Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
                 Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
             };
             drop(in_flight);
+            if effort == Effort::Fault && self.reclaim.retired.let_go(vma) {
+                self.reclaim.kick();
+            }
             if done > 0 {
                 return true;
             }

@@ -1,8 +1,9 @@
 //! Windows that a device refused without blocking: asked again by a worker that may wait.
 //!
-//! No fault waits for this worker. When a device does not answer in time, its name is kept, what
-//! it was asked for counts as pinned until it answers, and it is not waited for again until then:
-//! its refusals are taken as they come.
+//! No fault waits for this worker, and what queues for it can still be had: when nothing else is
+//! left, reclaim asks for each page without blocking, whoever was asked before. When a device does
+//! not answer in time, its name is kept, what it was asked for counts as pinned until it answers,
+//! and it is not waited for again until then: its refusals are taken as they come.
 
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::{REFUSED_QUEUE_MAX, STUCK_MAX};
@@ -20,10 +21,12 @@ use std::sync::Arc;
 const PARKED_PERIOD: Duration = Duration::from_millis(50);
 
 /// A range that was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RefusedWindow {
     pub(crate) vma: VmaId,
     pub(crate) run: PageRun,
+    /// By whom.
+    pub(crate) holder: Arc<str>,
 }
 
 /// What the worker does next.
@@ -152,10 +155,16 @@ impl StuckTable {
         if self.nr.load(Ordering::Relaxed) == 0 {
             return false;
         }
+        // What is over is not taken out here: this may be in a fault, and a fence may be the last.
+        let entries = self.entries.lock();
+        entries.iter().any(|stuck| !stuck.is_over() && fits(stuck))
+    }
+
+    /// Takes out what is over.
+    fn prune(&self) {
         let mut entries = self.entries.lock();
         entries.retain(|stuck| !stuck.is_over());
         self.nr.store(entries.len() as u64, Ordering::Relaxed);
-        entries.iter().any(fits)
     }
 
     /// Whether `page` counts as pinned.
@@ -170,6 +179,7 @@ impl StuckTable {
 
     fn push(&self, stuck: Stuck) {
         let mut entries = self.entries.lock();
+        entries.retain(|stuck| !stuck.is_over());
         if entries.len() < STUCK_MAX {
             entries.push(stuck);
             self.nr.store(entries.len() as u64, Ordering::Relaxed);
@@ -233,7 +243,9 @@ impl Memcg {
     /// ever waits for it.
     pub fn run_settle(&self) {
         loop {
-            match self.reclaim.refused.next(self) {
+            let work = self.reclaim.refused.next(self);
+            self.reclaim.stuck.prune();
+            match work {
                 Work::Stop => return,
                 Work::Settle(refused) => {
                     self.settle(refused);
@@ -255,6 +267,10 @@ impl Memcg {
         let Some(vma) = vma else { return };
         // Before it is asked: what is refused from now on is asked for once more.
         vma.end_refused(refused.run.first);
+        // Queued before it was known that its holder does not answer: not waited for again.
+        if self.reclaim.stuck.owes(&refused.holder) {
+            return;
+        }
         match vma.detach_window_blockable(refused.run) {
             // What stands by now can be stored.
             Ok(_detached) => self.reclaim.kick(),

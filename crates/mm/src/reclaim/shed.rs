@@ -35,15 +35,24 @@ impl KeptCopies {
     }
 }
 
+/// Copies that are given back at a time.
+const SHED_PAGES: u64 = 64;
+
 impl Memcg {
+    /// Gives back stored copies, for there to be room. Not in a fault, which would have to look
+    /// at all pages for them.
+    pub(super) fn shed(&self, effort: Effort) -> bool {
+        effort != Effort::Fault && self.shed_copies(SHED_PAGES, effort) > 0
+    }
+
     /// Gives back the stored copies of up to `target` clean mapped pages. Returns how many.
-    pub(super) fn shed_copies(&self, target: u64) -> u64 {
+    fn shed_copies(&self, target: u64, effort: Effort) -> u64 {
         let kept = &self.reclaim.kept_copies;
         let nr_kept = kept.nr.load(Ordering::Relaxed);
         if nr_kept == kept.nr_when_none.load(Ordering::Relaxed) {
             return 0;
         }
-        let mut lap = self.start_lap(Hand::Shed, Effort::Worker);
+        let mut lap = self.start_lap(Hand::Shed, effort);
         let (mut shed, mut left) = (0, 0);
         while shed < target {
             let Some((vma, run)) = self.next_run(Hand::Shed, &mut lap, target) else {
@@ -53,7 +62,7 @@ impl Memcg {
             shed += window.0;
             left += window.1;
         }
-        if shed + left == 0 {
+        if shed + left == 0 && effort.windows_max() == u64::MAX {
             kept.nr_when_none.store(nr_kept, Ordering::Relaxed);
         }
         add(&self.stat.copies_shed, shed);

@@ -1,5 +1,6 @@
 //! The back hand: frames of detached pages come free.
 
+use super::Effort;
 use super::detach::PageSet;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
@@ -8,9 +9,6 @@ use crate::mm_struct::{Owned, Vma};
 use crate::page::{State, Word};
 use crate::swap::{NoRoom, Scratch, Stored};
 use core::sync::atomic::Ordering;
-
-/// Clean copies that are given back at a time when the store is full.
-const SHED_PAGES: u64 = 64;
 
 /// What is known of the pages of a window whose frames may go.
 struct Ready {
@@ -24,7 +22,7 @@ struct Ready {
 
 impl Vma {
     /// Gives back the frames of the pages of a window that stand by. Returns how many.
-    pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch) -> u64 {
+    pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> u64 {
         let mut ready = Ready {
             pages: PageSet::default(),
             stored: [None; WINDOW_PAGES as usize],
@@ -32,7 +30,7 @@ impl Vma {
         };
         for (index, page) in (0..).zip(run.pages()) {
             ready.generations[index as usize] = self.generation(page);
-            if let Some(stored) = self.prepare(page, scratch) {
+            if let Some(stored) = self.prepare(page, scratch, effort) {
                 ready.pages.insert(index);
                 ready.stored[index as usize] = stored;
             }
@@ -45,7 +43,12 @@ impl Vma {
 
     /// Makes sure that the contents of a page that stands by are in the store. The page can be
     /// rescued until [`Vma::free_ready`]. `Some(None)` means that its old copy is good.
-    fn prepare(&self, page: PageIndex, scratch: &mut Scratch) -> Option<Option<Stored>> {
+    fn prepare(
+        &self,
+        page: PageIndex,
+        scratch: &mut Scratch,
+        effort: Effort,
+    ) -> Option<Option<Stored>> {
         let seen = self.pages.load(page);
         if seen.state() != State::Standby {
             return None;
@@ -53,49 +56,49 @@ impl Vma {
         if !seen.is_dirty() && seen.copy().is_some() {
             return Some(None);
         }
-        if seen
-            .no_room()
-            .is_some_and(|refused| !self.may_have_room(refused))
+        let memcg = self.memcg();
+        let refused = seen.no_room();
+        if refused.is_some_and(|refused| !memcg.zswap.has_room_for(refused) && !memcg.shed(effort))
         {
             return None;
         }
         // The copy is taken while nobody can move the page away, compressed after that.
         let owned = self.try_own(page, seen)?;
+        let generation = self.generation(page);
         let mut contents = [0; PAGE_SIZE];
         self.primary().read_detached(page, &mut contents);
         self.publish(owned, seen.with_state(State::Storing));
-        match self.store_or_shed(page, &contents, scratch) {
+        let mut stored = memcg.zswap.store(self.owner(page), &contents, scratch);
+        if stored.is_err() && memcg.shed(effort) {
+            stored = memcg.zswap.store(self.owner(page), &contents, scratch);
+        }
+        match stored {
             Ok(stored) => Some(Some(stored)),
             Err(refused) => {
                 count(&self.stat().store_full);
-                let storing = seen.with_state(State::Storing);
-                let standby = seen.with_no_room(refused);
-                // Fails when the page was rescued, which is as good.
-                let _ = self.pages.try_change(page, storing, standby);
+                self.give_up(page, generation, refused);
                 None
             }
         }
     }
 
-    fn store_or_shed(
-        &self,
-        page: PageIndex,
-        contents: &[u8; PAGE_SIZE],
-        scratch: &mut Scratch,
-    ) -> Result<Stored, NoRoom> {
-        let memcg = self.memcg();
-        match memcg.zswap.store(self.owner(page), contents, scratch) {
-            Err(_) if memcg.shed_copies(SHED_PAGES) > 0 => {
-                memcg.zswap.store(self.owner(page), contents, scratch)
-            }
-            result => result,
+    /// A page that could not be stored stands by again, if it was not rescued; and if it is what
+    /// was to be stored, it remembers what there was no room for.
+    fn give_up(&self, page: PageIndex, generation: u32, refused: NoRoom) {
+        let seen = self.pages.load(page);
+        if seen.state() != State::Storing {
+            return;
         }
-    }
-
-    /// Whether it is worth compressing a page once more that did not fit.
-    fn may_have_room(&self, refused: NoRoom) -> bool {
-        let memcg = self.memcg();
-        memcg.zswap.has_room_for(refused) || memcg.shed_copies(SHED_PAGES) > 0
+        let Some(owned) = self.try_own(page, seen) else {
+            return;
+        };
+        let was = owned.was;
+        if self.generation(page) == generation {
+            self.publish(owned, was.with_state(State::Standby).with_no_room(refused));
+        } else {
+            // Somebody else is storing other contents.
+            self.restore(owned);
+        }
     }
 
     /// Frees the slots of the pages that still stand by, in runs.

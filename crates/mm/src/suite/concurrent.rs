@@ -1,11 +1,12 @@
 //! Many threads at once.
 
-use super::{Machine, Mapping, Rng, World, offset_of};
+use super::{Machine, Mapping, Rng, World, offset_of, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::gfp::Gfp;
 use crate::mm_struct::{Advice, PinError};
 use crate::primary_mmu::Access;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 const WRITERS: u32 = 3;
@@ -162,4 +163,61 @@ pub(super) fn counts_stay_in_range(machine: &dyn Machine) {
         );
     }
     adviser();
+}
+
+std::thread_local! {
+    static IN_FAULT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Something of the program's that goes with its address space.
+struct Canary(Arc<AtomicU64>);
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        if IN_FAULT.get() {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A fault that reclaims uses mappings of others, and may be their last user.
+pub(super) fn no_address_space_is_destroyed_in_a_fault(machine: &dyn Machine) {
+    let world = World::new(machine, 16);
+    let nr_in_fault = Arc::new(AtomicU64::new(0));
+    let mm = world.memcg.new_mm("faults");
+    let mapping = world.map(&mm, 64);
+    let stop = Arc::new(AtomicBool::new(false));
+    let faulter = {
+        let (mapping, stop) = (Arc::clone(&mapping), Arc::clone(&stop));
+        world.spawn("faulter", move || {
+            let mut rng = Rng(92);
+            while !stop.load(Ordering::Relaxed) {
+                let page = rng.below(64) as u32;
+                IN_FAULT.set(true);
+                let written = mapping.write(offset_of(page), &[1]);
+                IN_FAULT.set(false);
+                written.expect("a frame");
+            }
+        })
+    };
+    for _ in 0..400 {
+        let other = world.memcg.new_mm("other");
+        let canary = Canary(Arc::clone(&nr_in_fault));
+        other.set_on_kill(move || {
+            let _ = &canary;
+        });
+        let gone = world.map(&other, 8);
+        for page in 0..8 {
+            write_page(&*gone, page, &[2]);
+        }
+        drop(other);
+        drop(gone);
+        if nr_in_fault.load(Ordering::Relaxed) > 0 {
+            break;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    faulter();
+    let nr = nr_in_fault.load(Ordering::Relaxed);
+    assert_eq!(nr, 0, "a foreign destructor ran in a fault");
 }

@@ -17,6 +17,8 @@ mod mlock;
 mod oom;
 #[cfg(feature = "notifiers")]
 mod oom_devices;
+#[cfg(feature = "notifiers")]
+mod refused;
 
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
@@ -142,7 +144,19 @@ cases! {
     oom_devices::a_hung_device_does_not_stop_the_oom_killer,
     #[cfg(feature = "notifiers")]
     oom_devices::a_hung_callback_does_not_stop_the_oom_killer,
+    #[cfg(feature = "notifiers")]
     oom_devices::a_reaper_that_gives_up_kills_a_second,
+    #[cfg(feature = "notifiers")]
+    refused::a_willing_device_beside_a_hung_one_lets_go,
+    #[cfg(feature = "notifiers")]
+    refused::a_window_refused_once_is_not_lost_beside_a_hung_device,
+    #[cfg(feature = "notifiers")]
+    refused::a_willing_device_behind_windows_of_a_hung_one_lets_go,
+    #[cfg(feature = "notifiers")]
+    refused::a_window_refused_once_is_found_behind_others,
+    #[cfg(feature = "notifiers")]
+    refused::pages_locked_during_advice_stay_locked,
+    concurrent::no_address_space_is_destroyed_in_a_fault,
 }
 
 /// A worker's name and its loop.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Frames of the machine: more than any test may use.
-const NR_FRAMES: u64 = 1100;
+const NR_FRAMES: u64 = 3000;
 
 /// A simulated machine on the tasks of a run.
 pub(crate) struct OnTasks {

@@ -5,4 +5,5 @@ mod judge;
 mod machine;
 #[cfg(feature = "notifiers")]
 mod notifier;
+mod races;
 mod suite;

@@ -1,0 +1,172 @@
+//! Interleavings that need a hook at one point, and bounds that need a count.
+
+use crate::machine::OnThreads;
+use lockdep::scheduler::{Point, Scheduler, Wake, install};
+use lockdep::sync::{Completion, Mutex, Waited};
+use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::limits::Limits;
+use pinless_mm::mm_struct::MmHandle;
+use pinless_mm::page::State;
+use pinless_mm::suite::{Machine, Mapping};
+use pinless_mm::{Advice, Memcg};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+struct At<F>(F);
+
+impl<F: Fn(Point) + Send + Sync> Scheduler for At<F> {
+    fn point(&self, point: Point) {
+        (self.0)(point);
+    }
+
+    fn block(&self, _point: Point, _timeout: Option<Duration>) -> Waited {
+        std::thread::yield_now();
+        Waited::Done
+    }
+
+    fn wake(&self, _addr: usize, _wake: Wake) {}
+}
+
+fn incompressible(seed: u64) -> Vec<u8> {
+    let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..PAGE_SIZE)
+        .map(|_| {
+            z ^= z << 13;
+            z ^= z >> 7;
+            z ^= z << 17;
+            (z >> 32) as u8
+        })
+        .collect()
+}
+
+/// A machine whose store has room for two pages that cannot be compressed, and has them; a third
+/// stands by.
+fn with_a_full_store() -> (Arc<Memcg>, MmHandle, Arc<dyn Mapping>) {
+    let machine = OnThreads::new();
+    let mut limits = Limits::new(64 * PAGE_SIZE as u64);
+    limits.zswap_max_bytes = 3 * PAGE_SIZE as u64;
+    let memcg = Memcg::new(limits, machine.clock()).expect("limits");
+    let mm = memcg.new_mm("one");
+    let mapping = machine.map(&mm, 32);
+    for page in 10..13 {
+        let contents = incompressible(u64::from(page));
+        mapping.write(offset(page), &contents).expect("a frame");
+        page_out(&*mapping, page);
+    }
+    assert_eq!(mapping.vma().page_state(12), State::Standby);
+    (memcg, mm, mapping)
+}
+
+fn offset(page: u32) -> u64 {
+    u64::from(page) * PAGE_SIZE as u64
+}
+
+fn page_out(mapping: &dyn Mapping, page: u32) {
+    let run = PageRun::single(page);
+    let advised = mapping.vma().advise(run, Advice::PageOut);
+    advised.expect("nobody refuses");
+}
+
+/// Pages page 0 out in a thread that stops once the page is stored and before its frame is freed.
+fn page_out_and_stop(
+    mapping: &Arc<dyn Mapping>,
+    is_stored: &Arc<Completion>,
+    go_on: &Arc<Completion>,
+) -> JoinHandle<()> {
+    let (mapping, is_stored, go_on) = (mapping.clone(), is_stored.clone(), go_on.clone());
+    std::thread::spawn(move || {
+        let seen = Arc::clone(mapping.vma());
+        let hook = At(move |point: Point| {
+            if point.class == "mm.page" && seen.page_state(0) == State::Storing {
+                is_stored.complete_all();
+                go_on.wait();
+            }
+        });
+        let _hook = install(Arc::new(hook));
+        page_out(&*mapping, 0);
+    })
+}
+
+/// While a store fails, its page is used, changed, detached again, and stored by somebody else: the
+/// state word looks the same.
+#[test]
+fn no_room_is_of_the_contents_that_were_stored() {
+    let (memcg, _mm, mapping) = with_a_full_store();
+    mapping.write(0, &incompressible(99)).expect("a frame");
+    let (is_stored, go_on) = (
+        Arc::new(Completion::new("test.is_stored")),
+        Arc::new(Completion::new("test.go_on")),
+    );
+    let second = Arc::new(Mutex::new("test.second", None));
+    let hook = At({
+        let (mapping, is_stored, go_on) = (mapping.clone(), is_stored.clone(), go_on.clone());
+        let second = Arc::clone(&second);
+        move |point: Point| {
+            // The first store has failed, and the page is about to stand by again.
+            let is_storing = || mapping.vma().page_state(0) == State::Storing;
+            if point.class != "mm.page" || !is_storing() || second.lock().is_some() {
+                return;
+            }
+            mapping.write(0, &[0; PAGE_SIZE]).expect("rescued");
+            *second.lock() = Some(page_out_and_stop(&mapping, &is_stored, &go_on));
+            is_stored.wait();
+        }
+    });
+    let hook = install(Arc::new(hook));
+    page_out(&*mapping, 0);
+    drop(hook);
+    go_on.complete_all();
+    let second = second.lock().take().expect("the first store failed");
+    second.join().expect("no thread fails");
+    page_out(&*mapping, 0);
+    memcg.stop();
+    // Zeros need no room.
+    assert_eq!(mapping.vma().page_state(0), State::Swapped);
+}
+
+#[test]
+fn a_fault_looks_at_a_bounded_number_of_windows() {
+    for nr_windows in [64_u32, 256, 1024] {
+        let machine = OnThreads::new();
+        let mut limits =
+            Limits::new(u64::from(nr_windows + nr_windows / 64 + 2) * PAGE_SIZE as u64);
+        limits.zswap_max_bytes = 3 * PAGE_SIZE as u64;
+        limits.fault_deadline = Duration::from_millis(50);
+        let memcg = Memcg::new(limits, machine.clock()).expect("limits");
+        let mm = memcg.new_mm("one");
+        let small = machine.map(&mm, 2);
+        let mapping = machine.map(&mm, nr_windows * 64);
+        small.write(0, &[0x55; PAGE_SIZE]).expect("w");
+        let out = PageRun::single(0);
+        small.vma().advise(out, Advice::PageOut).expect("out");
+        for window in 0..nr_windows {
+            let contents = incompressible(u64::from(window) + 7);
+            if mapping.write(offset(window * 64), &contents).is_err() {
+                break;
+            }
+        }
+        // A copy that is kept.
+        let _ = small.read(0, &mut [0]);
+        let nr = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&nr);
+        let hook = install(Arc::new(At(move |point: Point| {
+            if point.class == "mm.reclaim.hands"
+                && point.kind == lockdep::scheduler::PointKind::Lock
+            {
+                counts.fetch_add(1, Relaxed);
+            }
+        })));
+        let mut most = 0;
+        for page in 1..12 {
+            let before = nr.load(Relaxed);
+            let _ = mapping.write(offset(page), &incompressible(3));
+            most = most.max(nr.load(Relaxed) - before);
+        }
+        drop(hook);
+        memcg.stop();
+        // 16 windows in each of two rounds, in pieces of four pages.
+        assert!(most <= 96, "{most} pieces in one fault");
+    }
+}
