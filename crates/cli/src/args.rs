@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use core::fmt;
 use core::str::FromStr;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Memory that devices use, overcommitted: pages move, devices are told.
@@ -18,6 +19,124 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the main job: four times more memory than the limit, used by threads and devices
     Run(RunArgs),
+    /// Let the kernel OOM-kill a program in a small cgroup, and judge how its memory comes back
+    Teardown(TeardownArgs),
+    /// Takes up memory in the group of a teardown test
+    #[command(name = crate::cmd::teardown::press::PART, hide = true)]
+    TeardownPress {
+        /// How much, in bytes
+        bytes: u64,
+    },
+}
+
+const TEARDOWN_HELP: &str = "\
+What happens:
+  The program starts in a memory cgroup of its own. Its limit is set, the
+  program hits it, and the kernel's OOM killer takes it. From then on it is
+  watched, every 2 ms and through trace events, until the last page is back.
+  This is the test for a driver whose MMU notifiers must not block: if one of
+  them does, or holds on to pages, it shows here. The group, its processes and
+  the tracing are gone again at the end, also after Ctrl-C.
+
+  --hold makes the test strict. A program that can die frees its memory itself,
+  and the kernel's reaper has nothing to do. With --hold the address space is
+  kept as by a driver that hangs, so the reaper must free it, two seconds after
+  the kill, and every notifier is asked without blocking.
+
+  ready-fd: the program writes a line feed to the descriptor whose number is in
+  the variable PINLESS_READY_FD, when its memory is in place; then the limit is
+  set. Cgroup v1 takes no limit below what is in use: it is set near it, and a
+  helper in the group takes up the rest.
+
+Verdicts, from good to bad:
+  clean           all memory came back in time, nobody complained
+  slow            it came back, but later than --slow
+  kernel complaint  a WARN, BUG or lockdep splat names the program or driver
+  stuck           after --stuck seconds something is still there (says where)
+  reaper gave up  a notifier refused in all ten passes
+  second victim   another process died before the first one's memory was back
+
+Examples:
+  pinless teardown -- ./my-driver-test --all
+  pinless teardown --hold --repeat 20 -- ./my-driver-test
+  pinless teardown --limit 256M --limit-when rss-stable -- qemu-system-x86_64 ...
+  pinless teardown --json - -- ./my-driver-test | jq .rounds[0].timeline
+
+Exit codes:
+  0 clean, 1 any other verdict, 2 it could not be tested (the reason is on
+  stderr), 130 ended by Ctrl-C";
+
+/// Options of `pinless teardown`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = TEARDOWN_HELP)]
+pub(crate) struct TeardownArgs {
+    /// The hard limit of the group: 64M, 1G, ...
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) limit: Bytes,
+
+    /// When the limit is set
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = LimitWhen::Start)]
+    pub(crate) limit_when: LimitWhen,
+
+    /// Swap that the group may use beyond it
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) swap: Bytes,
+
+    /// Keep the address space after the kill, so that the kernel's reaper has to free it
+    #[arg(long)]
+    pub(crate) hold: bool,
+
+    /// How many times
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) repeat: u32,
+
+    /// Seconds to wait for the limit to be hit
+    #[arg(long, value_name = "N", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) patience: u64,
+
+    /// Milliseconds in which memory must be back (with --hold: after the reaper woke up)
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub(crate) slow: u64,
+
+    /// Seconds after which what is not back is stuck
+    #[arg(long, value_name = "N", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    pub(crate) stuck: u64,
+
+    /// Make the group in this one [default: the group of this process, or one above it]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cgroup: Option<PathBuf>,
+
+    /// Write the report as JSON to FILE; `-` prints it instead of the table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// When the limit of a teardown test is set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum LimitWhen {
+    /// Before the program starts: it runs into the limit while it grows
+    Start,
+    /// When its memory has not grown for half a second
+    RssStable,
+    /// When it says so
+    ReadyFd,
+}
+
+impl fmt::Display for LimitWhen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::RssStable => "rss-stable",
+            Self::ReadyFd => "ready-fd",
+        })
+    }
 }
 
 const RUN_HELP: &str = "\

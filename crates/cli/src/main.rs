@@ -22,6 +22,8 @@ fn main() -> ExitCode {
     exit::silence_panics();
     let outcome = std::panic::catch_unwind(|| match cli.command {
         Command::Run(args) => cmd::run::main(&args),
+        Command::Teardown(args) => cmd::teardown::main(&args),
+        Command::TeardownPress { bytes } => cmd::teardown::press::main(bytes),
     });
     outcome.unwrap_or_else(|_| exit::of_panic()).into()
 }

@@ -9,6 +9,9 @@
 //! are the two ways to have faults resolved, and [`mark_engine_thread`] is for threads that stand
 //! in for devices.
 //!
+//! [`memcg`], [`process`], [`tracefs`], [`kmsg`] and [`psi`] are for who tests a program on the kernel:
+//! they put it under a limit, and tell what the kernel does about it.
+//!
 //! Linux counterparts: `fs/userfaultfd.c`, `mm/userfaultfd.c`.
 
 mod clock;
@@ -16,14 +19,19 @@ mod errno;
 mod fault_thread;
 mod guard;
 pub mod io_uring;
+pub mod kmsg;
 mod mapping;
+pub mod memcg;
 mod pagemap;
 mod primary_mmu;
 mod probe;
+pub mod process;
+pub mod psi;
 mod region;
 mod registry;
 mod sigbus;
 mod thread;
+pub mod tracefs;
 pub mod uaccess;
 mod uffd;
 

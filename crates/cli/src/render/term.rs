@@ -37,7 +37,7 @@ pub(crate) fn table(report: &Report) -> String {
         (false, _) => format!("{} things did not hold: see below", report.nr_failures),
     };
     table.line(&verdict);
-    table.text
+    table.into_text()
 }
 
 /// What did not hold, a line each.
@@ -190,12 +190,16 @@ fn tenants(table: &mut Table, tenants: &[TenantReport]) {
 
 /// Lines, none wider than the table.
 #[derive(Debug, Default)]
-struct Table {
+pub(crate) struct Table {
     text: String,
 }
 
 impl Table {
-    fn rule(&mut self, title: &str) {
+    pub(crate) fn into_text(self) -> String {
+        self.text
+    }
+
+    pub(crate) fn rule(&mut self, title: &str) {
         let title = match title {
             "" => String::new(),
             title => format!(" {title} "),
@@ -203,12 +207,12 @@ impl Table {
         let _ = writeln!(self.text, "--{title:-<78}");
     }
 
-    fn row(&mut self, name: &str, value: &str) {
+    pub(crate) fn row(&mut self, name: &str, value: &str) {
         self.line(&format!("{name:NAME_WIDTH$} {value}"));
     }
 
     /// A line; what is too long is cut, in the middle, where paths are least telling.
-    fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         let nr_chars = line.chars().count();
         if nr_chars <= WIDTH {
             let _ = writeln!(self.text, "{}", line.trim_end());
@@ -221,7 +225,7 @@ impl Table {
     }
 
     /// Lines that break between words.
-    fn wrapped(&mut self, text: &str) {
+    pub(crate) fn wrapped(&mut self, text: &str) {
         let mut line = String::new();
         for word in text.split(' ') {
             if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > WIDTH {
@@ -238,7 +242,7 @@ impl Table {
 }
 
 /// A number with room between the thousands.
-fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.char_indices() {
@@ -251,7 +255,7 @@ fn count(n: u64) -> String {
 }
 
 /// A duration in the unit that suits it.
-fn time(ns: u64) -> String {
+pub(crate) fn time(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
         1_000..1_000_000 => format!("{:.1} us", ns as f64 / 1e3),
