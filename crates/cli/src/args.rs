@@ -23,10 +23,7 @@ pub(crate) enum Command {
     Teardown(TeardownArgs),
     /// Takes up memory in the group of a teardown test
     #[command(name = crate::cmd::teardown::press::PART, hide = true)]
-    TeardownPress {
-        /// How much, in bytes
-        bytes: u64,
-    },
+    TeardownPress,
 }
 
 const TEARDOWN_HELP: &str = "\

@@ -1,5 +1,7 @@
 //! Exit codes, and the one line that goes with each bad end.
 
+use crate::args::Cli;
+use clap::CommandFactory;
 use clap::error::ErrorKind;
 use lockdep::sync::Mutex;
 use std::fmt;
@@ -45,8 +47,22 @@ pub(crate) fn of_arguments(error: &clap::Error) -> Exit {
                 .collect();
             let line = first.join(" ");
             let line = line.strip_prefix("error: ").unwrap_or(&line);
-            bad_use(&format_args!("{line} (see `pinless run --help`)"))
+            bad_use(&format_args!(
+                "{line} (see `pinless {}--help`)",
+                command_word()
+            ))
         }
+    }
+}
+
+/// The command that was asked for, if there is such a one, and a space.
+fn command_word() -> String {
+    let word = std::env::args().nth(1).unwrap_or_default();
+    let is_command = Cli::command().find_subcommand(&word).is_some();
+    if is_command {
+        word + " "
+    } else {
+        String::new()
     }
 }
 

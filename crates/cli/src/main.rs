@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(|| match cli.command {
         Command::Run(args) => cmd::run::main(&args),
         Command::Teardown(args) => cmd::teardown::main(&args),
-        Command::TeardownPress { bytes } => cmd::teardown::press::main(bytes),
+        Command::TeardownPress => cmd::teardown::press::main(),
     });
     outcome.unwrap_or_else(|_| exit::of_panic()).into()
 }

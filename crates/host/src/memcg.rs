@@ -231,7 +231,8 @@ impl Memcg {
     pub fn events(&self) -> Events {
         match self.version {
             Version::V1 => Events {
-                max: self.number("memory.failcnt"),
+                // With no swap the two limits are the same, and either may be hit first.
+                max: self.number("memory.failcnt") + self.number("memory.memsw.failcnt"),
                 oom_kill: value(&self.read("memory.oom_control"), "oom_kill"),
             },
             Version::V2 => {

@@ -74,7 +74,7 @@ pub enum TraceError {
 impl fmt::Display for TraceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTracefs => f.write_str("no tracefs at /sys/kernel/tracing"),
+            Self::NoTracefs => f.write_str("no tracefs, or not for this user"),
             Self::Refused { path, error } => write!(f, "{}: {error}", path.display()),
         }
     }

@@ -162,26 +162,29 @@ fn evidence(table: &mut Table, round: &Round) {
     if let Some(answer) = &round.mrelease {
         table.row("asked", answer);
     }
-    let ours = round.complaints.iter().filter(|it| it.is_about_program);
-    let nr_others = round
-        .complaints
-        .iter()
-        .filter(|it| !it.is_about_program)
-        .count();
+    complaints(table, round);
+    if round.lost_events > 0 {
+        table.row(
+            "lost",
+            &format!("{} trace events", count(round.lost_events)),
+        );
+    }
+}
+
+fn complaints(table: &mut Table, round: &Round) {
+    let Some(complaints) = &round.complaints else {
+        table.row("kernel log", "unknown, it cannot be read");
+        return;
+    };
+    let ours = complaints.iter().filter(|it| it.is_about_program);
     let nr_ours = ours.clone().count();
-    let text = match (nr_ours, nr_others) {
+    let text = match (nr_ours, complaints.len() - nr_ours) {
         (0, 0) => "no complaint".to_owned(),
         (ours, others) => format!("{ours} complaints about it, {others} about others"),
     };
     table.row("kernel log", &text);
     for complaint in ours {
         table.wrapped(&complaint.lines[0]);
-    }
-    if round.lost_events > 0 {
-        table.row(
-            "lost",
-            &format!("{} trace events", count(round.lost_events)),
-        );
     }
 }
 

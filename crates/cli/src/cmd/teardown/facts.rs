@@ -139,6 +139,10 @@ impl Facts {
             ("start_task_reaping", Some(pid)) => self.reap(ns, Reaper::Started, pid),
             ("finish_task_reaping", Some(pid)) => self.reap(ns, Reaper::Finished, pid),
             ("skip_task_reaping", Some(pid)) => self.reap(ns, Reaper::Skipped, pid),
+            ("mm_vmscan_memcg_reclaim_begin", _) if self.tasks.contains(&event.task) => {
+                let first = self.limit_hit_ns.map_or(ns, |earlier| earlier.min(ns));
+                self.limit_hit_ns = Some(first);
+            }
             ("exit_mmap", _) if self.tasks.contains(&event.task) => {
                 self.unmapped.push(At {
                     ns,

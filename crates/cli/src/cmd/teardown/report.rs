@@ -74,7 +74,8 @@ pub(crate) struct Round {
     pub(crate) mrelease: Option<String>,
     pub(crate) stalled_some_us: Option<u64>,
     pub(crate) stalled_full_us: Option<u64>,
-    pub(crate) complaints: Vec<Complaint>,
+    /// None where the kernel's log cannot be read.
+    pub(crate) complaints: Option<Vec<Complaint>>,
     pub(crate) lost_events: u64,
     pub(crate) timeline: Vec<Step>,
 }
@@ -168,7 +169,7 @@ impl Round {
             mrelease: facts.mrelease.clone(),
             stalled_some_us: facts.pressure.map(|pressure| pressure.some_us),
             stalled_full_us: facts.pressure.map(|pressure| pressure.full_us),
-            complaints,
+            complaints: played.has_log.then_some(complaints),
             lost_events: facts.lost_events,
             timeline: timeline(facts, played.begun_ns),
         }

@@ -1,10 +1,11 @@
 //! One round: the program is started in a group, runs into the limit, and is followed until its
 //! memory is back.
 
+use super::TeardownError;
 use super::facts::{At, Facts, Reaper};
+use super::press::Presser;
 use super::progress::Progress;
 use super::watch::{self, Watcher, now_ns};
-use super::{TeardownError, press};
 use crate::args::{Bytes, LimitWhen, TeardownArgs};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -24,6 +25,8 @@ pub(super) const PREFIX: &str = "pinless-teardown-";
 const TICK: Duration = Duration::from_millis(2);
 /// Memory has settled when it has grown by less than a hundredth for this long.
 const STABLE_NS: u64 = 500_000_000;
+/// How much above what is in use a limit is that must not be below it.
+const NEAR_BYTES: u64 = 64 << 10;
 /// How long processes of the program that were not chosen may go on.
 const SURVIVOR_NS: u64 = 1_000_000_000;
 /// How long after the reaper ended the address space is still held: what comes back in it was
@@ -38,6 +41,7 @@ pub(super) struct Played {
     pub(super) begun_ns: u64,
     pub(super) version: Version,
     pub(super) is_traced: bool,
+    pub(super) has_log: bool,
     pub(super) slack_bytes: u64,
     /// The limit that was in force at last.
     pub(super) limit_bytes: u64,
@@ -80,7 +84,8 @@ pub(super) fn play(
     let limit = args.limit.0;
     let slack_bytes = slack(limit);
     let watcher = Watcher::new(&memcg, trace, slack_bytes);
-    if !watcher.has_log() {
+    let has_log = watcher.has_log();
+    if !has_log {
         notes.push("without the kernel's log: complaints are not seen".to_owned());
     }
     let mut round = Round {
@@ -106,6 +111,7 @@ pub(super) fn play(
             begun_ns,
             version,
             is_traced,
+            has_log,
             slack_bytes,
             limit_bytes,
             notes,
@@ -169,7 +175,7 @@ impl Round<'_> {
         if !self.wait_for_kill(&mut program)? {
             return Ok(None);
         }
-        if presser.as_mut().is_some_and(press::Presser::is_dead) {
+        if presser.as_mut().is_some_and(Presser::is_dead) {
             return Err(TeardownError::WrongVictim);
         }
         drop(presser);
@@ -266,33 +272,30 @@ impl Round<'_> {
     /// Sets the limit below what is in use. Where that is refused, near it; and then a process of
     /// ours in the group takes up the rest, so that the limit is hit also if the program does not
     /// go on to grow.
-    fn set_limit_late(&mut self) -> Result<Option<press::Presser>, TeardownError> {
-        let mut limit = self.args.limit.0;
-        loop {
-            match self.memcg.set_max(limit) {
-                Ok(()) => break,
-                // What is in use may have grown in between.
-                Err(MemcgError::BelowUsage { usage_bytes }) => limit = usage_bytes + (64 << 10),
-                Err(error) => return Err(TeardownError::Group(error)),
-            }
+    fn set_limit_late(&mut self) -> Result<Option<Presser>, TeardownError> {
+        if self.memcg.version() == Version::V2 {
+            self.set_limit(self.args.limit.0)?;
+            return Ok(None);
         }
-        if limit == self.args.limit.0 {
-            self.set_limit(limit)?;
-            if self.memcg.version() == Version::V2 {
-                return Ok(None);
-            }
-        } else {
-            self.set_limit(limit)?;
+        let mut presser = Presser::start(self.memcg)?;
+        self.watcher.stranger = Some(presser.pid());
+        let mut limit = self.args.limit.0;
+        while let Err(error) = self.memcg.set_max(limit) {
+            // What is in use may have grown in between.
+            let MemcgError::BelowUsage { usage_bytes } = error else {
+                return Err(TeardownError::Group(error));
+            };
+            limit = usage_bytes + NEAR_BYTES;
+        }
+        self.set_limit(limit)?;
+        if limit != self.args.limit.0 {
             self.note(format!(
-                "cgroup v1 takes no limit below what is in use: limited to {} instead of {}, \
-                 and a helper in the group took up what was left",
-                Bytes(limit),
+                "cgroup v1 takes no limit below what is in use: the limit was near that instead \
+                 of {}, and a helper in the group took up what was left",
                 self.args.limit
             ));
         }
-        let room = limit.saturating_sub(self.memcg.usage());
-        let presser = press::Presser::start(self.memcg, room)?;
-        self.watcher.stranger = Some(presser.pid());
+        presser.press(limit.saturating_sub(self.memcg.usage()));
         Ok(Some(presser))
     }
 

@@ -14,12 +14,14 @@ use std::path::PathBuf;
 const BLOCKED_NS: u64 = 50_000_000;
 
 /// The events that tell the story.
-pub(super) const WANTED: [Wanted<'static>; 8] = [
+pub(super) const WANTED: [Wanted<'static>; 9] = [
     wanted("oom", "mark_victim"),
     wanted("oom", "wake_reaper"),
     wanted("oom", "start_task_reaping"),
     wanted("oom", "finish_task_reaping"),
     wanted("oom", "skip_task_reaping"),
+    // Who goes over its limit reclaims first.
+    wanted("vmscan", "mm_vmscan_memcg_reclaim_begin"),
     wanted("mmap", "exit_mmap"),
     wanted("kvm", "kvm_unmap_hva_range"),
     Wanted {
@@ -96,6 +98,8 @@ impl<'a> Watcher<'a> {
         }
         if events.oom_kill > 0 && self.facts.kill_seen_ns.is_none() {
             self.facts.kill_seen_ns = Some(now);
+            // It may have grown, and be gone, since the last look.
+            self.facts.usage_at_kill = self.memcg.peak().max(self.facts.usage_at_kill);
         }
         self.look_at_log();
         let is_new_kill = events.oom_kill > self.facts.oom_kills;
@@ -138,6 +142,8 @@ impl<'a> Watcher<'a> {
             self.facts
                 .tasks
                 .extend(threads.filter(|&task| Some(task) != stranger));
+            // Who has no memory any more is being killed just now: the last look counts.
+            let largest = largest.filter(|&(rss, _)| rss > 0);
             self.largest = largest.map(|(rss, pid)| (pid, rss)).or(self.largest);
         } else if alive.is_empty() {
             self.facts.empty_ns.get_or_insert(now);
