@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Without arguments it takes memory until it is killed. With a number, it takes that many MiB,
-//! says so (a line feed into the descriptor `PINLESS_READY_FD`, if there is one), and waits for ever;
-//! with the word `end` behind the number it ends.
+//! says so (a line feed into the descriptor `PINLESS_READY_FD`, if there is one), and waits for
+//! ever; with the word `end` behind the number it ends.
 
 use std::hint::black_box;
 

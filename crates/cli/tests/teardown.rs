@@ -164,8 +164,7 @@ fn rounds_are_summed_up() {
 /// The kernel's own MMU notifiers, those of KVM: the guest's memory goes without anybody waiting.
 #[test]
 fn a_kvm_guest_is_torn_down_cleanly() {
-    if std::fs::File::open("/dev/kvm").is_err() {
-        println!("skipped: no /dev/kvm");
+    if !has_kvm() {
         return;
     }
     let guest = program("kvm_guest");
@@ -184,8 +183,7 @@ fn a_kvm_guest_is_torn_down_cleanly() {
 /// With the address space held, the reaper does it, and asks KVM's notifier without blocking.
 #[test]
 fn the_reaper_frees_a_kvm_guest_that_is_held() {
-    if std::fs::File::open("/dev/kvm").is_err() {
-        println!("skipped: no /dev/kvm");
+    if !has_kvm() {
         return;
     }
     if !has_kernel_faults() {
@@ -206,6 +204,14 @@ fn the_reaper_frees_a_kvm_guest_that_is_held() {
         assert_eq!(round["reaper"]["passes"], 1);
         println!("{told} kvm_unmap_hva_range events by the reaper");
     }
+}
+
+fn has_kvm() -> bool {
+    let has = cfg!(target_arch = "x86_64") && std::fs::File::open("/dev/kvm").is_ok();
+    if !has {
+        println!("skipped: no /dev/kvm, or no x86-64");
+    }
+    has
 }
 
 /// Whether a userfaultfd stops system calls here, which `--hold` needs.
@@ -331,27 +337,38 @@ fn what_cannot_be_tested_is_told_in_one_line() {
     check_refused(&ready, &["sleep", "60"], "PINLESS_READY_FD");
 }
 
-/// Starts a test that goes on for ever, and waits until its program runs.
-fn endless() -> (std::process::Child, u32) {
-    let leaker = program("leaker");
-    let child = pinless()
-        .args(["--patience", "600", "--", text(&leaker), "8"])
-        .spawn()
-        .expect("the binary can be started");
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
+/// A test that goes on for ever, and its program, which runs.
+struct Endless {
+    test: std::process::Child,
+    program: u32,
+}
+
+impl Endless {
+    fn start() -> Self {
+        let leaker = program("leaker");
+        let test = pinless()
+            .args(["--patience", "600", "--", text(&leaker), "8"])
+            .spawn()
+            .expect("the binary can be started");
+        let program = program_of(test.id());
+        Self { test, program }
+    }
+
+    /// Sends a signal to the test, and gives the code that it ends with.
+    fn end(&mut self, name: &str) -> Option<i32> {
+        signal(name, self.test.id());
+        self.test.wait().expect("it ends").code()
+    }
+}
+
+/// The program of a test, once it runs.
+fn program_of(test: u32) -> u32 {
+    let children = format!("/proc/{test}/task/{test}/children");
     loop {
         let pids = std::fs::read_to_string(&children).expect("the test goes on");
-        let pid = pids
-            .split_whitespace()
-            .next()
-            .and_then(|pid| pid.parse().ok());
-        let Some(pid) = pid else {
-            std::thread::yield_now();
-            continue;
-        };
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-        if name.is_ok_and(|name| name.trim() == "leaker") {
-            return (child, pid);
+        let mut pids = pids.split_whitespace().filter_map(|pid| pid.parse().ok());
+        if let Some(pid) = pids.find(|&pid| is_running(pid)) {
+            return pid;
         }
         std::thread::yield_now();
     }
@@ -376,12 +393,10 @@ fn is_running(pid: u32) -> bool {
 fn interrupted_it_leaves_nothing_behind() {
     let Some(groups) = groups() else { return };
     for name in ["-INT", "-TERM"] {
-        let (mut child, program) = endless();
-        signal(name, child.id());
-        let status = child.wait().expect("it ends");
-        assert_eq!(status.code(), Some(130), "{name}");
-        assert_nothing_left(&groups, child.id());
-        assert!(!is_running(program), "{name}");
+        let mut endless = Endless::start();
+        assert_eq!(endless.end(name), Some(130), "{name}");
+        assert_nothing_left(&groups, endless.test.id());
+        assert!(!is_running(endless.program), "{name}");
     }
 }
 
@@ -390,10 +405,9 @@ fn interrupted_it_leaves_nothing_behind() {
 #[test]
 fn killed_it_takes_the_program_along() {
     let Some(groups) = groups() else { return };
-    let (mut child, killed) = endless();
-    signal("-KILL", child.id());
-    child.wait().expect("it ends");
-    while is_running(killed) {
+    let mut endless = Endless::start();
+    assert_eq!(endless.end("-KILL"), None, "a signal is no exit code");
+    while is_running(endless.program) {
         std::thread::yield_now();
     }
     let leaker = program("leaker");
@@ -403,7 +417,7 @@ fn killed_it_takes_the_program_along() {
         .output()
         .expect("the binary can be started");
     assert_eq!(next.status.code(), Some(0), "{}", stderr(&next));
-    assert_nothing_left(&groups, child.id());
+    assert_nothing_left(&groups, endless.test.id());
 }
 
 /// In a group that was handed to another user, that user needs nothing else.

@@ -9,8 +9,8 @@
 //! are the two ways to have faults resolved, and [`mark_engine_thread`] is for threads that stand
 //! in for devices.
 //!
-//! [`memcg`], [`process`], [`tracefs`], [`kmsg`] and [`psi`] are for who tests a program on the kernel:
-//! they put it under a limit, and tell what the kernel does about it.
+//! [`memcg`], [`process`], [`tracefs`], [`kmsg`] and [`psi`] are for who tests a program on the
+//! kernel: they put it under a limit, and tell what the kernel does about it.
 //!
 //! Linux counterparts: `fs/userfaultfd.c`, `mm/userfaultfd.c`.
 

@@ -10,6 +10,7 @@ use core::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a group that is dropped waits for its processes to be gone.
@@ -109,22 +110,22 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// No controller, or nowhere may a group be made: the refusal of the last place tried.
+    /// No controller, or nowhere may a group be made: the refusal of the first place tried.
     pub fn create(parent: Option<&Path>, name: &str) -> Result<Self, MemcgError> {
         if let Some(parent) = parent {
             let version = version_of(parent)?;
             return Self::create_in(parent, version, name);
         }
         let home = Home::find()?;
-        let mut last = MemcgError::NoController;
+        let mut first = None;
         let places = home.own.ancestors();
         for parent in places.take_while(|place| place.starts_with(&home.mount)) {
             match Self::create_in(parent, home.version, name) {
                 Ok(memcg) => return Ok(memcg),
-                Err(error) => last = error,
+                Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(last)
+        Err(first.unwrap_or(MemcgError::NoController))
     }
 
     fn create_in(parent: &Path, version: Version, name: &str) -> Result<Self, MemcgError> {
@@ -172,6 +173,13 @@ impl Memcg {
     pub fn set_max(&self, bytes: u64) -> Result<(), MemcgError> {
         let set = self.write(self.limit_file(), &bytes.to_string());
         set.map_err(|error| self.below_usage(error))
+    }
+
+    /// Sets the hard limit in a thread of its own. Version 2 answers only when what is above the
+    /// limit is gone, and whoever waits for that cannot look at what happens meanwhile.
+    pub fn begin_set_max(&self, bytes: u64) -> JoinHandle<Result<(), MemcgError>> {
+        let path = self.path.join(self.limit_file());
+        std::thread::spawn(move || write(&path, &bytes.to_string()))
     }
 
     /// Bounds swap to `swap_bytes`, given the hard limit that is in force.

@@ -199,7 +199,8 @@ pub fn devices(pid: u32) -> Vec<String> {
 }
 
 fn device_name(target: &str) -> Option<&str> {
-    const PLAIN: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+    const PLAIN: [&str; 6] = ["null", "zero", "full", "random", "urandom", "console"];
+    const PLAIN_BEGINNINGS: [&str; 3] = ["pts/", "shm/", "tty"];
     const PLAIN_OBJECTS: [&str; 6] = [
         "[eventfd]",
         "[eventpoll]",
@@ -213,7 +214,8 @@ fn device_name(target: &str) -> Option<&str> {
         return (!is_plain).then(|| object.trim_matches(['[', ']']));
     }
     let name = target.strip_prefix("/dev/")?;
-    let is_plain = PLAIN.contains(&name) || name.starts_with("pts/") || name.starts_with("shm/");
+    let has_beginning = |beginning: &&str| name.starts_with(*beginning);
+    let is_plain = PLAIN.contains(&name) || PLAIN_BEGINNINGS.iter().any(has_beginning);
     (!is_plain).then_some(name)
 }
 
@@ -369,6 +371,7 @@ mod tests {
             ("anon_inode:[eventfd]", None),
             ("/dev/null", None),
             ("/dev/pts/3", None),
+            ("/dev/ttyS0", None),
             ("/tmp/file", None),
             ("socket:[12]", None),
         ] {

@@ -367,8 +367,8 @@ impl Uffd {
     fn ioctl<P: Payload>(&self, payload: &mut P) -> Result<(), Errno> {
         // SAFETY: 1. `payload` is the type that belongs to the number (`Payload`), borrowed
         // mutably for the call. 2. Other memory that an operation changes is the page tables of
-        // ranges that `PrivateMmu` and the probe own, to which no Rust reference exists; the
-        // source of a copy is a slice that the caller borrows.
+        // ranges that `PrivateMmu`, `Hold` and the probe own, to which no Rust reference exists;
+        // the source of a copy is a slice that the caller borrows.
         let result = unsafe {
             libc::ioctl(
                 self.fd.as_raw_fd(),

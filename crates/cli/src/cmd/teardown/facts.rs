@@ -64,6 +64,8 @@ pub(super) struct Facts {
     pub(super) names: BTreeSet<String>,
     /// What they had open.
     pub(super) devices: BTreeSet<String>,
+    /// When the limit came, if it was not there from the beginning.
+    pub(super) limit_set_ns: Option<u64>,
     pub(super) limit_hit_ns: Option<u64>,
     /// When the counter of kills was first seen above zero.
     pub(super) kill_seen_ns: Option<u64>,

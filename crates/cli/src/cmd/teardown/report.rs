@@ -229,6 +229,7 @@ fn timeline(facts: &Facts, begun_ns: u64) -> Vec<Step> {
     };
     let mut steps = vec![(begun_ns, "program started".to_owned())];
     let mut add = |ns: Option<u64>, what: String| steps.extend(ns.map(|ns| (ns, what)));
+    add(facts.limit_set_ns, "limit set".to_owned());
     // Seen by polling, so it can seem to be later than the kill that it led to.
     let hit = facts.limit_hit_ns.map(|ns| ns.min(kill));
     add(hit, "limit hit".to_owned());

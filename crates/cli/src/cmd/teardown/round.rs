@@ -17,6 +17,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 /// What the names of our groups and trace instances begin with.
 pub(super) const PREFIX: &str = "pinless-teardown-";
@@ -96,6 +97,7 @@ pub(super) fn play(
         is_interrupted,
         notes,
         limit_bytes: None,
+        limit_write: None,
         begun_ns: now_ns(),
     };
     if args.limit_when == LimitWhen::Start {
@@ -135,6 +137,7 @@ struct Round<'a> {
     is_interrupted: &'a AtomicBool,
     notes: Vec<String>,
     limit_bytes: Option<u64>,
+    limit_write: Option<JoinHandle<Result<(), MemcgError>>>,
     begun_ns: u64,
 }
 
@@ -170,6 +173,7 @@ impl Round<'_> {
             if !self.wait_for_limit_time(&mut program)? {
                 return Ok(None);
             }
+            self.watcher.facts.limit_set_ns = Some(now_ns());
             presser = self.set_limit_late()?;
         }
         if !self.wait_for_kill(&mut program)? {
@@ -232,7 +236,7 @@ impl Round<'_> {
             if !self.tick(program, "waiting until its memory is in place") {
                 return Ok(false);
             }
-            self.check_alive(program)?;
+            self.check_alive()?;
             let now = now_ns();
             let usage = self.watcher.usage();
             if usage > stable.0 + stable.0 / 100 {
@@ -261,12 +265,15 @@ impl Round<'_> {
     fn set_limit(&mut self, bytes: u64) -> Result<(), TeardownError> {
         self.memcg.set_max(bytes).map_err(TeardownError::Group)?;
         self.limit_bytes = Some(bytes);
-        let swap = self.args.swap.0;
-        match self.memcg.set_swap_max(bytes, swap) {
+        self.set_swap_limit(bytes);
+        Ok(())
+    }
+
+    fn set_swap_limit(&mut self, limit_bytes: u64) {
+        match self.memcg.set_swap_max(limit_bytes, self.args.swap.0) {
             Ok(()) | Err(MemcgError::BelowUsage { .. }) => {}
             Err(error) => self.note(format!("swap is not bounded ({error})")),
         }
-        Ok(())
     }
 
     /// Sets the limit below what is in use. Where that is refused, near it; and then a process of
@@ -274,7 +281,10 @@ impl Round<'_> {
     /// go on to grow.
     fn set_limit_late(&mut self) -> Result<Option<Presser>, TeardownError> {
         if self.memcg.version() == Version::V2 {
-            self.set_limit(self.args.limit.0)?;
+            let limit = self.args.limit.0;
+            self.set_swap_limit(limit);
+            self.limit_bytes = Some(limit);
+            self.limit_write = Some(self.memcg.begin_set_max(limit));
             return Ok(None);
         }
         let mut presser = Presser::start(self.memcg)?;
@@ -309,7 +319,8 @@ impl Round<'_> {
             if self.watcher.facts.kill_seen_ns.is_some() {
                 return Ok(true);
             }
-            self.check_alive(program)?;
+            self.check_alive()?;
+            self.check_limit_write()?;
             if now_ns() - begun > self.patience_ns() {
                 return Err(TeardownError::NeverReached {
                     peak: Bytes(self.memcg.peak()),
@@ -320,8 +331,17 @@ impl Round<'_> {
         }
     }
 
+    /// A limit that is being set may be refused.
+    fn check_limit_write(&mut self) -> Result<(), TeardownError> {
+        let Some(write) = self.limit_write.take_if(|write| write.is_finished()) else {
+            return Ok(());
+        };
+        let result = write.join().expect("writing a file does not panic");
+        result.map_err(TeardownError::Group)
+    }
+
     /// The program must not end before it was killed for its memory.
-    fn check_alive(&mut self, program: &mut Program) -> Result<(), TeardownError> {
+    fn check_alive(&self) -> Result<(), TeardownError> {
         let Some(exit) = &self.watcher.facts.exit else {
             return Ok(());
         };
@@ -331,7 +351,6 @@ impl Round<'_> {
         if is_killed || has_others {
             return Ok(());
         }
-        let _ = &program.child;
         Err(TeardownError::EndedFirst {
             status: exit.what,
             peak: Bytes(self.memcg.peak()),

@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn each_way_to_go_wrong_has_its_verdict() {
         check(|_| (), MEASURE, Verdict::Clean);
-        let after = |ms| move |facts: &mut Facts| facts.back_ns = Some((100 + ms) * MS);
+        let after = |ms: u64| move |facts: &mut Facts| facts.back_ns = Some((100 + ms) * MS);
         check(after(1000), MEASURE, Verdict::Clean);
         check(after(1001), MEASURE, Verdict::Slow);
         check(|facts| facts.back_ns = None, MEASURE, Verdict::Stuck);
@@ -219,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_second_victim_is_one_only_before_the_first_is_gone() {
-        let second = |ms| move |facts: &mut Facts| facts.victims.push(victim(2, ms, Some(200)));
+        let second =
+            |ms: u64| move |facts: &mut Facts| facts.victims.push(victim(2, ms, Some(200)));
         check(second(103), MEASURE, Verdict::SecondVictim);
         check(second(110), MEASURE, Verdict::Clean);
         // The kernel marks each thread that asks, so the same one may be marked twice.

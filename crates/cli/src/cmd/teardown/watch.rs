@@ -164,6 +164,21 @@ impl<'a> Watcher<'a> {
         }
     }
 
+    /// Tracing told of nobody: in another PID namespace its numbers are not ours.
+    fn unnamed_victim(&mut self) {
+        if let Some(ns) = self
+            .facts
+            .kill_seen_ns
+            .filter(|_| self.facts.victims.is_empty())
+        {
+            self.untraced_victim(ns);
+            let gone = self.facts.empty_ns;
+            for victim in &mut self.facts.victims {
+                victim.what.gone_ns = gone;
+            }
+        }
+    }
+
     /// Without tracing the victim is who had most memory; the kernel chooses it by that.
     fn untraced_victim(&mut self, now: u64) {
         let known: Vec<u32> = self.facts.victims.iter().map(|at| at.what.pid).collect();
@@ -256,6 +271,7 @@ impl<'a> Watcher<'a> {
             self.memcg.reclaim();
         }
         self.look();
+        self.unnamed_victim();
         self.facts.left = self.memcg.stat();
         self.facts.left_bytes = self.memcg.usage();
         let pressure = Pressure::read(&self.pressure_file);

@@ -1,24 +1,12 @@
-//! A KVM guest that writes all of its memory: a real user of MMU notifiers, for teardown tests.
-//!
-//! ```text
-//! pinless teardown --limit 64M -- target/debug/examples/kvm_guest 128
-//! pinless teardown --limit 16M --limit-when ready-fd -- target/debug/examples/kvm_guest 32 128
-//! ```
-//!
-//! Arguments: how many MiB the guest writes; if a second number follows, it says so at that
-//! point (a line feed into the descriptor `PINLESS_READY_FD`), and goes on to this many MiB. Then
-//! it waits for ever. The guest's code runs in real mode, with segments of 4 GiB.
+//! A virtual machine with one processor, in real mode with segments of 4 GiB.
 
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::error::Error;
 
-const MIB: u32 = 1 << 20;
 /// Where the guest's code is; what it writes begins behind that.
 const CODE: u32 = 0x1000;
-const DATA: u32 = 0x2000;
-/// The largest guest: its memory ends where devices would begin.
-const MIB_MAX: u32 = 3072;
+pub(crate) const DATA: u32 = 0x2000;
 
 /// Writes a word to each page from `edi` up to `esi`, and halts.
 const PROGRAM: [u8; 18] = [
@@ -30,39 +18,15 @@ const PROGRAM: [u8; 18] = [
     0x90, // nop
 ];
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let sizes = std::env::args().skip(1).map(|arg| arg.parse::<u32>());
-    let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
-    let (first, last) = match sizes[..] {
-        [only] => (only, only),
-        [first, last] if first <= last => (first, last),
-        _ => return Err("say how many MiB: kvm_guest 128, or kvm_guest 32 128".into()),
-    };
-    if first == 0 || last > MIB_MAX {
-        return Err(format!("a guest has 1 to {MIB_MAX} MiB").into());
-    }
-    let mut guest = Guest::new(last * MIB)?;
-    guest.write_pages(DATA, first * MIB)?;
-    if last > first {
-        if let Ok(fd) = std::env::var("PINLESS_READY_FD") {
-            std::fs::write(format!("/proc/self/fd/{fd}"), "\n")?;
-        }
-        guest.write_pages(first * MIB, last * MIB)?;
-    }
-    loop {
-        std::thread::park();
-    }
-}
-
-/// A virtual machine with one processor.
-struct Guest {
+/// The machine.
+pub(crate) struct Guest {
     vcpu: VcpuFd,
     /// Lives as long as the processor does.
     _vm: VmFd,
 }
 
 impl Guest {
-    fn new(len: u32) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn new(len: u32) -> Result<Self, Box<dyn Error>> {
         let vm = Kvm::new()
             .map_err(|error| format!("/dev/kvm: {error}"))?
             .create_vm()?;
@@ -106,7 +70,7 @@ impl Guest {
     }
 
     /// Has the guest write each page of a part of its memory.
-    fn write_pages(&mut self, from: u32, to: u32) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn write_pages(&mut self, from: u32, to: u32) -> Result<(), Box<dyn Error>> {
         self.vcpu.set_regs(&kvm_regs {
             rip: CODE.into(),
             rdi: from.into(),
