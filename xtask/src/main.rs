@@ -1,4 +1,5 @@
-//! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`.
+//! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`,
+//! `cargo xtask vm-test`.
 #![deny(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -9,6 +10,7 @@
 mod bench;
 mod ci;
 mod tidy;
+mod vm_test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ enum Command {
     Tidy,
     /// Measure, beside the peer where there is one.
     Bench(bench::Args),
+    /// Test `pinless teardown` on a kernel with cgroup v2, in a virtual machine.
+    VmTest(vm_test::Args),
     #[command(hide = true)]
     BenchPart(bench::Part),
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::VmTest(args) => vm_test::run(&args),
         Command::BenchPart(part) => bench::play(&part),
     }
 }

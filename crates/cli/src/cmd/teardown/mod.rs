@@ -41,7 +41,6 @@ const LIMIT_MIN: u64 = 1 << 20;
 pub(crate) enum TeardownError {
     TooSmall(Bytes),
     Group(MemcgError),
-    Remove(MemcgError),
     Start {
         program: String,
         error: io::Error,
@@ -87,12 +86,6 @@ impl fmt::Display for TeardownError {
                  yours with --cgroup, or run it in one: \
                  systemd-run --user --scope -p Delegate=yes pinless teardown ..."
             ),
-            Self::Remove(error) => {
-                write!(
-                    f,
-                    "the cgroup cannot be removed, somebody hangs in it: {error}"
-                )
-            }
             Self::Start { program, error } => write!(f, "cannot start {program}: {error}"),
             Self::PidFd(errno) => write!(f, "no pidfd for the program: {errno}"),
             Self::Pipe(error) => write!(f, "no pipe for --limit-when ready-fd: {error}"),
@@ -205,7 +198,12 @@ fn run(args: &TeardownArgs) -> Result<Report, TeardownError> {
     for nr in 1..=args.repeat {
         progress.begin(nr, args.repeat);
         match round::play(args, nr, &progress, &is_interrupted) {
-            Ok(Outcome::Torn(played)) => add(&mut report, args, *played),
+            Ok(Outcome::Torn(played)) => {
+                if add(&mut report, args, *played) >= Verdict::Stuck {
+                    // What hangs would hang in each further round, too.
+                    break;
+                }
+            }
             Ok(Outcome::Interrupted) => {
                 report.interrupted = true;
                 break;
@@ -244,7 +242,7 @@ fn begin(args: &TeardownArgs) -> Report {
 }
 
 /// Judges a round, and adds it to the report.
-fn add(report: &mut Report, args: &TeardownArgs, played: Played) {
+fn add(report: &mut Report, args: &TeardownArgs, played: Played) -> Verdict {
     let facts = &played.facts;
     let words = splat::words(facts.names.iter(), facts.tasks.iter(), facts.devices.iter());
     let complaints = splat::complaints(&facts.log, &words);
@@ -262,6 +260,7 @@ fn add(report: &mut Report, args: &TeardownArgs, played: Played) {
     }
     let round = Round::new(&played, complaints, verdict, why);
     report.rounds.push(round);
+    verdict
 }
 
 fn sum_up(report: &mut Report) {

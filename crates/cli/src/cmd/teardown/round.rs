@@ -26,6 +26,8 @@ pub(super) const PREFIX: &str = "pinless-teardown-";
 const TICK: Duration = Duration::from_millis(2);
 /// Memory has settled when it has grown by less than a hundredth for this long.
 const STABLE_NS: u64 = 500_000_000;
+/// When the reaper has ended at the latest: two seconds, and ten passes 100 ms apart, and some.
+const REAPER_NS: u64 = 4_000_000_000;
 /// How much above what is in use a limit is that must not be below it.
 const NEAR_BYTES: u64 = 64 << 10;
 /// How long processes of the program that were not chosen may go on.
@@ -105,19 +107,27 @@ pub(super) fn play(
     }
     let played = round.play()?;
     let version = memcg.version();
-    memcg.remove().map_err(TeardownError::Remove)?;
+    let removed = memcg.remove();
     Ok(match played {
         None => Outcome::Interrupted,
-        Some((facts, notes, begun_ns, limit_bytes)) => Outcome::Torn(Box::new(Played {
-            facts,
-            begun_ns,
-            version,
-            is_traced,
-            has_log,
-            slack_bytes,
-            limit_bytes,
-            notes,
-        })),
+        Some((facts, mut notes, begun_ns, limit_bytes)) => {
+            // No reason to keep silent about what was found: this is a part of it.
+            if let Err(error) = removed {
+                notes.push(format!(
+                    "the group is left behind, somebody hangs in it ({error})"
+                ));
+            }
+            Outcome::Torn(Box::new(Played {
+                facts,
+                begun_ns,
+                version,
+                is_traced,
+                has_log,
+                slack_bytes,
+                limit_bytes,
+                notes,
+            }))
+        }
     })
 }
 
@@ -396,7 +406,7 @@ impl Round<'_> {
         let finished = facts.reaper_ns(Reaper::Finished);
         let is_finished = finished.is_some_and(|at| now.saturating_sub(at) > HELD_NS);
         let is_refused = facts.nr_reaper(Reaper::Finished) != facts.nr_reaper(Reaper::Started);
-        let half = self.args.stuck.saturating_mul(500_000_000);
+        let half = self.args.stuck.saturating_mul(500_000_000).max(REAPER_NS);
         (is_finished && !is_refused && facts.back_ns.is_some())
             || facts.gave_up().is_some()
             || (is_finished && now.saturating_sub(finished.unwrap_or(now)) > 15 * HELD_NS)

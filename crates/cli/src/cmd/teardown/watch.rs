@@ -13,6 +13,9 @@ use std::path::PathBuf;
 /// Who does not die within this time after the kill is asked where it is.
 const BLOCKED_NS: u64 = 50_000_000;
 
+/// How often it looks which devices are open: some programs have many files.
+const DEVICES_NS: u64 = 50_000_000;
+
 /// The events that tell the story.
 pub(super) const WANTED: [Wanted<'static>; 9] = [
     wanted("oom", "mark_victim"),
@@ -58,6 +61,7 @@ pub(super) struct Watcher<'a> {
     /// Charges that processors keep in stock may stay.
     slack_bytes: u64,
     usage: u64,
+    devices_at_ns: u64,
 }
 
 impl<'a> Watcher<'a> {
@@ -75,6 +79,7 @@ impl<'a> Watcher<'a> {
             largest: None,
             slack_bytes,
             usage: 0,
+            devices_at_ns: 0,
         }
     }
 
@@ -119,6 +124,10 @@ impl<'a> Watcher<'a> {
     /// devices while they live.
     fn look_at_processes(&mut self, now: u64) -> Vec<u32> {
         let is_killed = self.facts.kill_seen_ns.is_some();
+        let is_time_for_devices = now >= self.devices_at_ns;
+        if is_time_for_devices {
+            self.devices_at_ns = now + DEVICES_NS;
+        }
         let mut alive = Vec::new();
         let mut largest = None;
         for pid in self.memcg.processes() {
@@ -133,7 +142,9 @@ impl<'a> Watcher<'a> {
                 let rss = status.rss.unwrap_or(0);
                 largest = largest.max(Some((rss, pid)));
                 self.facts.names.insert(status.name);
-                self.facts.devices.extend(process::devices(pid));
+                if is_time_for_devices {
+                    self.facts.devices.extend(process::devices(pid));
+                }
             }
         }
         if !is_killed {
