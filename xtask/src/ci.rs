@@ -52,6 +52,11 @@ const STEPS: &[Step] = &[
         cargo: &["test", "-p", "pinless-mm", "--no-default-features"],
         env: &[],
     },
+    Step {
+        title: "teardown on cgroup v2",
+        cargo: &["run", "--quiet", "--package", "xtask", "--", "vm-test"],
+        env: &[],
+    },
 ];
 
 /// Runs every step, also after one that failed, and says at the end which failed.

@@ -66,22 +66,7 @@ pub(super) fn play(
 ) -> Result<Outcome, TeardownError> {
     let name = format!("{PREFIX}{}-{nr}", std::process::id());
     let mut notes = Vec::new();
-    let trace = match Trace::start(&name, &watch::WANTED) {
-        Ok(trace) => {
-            if !trace.absent().is_empty() {
-                let absent = trace.absent().join(", ");
-                notes.push(format!("this kernel has no trace event {absent}"));
-            }
-            Some(trace)
-        }
-        Err(error) => {
-            notes.push(format!(
-                "without trace events ({error}): times are those of polling, and the reaper is \
-                 not seen"
-            ));
-            None
-        }
-    };
+    let trace = trace(&name, &mut notes);
     let is_traced = trace.is_some();
     let memcg = Memcg::create(args.cgroup.as_deref(), &name).map_err(TeardownError::Group)?;
     let limit = args.limit.0;
@@ -129,6 +114,25 @@ pub(super) fn play(
             }))
         }
     })
+}
+
+/// Tracing, as far as there is any; what is missing is noted.
+fn trace(name: &str, notes: &mut Vec<String>) -> Option<Trace> {
+    let trace = match Trace::start(name, &watch::WANTED) {
+        Ok(trace) => trace,
+        Err(error) => {
+            notes.push(format!(
+                "without trace events ({error}): times are those of polling, and the reaper is \
+                 not seen"
+            ));
+            return None;
+        }
+    };
+    if !trace.absent().is_empty() {
+        let absent = trace.absent().join(", ");
+        notes.push(format!("this kernel has no trace event {absent}"));
+    }
+    Some(trace)
 }
 
 /// What may stay charged to an empty group.
