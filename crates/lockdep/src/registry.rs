@@ -5,7 +5,8 @@
 
 use std::cell::Cell;
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::panic::Location;
 use std::sync::atomic::{self, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -153,43 +154,124 @@ impl From<String> for Name {
 /// What is known of a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
+    key: KeyName,
     pub(crate) name: Name,
     pub(crate) attributes: Attributes,
-    /// 1 for the first key of its name.
+    /// 1 for the first key of its name; unlike that of every other live key of the name.
     pub(crate) version: u32,
     is_zapped: bool,
+    /// Whether the validator itself, at work, was seen to take locks of it.
+    is_taken_by_reports: bool,
+    links: [Link; 2],
 }
 
+/// The neighbours of a key in the list of one bucket; 0 is none.
+#[derive(Clone, Copy, Default, Debug)]
+struct Link {
+    next: u32,
+    previous: u32,
+}
+
+/// By what keys are looked up: each has its own lists.
+#[derive(Clone, Copy)]
+enum By {
+    Key = 0,
+    Name = 1,
+}
+
+/// All keys. Everything is reserved at the start and linked by numbers, so that nothing is
+/// allocated, and nothing given back, under the lock.
 struct Registry {
     keys: Vec<Key>,
-    by_name: HashMap<KeyName, u32>,
+    /// The first key of each bucket, the newest.
+    heads: [Vec<u32>; 2],
     /// Keys to be used again, the longest free first.
     free: std::collections::VecDeque<u32>,
 }
 
-/// How many keys there is room for before the registry allocates.
-const NR_KEYS_RESERVED: usize = 4096;
+const NR_KEYS: usize = ClassId::NR_KEYS_MAX as usize;
+const NR_BUCKETS: usize = NR_KEYS * 2;
 /// A number rests after its key was zapped until this many others rest too.
 const NR_RESTING_MIN: usize = 1024;
 
-fn registry() -> &'static RawLock<Registry> {
-    static REGISTRY: OnceLock<RawLock<Registry>> = OnceLock::new();
-    REGISTRY.get_or_init(|| {
-        let mut keys = Vec::with_capacity(NR_KEYS_RESERVED);
+fn bucket(hashed: &(impl Hash + ?Sized)) -> usize {
+    let mut hasher = DefaultHasher::new();
+    hashed.hash(&mut hasher);
+    hasher.finish() as usize % NR_BUCKETS
+}
+
+impl Registry {
+    fn new() -> Self {
+        let mut keys = Vec::with_capacity(NR_KEYS);
         // Number 0 is nobody: an object with it has not been resolved, and what there was no more
         // room for is not tracked.
         keys.push(Key {
+            key: KeyName::Static("<none>"),
             name: Name::Static("<none>"),
             attributes: Attributes::MAP.checking(Checking::NoTrack),
             version: 1,
             is_zapped: false,
+            is_taken_by_reports: false,
+            links: Default::default(),
         });
-        RawLock::new(Registry {
+        Self {
             keys,
-            by_name: HashMap::with_capacity(NR_KEYS_RESERVED),
-            free: std::collections::VecDeque::with_capacity(NR_KEYS_RESERVED),
-        })
-    })
+            heads: [(); 2].map(|()| vec![0; NR_BUCKETS]),
+            free: std::collections::VecDeque::with_capacity(NR_KEYS),
+        }
+    }
+
+    /// The newest key of a bucket for which `is_it` holds.
+    fn find(&self, by: By, bucket: usize, is_it: impl Fn(&Key) -> bool) -> Option<u32> {
+        let mut number = self.heads[by as usize][bucket];
+        while number != 0 {
+            let key = &self.keys[number as usize];
+            if is_it(key) {
+                return Some(number);
+            }
+            number = key.links[by as usize].next;
+        }
+        None
+    }
+
+    fn link(&mut self, by: By, bucket: usize, number: u32) {
+        let head = &mut self.heads[by as usize][bucket];
+        let next = std::mem::replace(head, number);
+        self.keys[number as usize].links[by as usize] = Link { next, previous: 0 };
+        if next != 0 {
+            self.keys[next as usize].links[by as usize].previous = number;
+        }
+    }
+
+    fn unlink(&mut self, by: By, bucket: usize, number: u32) {
+        let Link { next, previous } = self.keys[number as usize].links[by as usize];
+        match previous {
+            0 => self.heads[by as usize][bucket] = next,
+            previous => self.keys[previous as usize].links[by as usize].next = next,
+        }
+        if next != 0 {
+            self.keys[next as usize].links[by as usize].previous = previous;
+        }
+    }
+
+    /// Puts an entry in; its number, and the entry that had the number before.
+    fn insert(&mut self, entry: Key) -> Result<(u32, Option<Key>), Key> {
+        let is_full = self.keys.len() == NR_KEYS;
+        if self.free.len() <= NR_RESTING_MIN && !is_full {
+            self.keys.push(entry);
+            return Ok((self.keys.len() as u32 - 1, None));
+        }
+        let Some(number) = self.free.pop_front() else {
+            return Err(entry);
+        };
+        let before = std::mem::replace(&mut self.keys[number as usize], entry);
+        Ok((number, Some(before)))
+    }
+}
+
+fn registry() -> &'static RawLock<Registry> {
+    static REGISTRY: OnceLock<RawLock<Registry>> = OnceLock::new();
+    REGISTRY.get_or_init(|| RawLock::new(Registry::new()))
 }
 
 /// Makes room, so that later calls do not allocate.
@@ -232,51 +314,75 @@ pub(crate) fn resolve_site(
 ///
 /// Number 0, which is not tracked, when there is no more room.
 pub(crate) fn register(key: KeyName, name: Name, attributes: &Attributes) -> ClassId {
-    let mut registry = registry().lock();
-    if let Some(&number) = registry.by_name.get(&key) {
-        return ClassId::of_key(number);
-    }
-    let same_name = |key: &&Key| key.name.as_str() == name.as_str() && !key.is_zapped;
-    let version = registry.keys.iter().filter(same_name).count() as u32 + 1;
-    let entry = Key {
+    let (by_key, by_name) = (bucket(&key), bucket(name.as_str()));
+    let mut entry = Key {
+        key,
         name,
         attributes: *attributes,
-        version,
+        version: 1,
         is_zapped: false,
+        is_taken_by_reports: false,
+        links: Default::default(),
     };
-    let is_full = registry.keys.len() == ClassId::NR_KEYS_MAX as usize;
-    let number = if registry.free.len() > NR_RESTING_MIN || is_full {
-        let Some(number) = registry.free.pop_front() else {
-            return ClassId::of_key(0);
-        };
-        registry.keys[number as usize] = entry;
-        number
-    } else {
-        registry.keys.push(entry);
-        registry.keys.len() as u32 - 1
-    };
-    registry.by_name.insert(key, number);
-    ClassId::of_key(number)
+    let mut registry = registry().lock();
+    if let Some(number) = registry.find(By::Key, by_key, |known| known.key == entry.key) {
+        drop(registry);
+        return ClassId::of_key(number);
+    }
+    let same_name = |known: &Key| known.name.as_str() == entry.name.as_str();
+    if let Some(newest) = registry.find(By::Name, by_name, same_name) {
+        entry.version = registry.keys[newest as usize].version + 1;
+    }
+    let inserted = registry.insert(entry);
+    if let Ok((number, _)) = inserted {
+        registry.link(By::Key, by_key, number);
+        registry.link(By::Name, by_name, number);
+    }
+    // What is left over is given back without the lock: an allocator may wait for the validator.
+    drop(registry);
+    inserted.map_or(ClassId::of_key(0), |(number, _)| ClassId::of_key(number))
 }
 
 /// Finds a key that was registered.
 pub(crate) fn find(key: &KeyName) -> Option<ClassId> {
-    let registry = registry().lock();
-    registry
-        .by_name
-        .get(key)
-        .map(|&number| ClassId::of_key(number))
+    let bucket = bucket(key);
+    let number = registry()
+        .lock()
+        .find(By::Key, bucket, |known| known.key == *key);
+    number.map(ClassId::of_key)
+}
+
+/// The first class above number `after` whose key is an address in the range.
+pub(crate) fn find_address(range: &Range<usize>, after: ClassId) -> Option<ClassId> {
+    next_key(after, |key| match key.key {
+        KeyName::Address(address) => range.contains(&address),
+        _ => false,
+    })
 }
 
 /// Takes a key out; its number rests before it is used again.
 pub(crate) fn unregister(class: ClassId) {
-    let mut registry = registry().lock();
     let number = class.key();
-    registry.by_name.retain(|_, known| *known != number);
+    let (by_key, by_name) = with_key(class, |key| (bucket(&key.key), bucket(key.name.as_str())));
+    let mut registry = registry().lock();
     let key = &mut registry.keys[number as usize];
-    key.is_zapped = true;
+    if std::mem::replace(&mut key.is_zapped, true) {
+        return;
+    }
     key.attributes.checking = Checking::NoTrack;
+    registry.unlink(By::Key, by_key, number);
+    registry.unlink(By::Name, by_name, number);
     registry.free.push_back(number);
+}
+
+/// Remembers that a report needs locks of this class.
+pub(crate) fn mark_taken_by_reports(class: ClassId) {
+    registry().lock().keys[class.key() as usize].is_taken_by_reports = true;
+}
+
+/// Whether a report needs locks of this class, as far as was seen.
+pub(crate) fn is_taken_by_reports(class: ClassId) -> bool {
+    with_key(class, |key| key.is_taken_by_reports)
 }
 
 /// What is known of the key of a class.
@@ -304,10 +410,78 @@ pub(crate) fn display_name(class: ClassId) -> String {
 
 /// All classes whose plain name is this one.
 pub(crate) fn find_named(name: &str) -> Vec<ClassId> {
+    let mut after = ClassId::of_key(0);
+    // One at a time: the list grows without the lock.
+    let next = || {
+        after = next_key(after, |key| key.name.as_str() == name)?;
+        Some(after)
+    };
+    std::iter::from_fn(next).collect()
+}
+
+/// The first live class above number `after` whose key is like this.
+fn next_key(after: ClassId, is_like: impl Fn(&Key) -> bool) -> Option<ClassId> {
     let registry = registry().lock();
-    let numbered = registry.keys.iter().enumerate().skip(1);
-    numbered
-        .filter(|(_, key)| key.name.as_str() == name && !key.is_zapped)
-        .map(|(number, _)| ClassId::of_key(number as u32))
-        .collect()
+    let from = after.key() as usize + 1;
+    let mut keys = registry.keys.get(from..)?.iter();
+    let found = keys.position(|key| !key.is_zapped && is_like(key))?;
+    Some(ClassId::of_key((from + found) as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes and drops classes of one name; the versions of those made last.
+    fn versions(steps: &[&str]) -> Vec<u32> {
+        // A name that no other test has.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("versions {}", NEXT.fetch_add(1, atomic::Ordering::Relaxed));
+        let mut live: Vec<ClassId> = Vec::new();
+        for step in steps {
+            match step.strip_prefix('-') {
+                Some(at) => unregister(live.remove(at.parse().expect("a number"))),
+                None => {
+                    let name = Name::from(name.clone());
+                    live.push(register(KeyName::unique(), name, &Attributes::SLEEP));
+                }
+            }
+        }
+        assert_eq!(find_named(&name).len(), live.len());
+        let version = |&class: &ClassId| with_key(class, |key| key.version);
+        let versions = live.iter().map(version).collect();
+        live.into_iter().for_each(unregister);
+        assert_eq!(find_named(&name), []);
+        versions
+    }
+
+    #[test]
+    fn live_keys_of_one_name_have_versions_of_their_own() {
+        for (steps, expected) in [
+            (&["+", "+", "+"][..], &[1, 2, 3][..]),
+            (&["+", "+", "-0", "+"], &[2, 3]),
+            (&["+", "+", "-1", "+"], &[1, 2]),
+            (&["+", "-0", "+"], &[1]),
+            (&["+", "+", "+", "-1", "-0", "+", "+"], &[3, 4, 5]),
+        ] {
+            assert_eq!(versions(steps), expected, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_until_it_is_taken_out() {
+        let key = KeyName::Address(usize::MAX - 7);
+        let make = || register(key.clone(), Name::Static("found"), &Attributes::SLEEP);
+        assert_eq!(find(&key), None);
+        let class = make();
+        assert_eq!(make(), class);
+        assert_eq!(find(&key), Some(class));
+        let range = usize::MAX - 8..usize::MAX;
+        assert_eq!(find_address(&range, ClassId::of_key(0)), Some(class));
+        assert_eq!(find_address(&range, class), None);
+        unregister(class);
+        assert_eq!(find(&key), None);
+        assert_eq!(find_address(&range, ClassId::of_key(0)), None);
+        assert_ne!(make(), class, "its number rests");
+    }
 }
