@@ -625,8 +625,19 @@ pub(crate) fn levels_changed() {
 }
 
 /// Forgets a class, in all its subclasses, in the validator of the thread and in that of the
-/// process; its number may come back later.
+/// process; its number may come back later. Reports a lock of it that this thread holds.
 pub fn zap(class: ClassId) {
+    forget(class);
+    work(|inner, task, findings| {
+        let is_of = |held: &Held| held.word.class().key() == class.key();
+        if let Some(held) = task.iter().find(is_of) {
+            findings.add(inner.finding(task, Kind::HeldFreed, &held));
+        }
+    });
+}
+
+/// Forgets a class like [`zap`], whoever holds what.
+pub fn forget(class: ClassId) {
     task::with(|task| {
         let _work = task.begin_work();
         let forget = |inner: &Inner| {
@@ -639,14 +650,6 @@ pub fn zap(class: ClassId) {
             forget(Validator::global().inner());
         }
         registry::unregister(class);
-        let is_of = |held: &Held| held.word.class().key() == class.key();
-        if let Some(held) = task.iter().find(is_of) {
-            with_current(|inner| {
-                let mut findings = Findings::default();
-                findings.add(inner.finding(task, Kind::HeldFreed, &held));
-                inner.report(&findings);
-            });
-        }
     });
 }
 

@@ -98,6 +98,17 @@ pub fn find_class(key: &KeyName) -> Option<ClassId> {
     registry::find(key)
 }
 
+/// The classes whose keys are addresses in this range, for foreign interfaces.
+///
+/// A class that is made meanwhile may be missing.
+pub fn classes_in(range: std::ops::Range<usize>) -> impl Iterator<Item = ClassId> {
+    let mut after = ClassId::of_key(0);
+    std::iter::from_fn(move || {
+        after = registry::find_address(&range, after)?;
+        Some(after)
+    })
+}
+
 /// What was reported to the calling thread's validator.
 #[must_use]
 pub fn reports() -> Vec<Arc<Report>> {

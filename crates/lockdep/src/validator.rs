@@ -279,6 +279,12 @@ impl Inner {
         panics && !std::thread::panicking()
     }
 
+    fn forget_reports(&self) {
+        let empty = Vec::with_capacity(NR_REPORTS_MAX);
+        let reports = std::mem::replace(&mut self.reports.lock().list, empty);
+        drop(reports);
+    }
+
     /// Keeps a report; how to deliver it, if it is new.
     fn keep(&self, report: &Arc<Report>) -> Option<Delivery> {
         let mut reports = self.reports.lock();
@@ -365,9 +371,17 @@ impl Validator {
             inner.forget_chains();
             core.clear();
             drop(core);
-            let reports = std::mem::take(&mut inner.reports.lock().list);
-            drop(reports);
-            inner.reports.lock().list.reserve_exact(NR_REPORTS_MAX);
+            inner.forget_reports();
+        });
+    }
+
+    /// Forgets chains and reports, and keeps orders and uses: what is seen is looked at anew.
+    pub fn forget_chains(&self) {
+        self.unwatched(|inner| {
+            let core = inner.core.lock();
+            inner.forget_chains();
+            drop(core);
+            inner.forget_reports();
         });
     }
 

@@ -19,8 +19,9 @@ impl ClassId {
         Self(key * Self::NR_SUBCLASSES)
     }
 
-    pub(crate) const fn from_index(index: u32) -> Self {
-        Self(index)
+    /// The class of this number, if it comes from [`index`](Self::index).
+    pub const fn from_index(index: u32) -> Self {
+        Self(index % Self::NR_MAX)
     }
 
     /// The class of the same key with this subclass; `None` above seven.
