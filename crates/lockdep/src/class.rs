@@ -5,9 +5,10 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::panic::Location;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::identity::Identity;
 use crate::registry::{self, Attributes, KeyName};
+use crate::task;
 use crate::word::ClassId;
 
 /// The name of a lock and the place of its constructor call.
@@ -17,14 +18,12 @@ use crate::word::ClassId;
 /// address of that field is the address by which a [`Scheduler`](crate::Scheduler) and the
 /// validator know the object.
 ///
+/// Without the feature `validate` it is empty, and so are its name and place.
+///
 /// Kernel counterpart: `struct lock_class_key`, of which a static one stands at each init call.
+#[derive(Clone)]
 pub struct Class {
-    name: &'static str,
-    location: &'static Location<'static>,
-    /// The number of the class, 0 until the first use; see [`Class::id`].
-    ///
-    /// Relaxed: the number alone is used, and what it stands for is read under the registry's lock.
-    id: AtomicU32,
+    identity: Identity,
 }
 
 impl Class {
@@ -35,72 +34,61 @@ impl Class {
     #[track_caller]
     pub const fn new(name: &'static str) -> Self {
         Self {
-            name,
-            location: Location::caller(),
-            id: AtomicU32::new(0),
+            identity: Identity::new(name, Location::caller()),
         }
     }
 
     /// The name given to the constructor.
     pub const fn name(&self) -> &'static str {
-        self.name
+        self.identity.name()
     }
 
     /// The place of the constructor call.
     pub const fn location(&self) -> &'static Location<'static> {
-        self.location
+        self.identity.location()
     }
 
     /// The validator's number of this class; found out at the first use, and kept in the object.
     #[inline]
     pub(crate) fn id(&self, attributes: &Attributes) -> ClassId {
-        match self.id.load(Ordering::Relaxed) {
-            0 => self.resolve(attributes),
-            id => ClassId::from_index(id),
-        }
+        self.known_id().unwrap_or_else(|| self.resolve(attributes))
     }
 
     /// The number in the object, if it was found out before.
     #[inline(always)]
     pub(crate) fn known_id(&self) -> Option<ClassId> {
-        match self.id.load(Ordering::Relaxed) {
-            0 => None,
-            id => Some(ClassId::from_index(id)),
-        }
+        self.identity.id()
     }
 
     #[cold]
     fn resolve(&self, attributes: &Attributes) -> ClassId {
-        let id = registry::resolve_site(self.name, self.location, attributes);
-        self.set_id(id);
-        id
+        // What the validator itself uses, by way of an allocator, is not told: it is looked up
+        // another time, when no lock of the validator is held.
+        task::unless_busy(|| {
+            let id = registry::resolve_site(self.name(), self.location(), attributes);
+            self.set_id(id);
+            id
+        })
+        .unwrap_or(ClassId::of_key(0))
     }
 
     /// Makes the object one of another class.
     pub(crate) fn set_id(&self, id: ClassId) {
-        self.id.store(id.index(), Ordering::Relaxed);
+        self.identity.set_id(id);
     }
 
     /// The address that stands for the object which holds this class.
     ///
-    /// A class has a size and lies inside its object, so no two live objects share it.
+    /// A class that is watched has a size and lies inside its object, so no two live objects share
+    /// it.
     pub(crate) fn addr(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
 }
 
-impl Clone for Class {
-    fn clone(&self) -> Self {
-        Self {
-            id: AtomicU32::new(self.id.load(Ordering::Relaxed)),
-            ..*self
-        }
-    }
-}
-
 impl PartialEq for Class {
     fn eq(&self, other: &Self) -> bool {
-        (self.name, self.location) == (other.name, other.location)
+        (self.name(), self.location()) == (other.name(), other.location())
     }
 }
 
@@ -108,15 +96,15 @@ impl Eq for Class {}
 
 impl Hash for Class {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.name, self.location).hash(state);
+        (self.name(), self.location()).hash(state);
     }
 }
 
 impl fmt::Debug for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Class")
-            .field("name", &self.name)
-            .field("location", &self.location)
+            .field("name", &self.name())
+            .field("location", &self.location())
             .finish()
     }
 }

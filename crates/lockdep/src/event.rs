@@ -8,6 +8,7 @@
 //! use lockdep::event::{self, Acquire};
 //! use lockdep::{Attributes, DynamicClass, Mode, Validator};
 //!
+//! # if !cfg!(feature = "validate") { return; }
 //! let validator = Validator::new();
 //! let _entered = validator.enter();
 //! let [a, b] = ["a", "b"].map(|name| DynamicClass::new(name, Attributes::SLEEP));

@@ -14,6 +14,7 @@
 //! use lockdep::Validator;
 //! use lockdep::sync::Mutex;
 //!
+//! # if !cfg!(feature = "validate") { return; }
 //! static FROM: Mutex<u64> = Mutex::new("from", 10);
 //! static TO: Mutex<u64> = Mutex::new("to", 0);
 //!
@@ -49,6 +50,7 @@ mod class;
 mod core;
 mod graph;
 mod hooks;
+mod identity;
 mod registry;
 mod spill;
 mod task;

@@ -210,6 +210,14 @@ pub(crate) fn with<R>(act: impl FnOnce(&Task) -> R) -> R {
     }
 }
 
+/// Does something as work of the validator in this thread; nothing if there is such work already.
+pub(crate) fn unless_busy<R>(act: impl FnOnce() -> R) -> Option<R> {
+    with(|task| {
+        let _work = task.begin_work()?;
+        Some(act())
+    })
+}
+
 impl Task {
     const fn new() -> Self {
         Self {

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::gate::waiting;
+use super::mutex::Owner;
 use super::scheduler::{self, PointKind, Wake};
-use super::{Deadline, Mutex, MutexGuard, Waited, watch};
+use super::{Deadline, MutexGuard, Waited, watch};
 use crate::wait::{EVENT, EventKind, EventState};
 use crate::{Class, Mode, Site, event, hooks};
 
-/// Lets threads sleep until somebody who changed the value of a [`Mutex`] notifies them.
+/// Lets threads sleep until somebody who changed the value of a [`Mutex`](super::Mutex) notifies them.
 ///
 /// Change the value under the mutex, then notify, with or without the mutex held: then no wake-up
 /// is lost. All waiters of one condition variable use one mutex.
@@ -108,23 +109,24 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Option<Duration>,
     ) -> (MutexGuard<'a, T>, Waited) {
-        let (mutex, inner) = guard.into_parts();
+        let (owner, inner) = guard.into_parts();
+        let class = owner.class();
         let place = Location::caller();
         let site = Site::Place(place);
         // The mutex is not held during the wait, and taken like any lock after it.
-        event::release_at(mutex.class().addr(), site);
+        event::release_at(class.addr(), site);
         let waiting = waiting(&self.waits, &self.class, timeout, site);
         let (guard, waited) = if scheduler::is_scheduled() {
-            self.sleep_scheduled(mutex, inner, timeout)
+            self.sleep_scheduled(owner, inner, timeout)
         } else {
             self.nr_waiting.fetch_add(1, Ordering::Relaxed);
             let (inner, waited) = Deadline::after(timeout).sleep(&self.inner, inner);
             self.nr_waiting.fetch_sub(1, Ordering::Relaxed);
-            (mutex.guard(inner), waited)
+            (owner.guard(inner), waited)
         };
         drop(waiting);
         let hooks = watch::hooks();
-        watch::lock(hooks, mutex.class(), &watch::SLEEP, Mode::Exclusive, place);
+        watch::lock(hooks, class, &watch::SLEEP, Mode::Exclusive, place);
         (guard, waited)
     }
 
@@ -132,14 +134,14 @@ impl Condvar {
     #[cold]
     fn sleep_scheduled<'a, T>(
         &self,
-        mutex: &'a Mutex<T>,
+        owner: Owner<'a, T>,
         inner: sync::MutexGuard<'a, T>,
         timeout: Option<Duration>,
     ) -> (MutexGuard<'a, T>, Waited) {
         drop(inner);
-        scheduler::wake_at(mutex.class(), Wake::All);
+        scheduler::wake_at(owner.class(), Wake::All);
         let waited = scheduler::block_at(PointKind::Wait, &self.class, timeout);
-        (mutex.relock_scheduled(), waited)
+        (owner.relock_scheduled(), waited)
     }
 
     #[track_caller]

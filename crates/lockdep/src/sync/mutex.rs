@@ -34,7 +34,15 @@ pub struct MutexGuard<'a, T: ?Sized> {
     // of the release after it.
     inner: sync::MutexGuard<'a, T>,
     release: Release<'a>,
+    owner: Owner<'a, T>,
+}
+
+/// The mutex of a guard, for waits that give it up; nothing where nobody is told of that.
+pub(super) struct Owner<'a, T: ?Sized> {
+    #[cfg(feature = "validate")]
     mutex: &'a Mutex<T>,
+    #[cfg(not(feature = "validate"))]
+    mutex: std::marker::PhantomData<&'a Mutex<T>>,
 }
 
 impl<T> Mutex<T> {
@@ -114,37 +122,72 @@ impl<T: ?Sized> Mutex<T> {
             .unwrap_or_else(|| self.guard(ignore_poison(self.inner.lock())))
     }
 
-    /// Takes the lock again at the end of a scheduled wait.
-    pub(super) fn relock_scheduled(&self) -> MutexGuard<'_, T> {
-        scheduler::acquire_now(PointKind::Lock, &self.class, || self.try_guard())
-    }
-
     #[inline]
     fn try_guard(&self) -> Option<MutexGuard<'_, T>> {
         ignore_poison_try(self.inner.try_lock()).map(|inner| self.guard(inner))
     }
 
     #[inline]
-    pub(super) fn guard<'a>(&'a self, inner: sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    fn guard<'a>(&'a self, inner: sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        Owner::of(self).guard(inner)
+    }
+}
+
+#[cfg(feature = "validate")]
+impl<'a, T: ?Sized> Owner<'a, T> {
+    fn of(mutex: &'a Mutex<T>) -> Self {
+        Self { mutex }
+    }
+
+    pub(super) fn class(&self) -> &'a Class {
+        &self.mutex.class
+    }
+
+    /// Takes the lock again at the end of a scheduled wait.
+    pub(super) fn relock_scheduled(self) -> MutexGuard<'a, T> {
+        scheduler::acquire_now(PointKind::Lock, self.class(), || self.mutex.try_guard())
+    }
+}
+
+#[cfg(not(feature = "validate"))]
+impl<'a, T: ?Sized> Owner<'a, T> {
+    fn of(_mutex: &'a Mutex<T>) -> Self {
+        Self {
+            mutex: std::marker::PhantomData,
+        }
+    }
+
+    pub(super) fn class(&self) -> &'a Class {
+        const { &Class::new("") }
+    }
+
+    pub(super) fn relock_scheduled(self) -> MutexGuard<'a, T> {
+        unreachable!("no thread has a scheduler")
+    }
+}
+
+impl<'a, T: ?Sized> Owner<'a, T> {
+    #[inline]
+    pub(super) fn guard(self, inner: sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         MutexGuard {
             inner,
-            release: Release::of(&self.class),
-            mutex: self,
+            release: Release::of(self.class()),
+            owner: self,
         }
     }
 }
 
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// Takes the guard apart for a wait: the lock stays held, and no scheduler hears of it.
-    pub(super) fn into_parts(self) -> (&'a Mutex<T>, sync::MutexGuard<'a, T>) {
+    pub(super) fn into_parts(self) -> (Owner<'a, T>, sync::MutexGuard<'a, T>) {
         let Self {
             inner,
             release,
-            mutex,
+            owner,
         } = self;
         // A release owns nothing: forgetting it keeps it from speaking, and leaks nothing.
         std::mem::forget(release);
-        (mutex, inner)
+        (owner, inner)
     }
 }
 

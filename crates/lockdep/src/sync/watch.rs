@@ -5,6 +5,7 @@
 use crate::class::Class;
 use crate::event::{self, How};
 use crate::hooks::{self, Hooks};
+use crate::identity::ClassRef;
 use crate::registry::{Attributes, WaitType};
 use crate::sync::scheduler;
 use crate::task::Site;
@@ -55,13 +56,15 @@ fn resolve(class: &Class, attributes: &Attributes) -> ClassId {
 
 /// Tells whoever watches of a release when dropped; the field of a guard after the one it releases.
 pub(super) struct Release<'a> {
-    class: &'a Class,
+    class: ClassRef<'a>,
 }
 
 impl<'a> Release<'a> {
     #[inline(always)]
     pub(super) fn of(class: &'a Class) -> Self {
-        Self { class }
+        Self {
+            class: ClassRef::new(class),
+        }
     }
 }
 
@@ -70,7 +73,7 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let hooks = hooks::load();
         if !hooks.is_idle() {
-            released(hooks, self.class);
+            released(hooks, self.class.get());
         }
     }
 }
