@@ -4,6 +4,7 @@
 //! rows, and a line in [`BENCHES`].
 
 mod lock;
+mod lockdep;
 mod notifier;
 mod random;
 mod report;
@@ -47,6 +48,11 @@ const BENCHES: &[Bench] = &[
         name: "notifier",
         about: "brackets, intervals and their sequences, beside interval maps",
         run: notifier::run,
+    },
+    Bench {
+        name: "lockdep",
+        about: "locks while the validator watches, beside bare ones and other validators",
+        run: lockdep::run,
     },
     Bench {
         name: "random",

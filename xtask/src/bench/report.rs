@@ -117,7 +117,7 @@ pub(crate) enum Budget {
     TimesPeerMin(f64),
     /// Ours at most so many times the peer's.
     TimesPeerMax(f64),
-    /// Ours at most this much, in the unit, whatever the peer takes.
+    /// Ours at most this much, in the unit, whatever a peer takes.
     Max(f64),
 }
 
@@ -174,17 +174,18 @@ impl Row {
     ///
     /// If the budget speaks of a peer and there is none.
     pub(crate) fn within(mut self, budget: Budget) -> Self {
-        let peer = self
-            .peer_value
-            .expect("a budget beside a peer needs the peer");
+        let peer = || {
+            self.peer_value
+                .expect("a budget beside a peer needs the peer")
+        };
         let (told, is_held) = match budget {
             Budget::AbovePeerMax(above_max) => (
                 format!("peer + {above_max} {}", self.unit),
-                self.value - peer <= above_max,
+                self.value - peer() <= above_max,
             ),
-            Budget::TimesPeerMin(min) => (format!(">= {min} x peer"), self.value >= min * peer),
+            Budget::TimesPeerMin(min) => (format!(">= {min} x peer"), self.value >= min * peer()),
+            Budget::TimesPeerMax(max) => (format!("<= {max} x peer"), self.value <= max * peer()),
             Budget::Max(max) => (format!("<= {max} {}", self.unit), self.value <= max),
-            Budget::TimesPeerMax(max) => (format!("<= {max} x peer"), self.value <= max * peer),
         };
         self.budget = Some(told);
         self.budget_held = Some(is_held);
@@ -364,6 +365,8 @@ mod tests {
             (Budget::TimesPeerMin(1.6), false),
             (Budget::TimesPeerMax(1.4), false),
             (Budget::TimesPeerMax(1.5), true),
+            (Budget::Max(11.9), false),
+            (Budget::Max(12.0), true),
         ] {
             let row = Row::new("lock", "ns", &ours)
                 .beside("std", &peer)

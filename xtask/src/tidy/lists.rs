@@ -59,6 +59,14 @@ pub(super) const STD_LOCKS: &[(&str, &str)] = &[
         "the peer that our locks are measured against",
     ),
     (
+        "xtask/src/bench/lockdep.rs",
+        "the peers that watched locks are measured against",
+    ),
+    (
+        "crates/lockdep/tests/bare.rs",
+        "compares our locks with the ones inside",
+    ),
+    (
         "crates/sim/src/scheduler/baton.rs",
         "decides for the locks of lockdep::sync, so it cannot pass through them",
     ),
