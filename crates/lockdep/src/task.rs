@@ -10,6 +10,7 @@ use std::panic::Location;
 use crate::chain::{self, ChainId};
 use crate::hooks::Hooks;
 use crate::spill;
+use crate::wait;
 use crate::word::{Context, Word};
 
 /// Where in the program something was done.
@@ -102,9 +103,13 @@ impl Held {
 
 /// How many held locks lie in the thread-local itself; the others are [`spill`]ed.
 pub(crate) const NR_INLINE: u32 = 64;
+/// One more than there are inline locks, rounded up to what a mask makes of a number.
+const NR_CHAINS: u32 = NR_INLINE * 2;
 const NR_KNOWN: usize = 256;
 /// How many acquisitions a signaller is remembered by.
 pub(crate) const NR_RECENT: u32 = 32;
+/// How many of them have one [tag](Task::tag): less than would push the first of them out.
+const NR_RECENT_TAGGED: u32 = NR_RECENT / 2;
 
 /// An acquisition of the past.
 #[derive(Clone, Copy)]
@@ -117,11 +122,15 @@ pub(crate) struct Recent {
 
 /// Where a held lock lies: field by field, so that what was just stored is loaded at the same
 /// width, which processors forward without waiting.
+///
+/// What follows is an atomic operation, which waits for each store before it: so there are few.
 struct Slot {
     instance: Cell<usize>,
     word: Cell<Word>,
-    site: Cell<Site>,
-    before: Cell<ChainId>,
+    place: Cell<Option<&'static Location<'static>>>,
+    /// Where there is no place: an address, or 0.
+    address: Cell<usize>,
+    /// INVARIANT: [`Counts::ONE`] above the depth, so that a push need not store it.
     counts: Cell<Counts>,
 }
 
@@ -130,29 +139,47 @@ impl Slot {
         Self {
             instance: Cell::new(0),
             word: Cell::new(Word::NONE),
-            site: Cell::new(Site::Unknown),
-            before: Cell::new(0),
+            place: Cell::new(None),
+            address: Cell::new(0),
             counts: Cell::new(Counts::ONE),
         }
     }
 
     #[inline(always)]
-    fn get(&self) -> Held {
+    fn get(&self, before: ChainId) -> Held {
         Held {
             instance: self.instance.get(),
-            site: self.site.get(),
+            site: match (self.place.get(), self.address.get()) {
+                (Some(place), _) => Site::Place(place),
+                (None, 0) => Site::Unknown,
+                (None, address) => Site::Address(address),
+            },
             word: self.word.get(),
-            before: self.before.get(),
+            before,
             counts: self.counts.get(),
         }
     }
 
+    /// Puts a lock with the counts of [`Held::new`] into a slot above the depth.
     #[inline(always)]
-    fn set(&self, held: Held) {
+    fn push(&self, held: Held) {
         self.instance.set(held.instance);
-        self.site.set(held.site);
         self.word.set(held.word);
-        self.before.set(held.before);
+        match held.site {
+            Site::Place(place) => self.place.set(Some(place)),
+            Site::Address(address) => {
+                self.place.set(None);
+                self.address.set(address);
+            }
+            Site::Unknown => {
+                self.place.set(None);
+                self.address.set(0);
+            }
+        }
+    }
+
+    fn set(&self, held: Held) {
+        self.push(held);
         self.counts.set(held.counts);
     }
 }
@@ -174,14 +201,24 @@ impl RecentSlot {
     }
 }
 
+/// A step that was validated.
+struct Known {
+    key: Cell<u64>,
+    /// The chain it leads to.
+    chain: Cell<ChainId>,
+    /// The [tag](Task::tag) under which it is among the recent ones.
+    tag: Cell<u32>,
+}
+
 /// The state of a thread.
 pub(crate) struct Task {
     depth: Cell<u32>,
+    /// By depth: the chain of so many locks. The last one counts where locks are spilled.
+    chains: [Cell<ChainId>; NR_CHAINS as usize],
     /// Up to this depth the fast path may push; 0 while the validator works in this thread.
     limit: Cell<u32>,
-    chain: Cell<ChainId>,
     context: Cell<Context>,
-    /// The epoch of `chain` and `known`.
+    /// The epoch of `chains` and `known`.
     epoch: Cell<u32>,
     /// The number of the thread, 0 until it has one.
     pub(crate) thread: Cell<u32>,
@@ -190,10 +227,12 @@ pub(crate) struct Task {
     /// Locks that found no room, and are not tracked.
     pub(crate) nr_lost: Cell<u32>,
     nr_recent: Cell<u32>,
+    /// What came before this one is forgotten.
+    recent_from: Cell<u32>,
     recent: [RecentSlot; NR_RECENT as usize],
     held: [Slot; NR_INLINE as usize],
     /// Steps that were validated, with the chain they lead to; direct-mapped.
-    known: [Cell<(u64, ChainId)>; NR_KNOWN],
+    known: [Known; NR_KNOWN],
 }
 
 thread_local! {
@@ -222,36 +261,46 @@ impl Task {
     const fn new() -> Self {
         Self {
             depth: Cell::new(0),
+            chains: [const { Cell::new(0) }; NR_CHAINS as usize],
             limit: Cell::new(NR_INLINE),
-            chain: Cell::new(0),
             context: Cell::new(Context(0)),
             epoch: Cell::new(0),
             thread: Cell::new(0),
             nr_joined: Cell::new(0),
             nr_lost: Cell::new(0),
             nr_recent: Cell::new(0),
+            recent_from: Cell::new(0),
             recent: [const { RecentSlot::new() }; NR_RECENT as usize],
             held: [const { Slot::new() }; NR_INLINE as usize],
-            known: [const { Cell::new((0, 0)) }; NR_KNOWN],
+            known: [const {
+                Known {
+                    key: Cell::new(0),
+                    chain: Cell::new(0),
+                    tag: Cell::new(0),
+                }
+            }; NR_KNOWN],
         }
     }
 
     /// Pushes a lock if the step is known to be right; the whole of the fast path.
     #[inline(always)]
-    pub(crate) fn push_known(&self, mut held: Held, hooks: Hooks, generation: u32) -> bool {
-        let before = self.chain.get();
+    pub(crate) fn push_known(&self, held: Held, hooks: Hooks, generation: u32) -> bool {
+        let before = self.chains[(self.depth.get() % NR_CHAINS) as usize].get();
         let key = chain::step(before, held.word);
-        let (known, chain) = self.known[Self::slot(key)].get();
+        let known = &self.known[Self::slot(key)];
         let depth = self.depth.get();
-        if known != key || depth >= self.limit.get() || hooks.epoch() != self.epoch.get() {
+        let is_known = known.key.get() == key;
+        if !is_known || depth >= self.limit.get() || hooks.epoch() != self.epoch.get() {
             return false;
         }
-        held.before = before;
-        // The mask changes nothing, and takes the bounds check out.
-        self.held[(depth % NR_INLINE) as usize].set(held);
+        // The masks change nothing, and take the bounds checks out.
+        self.held[(depth % NR_INLINE) as usize].push(held);
         self.depth.set(depth + 1);
-        self.chain.set(chain);
-        self.remember(held.word, held.site, generation);
+        self.chains[((depth + 1) % NR_CHAINS) as usize].set(known.chain.get());
+        if known.tag.get() != self.tag(generation) {
+            self.remember(held.word, held.site, generation);
+            known.tag.set(self.tag(generation));
+        }
         true
     }
 
@@ -267,11 +316,19 @@ impl Task {
             return false;
         }
         self.depth.set(depth);
-        self.chain.set(top.before.get());
         true
     }
 
+    /// Changes with the generation of waits, and before what was remembered is overwritten.
+    ///
+    /// What is remembered under the present tag need not be remembered again: it is of the same
+    /// generation, and not yet pushed out.
     #[inline(always)]
+    fn tag(&self, generation: u32) -> u32 {
+        // An odd factor: tags of one generation differ, and those of neighbours are far apart.
+        generation.wrapping_mul(0x9e37_79b1) ^ (self.nr_recent.get() / NR_RECENT_TAGGED)
+    }
+
     pub(crate) fn remember(&self, word: Word, site: Site, generation: u32) {
         let at = self.nr_recent.get();
         let slot = &self.recent[(at % NR_RECENT) as usize];
@@ -284,7 +341,7 @@ impl Task {
     /// What was acquired lately, the latest first.
     pub(crate) fn recent(&self) -> impl Iterator<Item = Recent> + '_ {
         let end = self.nr_recent.get();
-        let nr = end.min(NR_RECENT);
+        let nr = end.wrapping_sub(self.recent_from.get()).min(NR_RECENT);
         (1..=nr).map(move |back| {
             let slot = &self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize];
             Recent {
@@ -297,7 +354,9 @@ impl Task {
 
     /// Forgets what was acquired lately: what comes now is other work.
     pub(crate) fn forget_recent(&self) {
-        self.nr_recent.set(0);
+        let next_tag = (self.nr_recent.get() / NR_RECENT_TAGGED).wrapping_add(1);
+        self.nr_recent.set(next_tag.wrapping_mul(NR_RECENT_TAGGED));
+        self.recent_from.set(self.nr_recent.get());
     }
 
     #[inline(always)]
@@ -307,24 +366,28 @@ impl Task {
 
     /// The chain that a step leads to, if this thread has met it.
     pub(crate) fn known(&self, key: u64) -> Option<ChainId> {
-        let (known, chain) = self.known[Self::slot(key)].get();
-        (known == key).then_some(chain)
+        let known = &self.known[Self::slot(key)];
+        (known.key.get() == key).then(|| known.chain.get())
     }
 
     pub(crate) fn learn(&self, key: u64, chain: ChainId) {
-        self.known[Self::slot(key)].set((key, chain));
+        let known = &self.known[Self::slot(key)];
+        known.key.set(key);
+        known.chain.set(chain);
+        // Not among the recent ones, as far as is known.
+        known.tag.set(!self.tag(wait::generation()));
     }
 
     /// Forgets a step: it has to be looked at again each time.
     pub(crate) fn unlearn(&self, key: u64) {
-        self.known[Self::slot(key)].set((0, 0));
+        self.known[Self::slot(key)].key.set(0);
     }
 
     /// Forgets all chains; the caller finds out its own again.
     pub(crate) fn enter_epoch(&self, epoch: u32) {
-        self.known.iter().for_each(|known| known.set((0, 0)));
+        self.known.iter().for_each(|known| known.key.set(0));
         self.epoch.set(epoch);
-        self.chain.set(0);
+        self.set_chain(0);
     }
 
     pub(crate) fn epoch(&self) -> u32 {
@@ -335,12 +398,17 @@ impl Task {
         self.depth.get()
     }
 
+    /// The chain of what is held, or while it is being found out again, of a part of that.
     pub(crate) fn chain(&self) -> ChainId {
-        self.chain.get()
+        self.top_chain().get()
     }
 
     pub(crate) fn set_chain(&self, chain: ChainId) {
-        self.chain.set(chain);
+        self.top_chain().set(chain);
+    }
+
+    fn top_chain(&self) -> &Cell<ChainId> {
+        &self.chains[self.depth.get().min(NR_CHAINS - 1) as usize]
     }
 
     #[inline(always)]
@@ -369,14 +437,17 @@ impl Task {
     /// The lock at this depth, from 0.
     pub(crate) fn get(&self, at: u32) -> Held {
         match self.held.get(at as usize) {
-            Some(held) => held.get(),
+            Some(held) => held.get(self.chains[at as usize].get()),
             None => spill::get(self.id(), at),
         }
     }
 
     pub(crate) fn set(&self, at: u32, held: Held) {
         match self.held.get(at as usize) {
-            Some(slot) => slot.set(held),
+            Some(slot) => {
+                slot.set(held);
+                self.chains[at as usize].set(held.before);
+            }
             None => spill::set(self.id(), at, held),
         }
     }
@@ -388,10 +459,10 @@ impl Task {
             return false;
         }
         if depth < NR_INLINE {
-            self.held[depth as usize].set(held);
+            self.set(depth, held);
         }
         self.depth.set(depth + 1);
-        self.chain.set(chain);
+        self.set_chain(chain);
         true
     }
 
@@ -401,8 +472,12 @@ impl Task {
             return;
         }
         let spills = self.depth.get() > NR_INLINE;
-        self.chain.set(self.get(depth).before);
-        self.depth.set(depth);
+        let chain = self.get(depth).before;
+        let end = self.depth.replace(depth).min(NR_INLINE);
+        self.set_chain(chain);
+        for at in depth..end {
+            self.held[at as usize].counts.set(Counts::ONE);
+        }
         if spills {
             spill::truncate(self.id(), depth);
         }
