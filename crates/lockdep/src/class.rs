@@ -62,14 +62,17 @@ impl Class {
 
     #[cold]
     fn resolve(&self, attributes: &Attributes) -> ClassId {
-        // What the validator itself uses, by way of an allocator, is not told: it is looked up
-        // another time, when no lock of the validator is held.
-        task::unless_busy(|| {
+        let resolve = || {
             let id = registry::resolve_site(self.name(), self.location(), attributes);
             self.set_id(id);
             id
-        })
-        .unwrap_or(ClassId::of_key(0))
+        };
+        match task::unless_busy(resolve) {
+            Some(id) => id,
+            None if registry::is_started() => resolve(),
+            // An allocator at work for the registry: it has to wait for its class.
+            None => ClassId::of_key(0),
+        }
     }
 
     /// Makes the object one of another class.

@@ -260,7 +260,7 @@ pub(crate) fn declared(from: Word, to: Word) -> Place {
 }
 
 /// Findings of one event; more than fit are dropped.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     found: [Option<Finding>; 2],
 }

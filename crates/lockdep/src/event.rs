@@ -175,10 +175,13 @@ fn push(task: &Task, hooks: Hooks, held: Held, nest: Option<usize>) {
 #[inline(never)]
 fn push_slowly(task: &Task, held: Held, nest: Option<usize>) {
     let Some(work) = task.begin_work() else {
+        // By way of an allocator or a sink.
+        registry::mark_taken_by_reports(held.word.class());
         return;
     };
     let mut findings = Findings::default();
     let panics = with_current(|inner| {
+        inner.report_pending(task, Some(held.word.class()));
         inner.push(task, held, nest, &mut findings);
         !findings.is_empty() && inner.report(&findings)
     });
@@ -207,6 +210,7 @@ pub(crate) fn work(act: impl FnOnce(&Inner, &Task, &mut Findings)) {
         };
         let mut findings = Findings::default();
         let panics = with_current(|inner| {
+            inner.report_pending(task, None);
             if task.epoch() != hooks::epoch_now() {
                 inner.rechain(task, 0, &mut findings);
             }
@@ -345,6 +349,8 @@ fn release_slowly(instance: usize, site: Site) {
             if !findings.is_empty() {
                 inner.report(&findings);
             }
+            // Not here: a release may be told before it is done.
+            inner.stay_slow(task);
         });
     });
 }

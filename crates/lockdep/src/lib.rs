@@ -51,6 +51,7 @@ mod core;
 mod graph;
 mod hooks;
 mod identity;
+mod pending;
 mod registry;
 mod spill;
 mod task;

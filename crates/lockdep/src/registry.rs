@@ -269,9 +269,15 @@ impl Registry {
     }
 }
 
+static REGISTRY: OnceLock<RawLock<Registry>> = OnceLock::new();
+
 fn registry() -> &'static RawLock<Registry> {
-    static REGISTRY: OnceLock<RawLock<Registry>> = OnceLock::new();
     REGISTRY.get_or_init(|| RawLock::new(Registry::new()))
+}
+
+/// Whether it is made: until then it must not be asked by an allocator that makes room for it.
+pub(crate) fn is_started() -> bool {
+    REGISTRY.get().is_some()
 }
 
 /// Makes room, so that later calls do not allocate.
@@ -377,6 +383,9 @@ pub(crate) fn unregister(class: ClassId) {
 
 /// Remembers that a report needs locks of this class.
 pub(crate) fn mark_taken_by_reports(class: ClassId) {
+    if class.key() == 0 {
+        return;
+    }
     registry().lock().keys[class.key() as usize].is_taken_by_reports = true;
 }
 

@@ -16,9 +16,11 @@ use crate::chain::{self, Added, ChainId, ChainSet};
 use crate::check::Check;
 use crate::core::{Core, Finding, Findings, step_of};
 use crate::hooks;
+use crate::pending::{self, Pending};
 use crate::report::{self, Delivery, Kind, Policy, Report, Severity, Sink, ThreadNames};
 use crate::sync::raw::RawLock;
 use crate::task::{self, Held, Task, TaskState};
+use crate::word::ClassId;
 
 /// How many reports are kept; more are dropped.
 const NR_REPORTS_MAX: usize = 1024;
@@ -32,6 +34,7 @@ pub(crate) struct Inner {
     chains: ChainSet,
     pub(crate) core: RawLock<Core>,
     reports: RawLock<Reports>,
+    pending: Pending,
 }
 
 struct Reports {
@@ -88,6 +91,7 @@ pub(crate) fn global() -> &'static Inner {
     GLOBAL.get_or_init(|| {
         crate::registry::start();
         crate::spill::start();
+        pending::meet_allocator();
         let setting = std::env::var("LOCKDEP").unwrap_or_default();
         let policy = match setting.as_str() {
             "off" => {
@@ -136,6 +140,7 @@ impl Inner {
                 },
                 suppressed: Vec::new(),
             }),
+            pending: Pending::new(),
         }
     }
 
@@ -265,6 +270,33 @@ impl Inner {
     /// Keeps and hands on what was found; says whether the thread should panic.
     #[cold]
     pub(crate) fn report(&self, findings: &Findings) -> bool {
+        if task::with(|task| self.pending.keep(task, findings)) {
+            let reports = self.reports.lock();
+            let is_printed = reports.delivery.prints();
+            drop(reports);
+            if is_printed {
+                pending::announce(findings);
+            }
+            return false;
+        }
+        self.report_now(findings)
+    }
+
+    /// Reports what had to wait, if this thread holds nothing that a report needs, nor is about to.
+    pub(crate) fn report_pending(&self, task: &Task, about_to_take: Option<ClassId>) {
+        while let Some(findings) = self.pending.next(task, about_to_take) {
+            self.report_now(&findings);
+        }
+    }
+
+    /// Keeps the thread off the fast path while there is something to report.
+    pub(crate) fn stay_slow(&self, task: &Task) {
+        if !self.pending.is_empty() {
+            task.slow_down();
+        }
+    }
+
+    fn report_now(&self, findings: &Findings) -> bool {
         let mut panics = false;
         for finding in findings.iter() {
             let mut names = ThreadNames::new();
@@ -361,7 +393,10 @@ impl Validator {
     /// What was reported so far, the first first.
     #[must_use]
     pub fn reports(&self) -> Vec<Arc<Report>> {
-        self.unwatched(|inner| inner.reports.lock().list.clone())
+        self.unwatched(|inner| {
+            task::with(|task| inner.report_pending(task, None));
+            inner.reports.lock().list.clone()
+        })
     }
 
     /// Forgets all orders, uses, chains and reports. Classes and settings stay.

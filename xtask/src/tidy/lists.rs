@@ -14,6 +14,10 @@ pub(super) const COUNTING_ALLOCATORS: &[(&str, &str)] = &[
         "counts what locking allocates: nothing",
     ),
     (
+        "crates/lockdep/tests/allocator.rs",
+        "takes locks in an allocator, to see that the validator does not mind",
+    ),
+    (
         "crates/mm/tests/swap_allocates_nothing.rs",
         "counts what the compressed store allocates: nothing",
     ),

@@ -52,6 +52,13 @@ impl std::fmt::Debug for Delivery {
     }
 }
 
+impl Delivery {
+    /// Whether reports go to the terminal.
+    pub(crate) fn prints(&self) -> bool {
+        self.policy != Policy::Silent && self.sink.is_none()
+    }
+}
+
 /// Hands a report on. Unlikely ones are kept, and told to a sink of the program, not printed.
 pub(crate) fn deliver(delivery: &Delivery, report: &Report) {
     if delivery.policy == Policy::Silent {
