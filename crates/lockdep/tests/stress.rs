@@ -1,9 +1,9 @@
 //! Many threads make classes, orders and faults at once, and take classes out, in one validator.
 
-use std::sync::Barrier;
 use std::thread;
 
 use lockdep::event::{self, Acquire};
+use lockdep::sync::Completion;
 use lockdep::{Attributes, DynamicClass, Kind, Mode, Severity, Validator};
 
 const NR_THREADS: usize = 16;
@@ -69,18 +69,19 @@ fn threads_that_make_and_free_classes_find_their_faults_and_no_others() {
     let lasting: Vec<DynamicClass> = (0..NR_LASTING)
         .map(|at| DynamicClass::new(format!("lasting {at}"), Attributes::SLEEP))
         .collect();
-    let start = Barrier::new(NR_THREADS);
+    let start = Completion::new("start");
     let nr_faults: usize = thread::scope(|scope| {
         let threads: Vec<_> = (0..NR_THREADS)
             .map(|me| {
                 let (validator, lasting, start) = (&validator, &lasting, &start);
                 scope.spawn(move || {
-                    let _entered = validator.enter();
                     start.wait();
+                    let _entered = validator.enter();
                     run(me, lasting)
                 })
             })
             .collect();
+        start.complete_all();
         let count = |thread: thread::ScopedJoinHandle<'_, usize>| thread.join();
         let counts = threads.into_iter().map(count);
         counts.map(|count| count.expect("no thread panics")).sum()

@@ -15,7 +15,8 @@ use super::{Deadline, MutexGuard, Waited, watch};
 use crate::wait::{EVENT, EventKind, EventState};
 use crate::{Class, Mode, Site, event, hooks};
 
-/// Lets threads sleep until somebody who changed the value of a [`Mutex`](super::Mutex) notifies them.
+/// Lets threads sleep until somebody who changed the value of a [`Mutex`](super::Mutex) notifies
+/// them.
 ///
 /// Change the value under the mutex, then notify, with or without the mutex held: then no wake-up
 /// is lost. All waiters of one condition variable use one mutex.
