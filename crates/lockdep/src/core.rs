@@ -51,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) writers: Vec<u8>,
     pub(crate) uses: Vec<Use>,
     pub(crate) threads: Vec<Thread>,
+    /// Acquisitions that no table knew.
+    pub(crate) nr_misses: u64,
     now: u64,
     /// The stack of the thread that is looked at.
     pub(crate) stack: Vec<Held>,
@@ -66,6 +68,7 @@ impl Core {
             writers: vec![0; ClassId::NR_MAX as usize],
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
+            nr_misses: 0,
             now: 0,
             stack: Vec::with_capacity(20 * 1024),
             hops: Vec::with_capacity(NR_HOPS_MAX),

@@ -460,6 +460,11 @@ pub fn is_held(instance: usize, how: HeldAs) -> Option<bool> {
     })
 }
 
+/// Whether the calling thread holds any lock of this class.
+pub(crate) fn is_inside(class: ClassId) -> bool {
+    task::with(|task| task.iter().any(|held| held.word.class() == class))
+}
+
 /// How many locks the calling thread holds.
 #[must_use]
 pub fn nr_held() -> u32 {

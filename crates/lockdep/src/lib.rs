@@ -29,18 +29,28 @@
 //! ```
 //!
 //! [`event`] is what locks tell the validator, for locks of one's own. `LOCKDEP=off|print|panic|`
-//! `abort|once` in the environment says what happens on a report.
+//! `abort|strict|once` in the environment says what happens on a report.
 //!
 //! Linux counterpart: kernel/locking/.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+/// The README is tested like the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub mod context;
 pub mod event;
+pub mod instrument;
+pub mod lock_api;
+pub mod lock_order;
 pub mod map;
 pub mod prime;
 pub mod report;
+pub mod snapshot;
 pub mod sync;
 pub mod testing;
+pub mod thread;
 pub mod wait;
 pub mod ww;
 
@@ -49,6 +59,7 @@ mod check;
 mod class;
 mod core;
 mod graph;
+mod handed;
 mod hooks;
 mod identity;
 mod pending;
@@ -63,9 +74,11 @@ use std::sync::Arc;
 
 pub use class::{Class, DynamicClass};
 pub use graph::Provenance;
+pub use lock_order::LockOrder;
 pub use map::{Map, MapGuard, might_sleep};
 pub use registry::{Attributes, Checking, KeyName, LockType, Name, OrderFn, WaitType};
 pub use report::{Kind, Policy, Report, Severity, Sink};
+pub use snapshot::{Snapshot, snapshot};
 pub use sync::scheduler::{self, Scheduler};
 pub use task::{Site, TaskState};
 pub use usage::Level;
@@ -78,6 +91,13 @@ pub use word::{ClassId, Context, Mode};
 /// before its first lock, and so gets no call from the validator while it holds one.
 pub fn start() {
     Validator::global().unwatched(|_| ());
+}
+
+/// Whether the validator is on: one relaxed load, for annotations that would cost more.
+#[inline]
+#[must_use]
+pub fn is_enabled() -> bool {
+    hooks::load().has_validator()
 }
 
 /// Switches the validator on or off for the whole process; says whether it was on.

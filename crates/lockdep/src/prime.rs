@@ -5,8 +5,9 @@
 
 use crate::check::Check;
 use crate::core::declared;
-use crate::graph::{NR_GATES, Provenance};
+use crate::graph::{NR_GATES, Place, Provenance};
 use crate::registry::{self, Attributes, KeyName};
+use crate::task::Site;
 use crate::validator::{Inner, Validator};
 use crate::word::{ClassId, Context, Mode, Word};
 
@@ -32,7 +33,7 @@ pub fn order((held, held_as): (ClassId, Mode), (taken, taken_as): (ClassId, Mode
 
 /// The class of a name wherever it is built, for orders of classes that are known by name.
 ///
-/// Locks built at a site are of the class of that site: [`orders_seen`] compares by name.
+/// Locks of this name that are used for the first time after this are of this class.
 pub fn named(name: &'static str, attributes: Attributes) -> ClassId {
     let key = KeyName::Static(name);
     registry::find(&key)
@@ -56,14 +57,19 @@ pub struct KnownOrder {
     pub provenance: Provenance,
     /// In how many situations it was seen.
     pub nr_seen: u32,
+    /// Where the one was held, and where the other was taken, as seen first.
+    pub at: [Site; 2],
 }
+
+/// An order as it lies under the lock, without text.
+type RawOrder = (ClassId, ClassId, Option<Place>, u32);
 
 impl Validator {
     /// All orders that the validator knows, for comparing with a list and for pictures.
     #[must_use]
     pub fn orders(&self) -> Vec<KnownOrder> {
         // Room is made without the lock: an allocator may wait for the validator.
-        let mut raw: Vec<(ClassId, ClassId, Provenance, u32)> = Vec::new();
+        let mut raw: Vec<RawOrder> = Vec::new();
         loop {
             let is_complete = self.unwatched(|inner| {
                 let core = inner.core.lock();
@@ -71,10 +77,9 @@ impl Validator {
                 let mut live = core.graph.live();
                 let room = raw.capacity();
                 raw.extend(live.by_ref().take(room).map(|(_, edge)| {
-                    let provenances = core.graph.places(edge).map(|place| place.provenance);
-                    let best = provenances.max_by_key(|&p| p == Provenance::Observed);
-                    let best = best.unwrap_or(Provenance::Declared);
-                    (edge.from, edge.to, best, edge.nr_seen)
+                    let places = core.graph.places(edge);
+                    let best = places.max_by_key(|place| place.provenance == Provenance::Observed);
+                    (edge.from, edge.to, best.copied(), edge.nr_seen)
                 }));
                 live.next().is_none()
             });
@@ -85,11 +90,12 @@ impl Validator {
             raw.clear();
             raw.reserve(room);
         }
-        let known = |(held, taken, provenance, nr_seen)| KnownOrder {
+        let known = |(held, taken, place, nr_seen): RawOrder| KnownOrder {
             held: registry::display_name(held),
             taken: registry::display_name(taken),
-            provenance,
+            provenance: place.map_or(Provenance::Declared, |place| place.provenance),
             nr_seen,
+            at: place.map_or([Site::Unknown; 2], |p| [p.held.site, p.taken.site]),
         };
         raw.into_iter().map(known).collect()
     }
@@ -102,6 +108,7 @@ impl Validator {
             Stats {
                 nr_orders: core.graph.nr_edges(),
                 nr_chains: inner.nr_chains(),
+                nr_misses: core.nr_misses,
                 nr_threads: core.threads.len(),
             }
         })
@@ -115,6 +122,8 @@ pub struct Stats {
     pub nr_orders: usize,
     /// Different stacks of locks, since chains were last forgotten.
     pub nr_chains: u32,
+    /// Acquisitions that no table knew, and that the rules were applied to.
+    pub nr_misses: u64,
     /// Threads that did something for the first time.
     pub nr_threads: usize,
 }

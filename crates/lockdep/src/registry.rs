@@ -307,11 +307,11 @@ pub(crate) fn resolve_site(
     if (known.0, known.1) == at {
         return ClassId::from_index(known.2);
     }
-    let id = register(
-        KeyName::of_site(name, location),
-        Name::Static(name),
-        attributes,
-    );
+    // A name that was stated in advance is one class wherever its locks are built.
+    let id = find(&KeyName::Static(name)).unwrap_or_else(|| {
+        let key = KeyName::of_site(name, location);
+        register(key, Name::Static(name), attributes)
+    });
     SITES.with(|sites| sites[slot].set((at.0, at.1, id.index())));
     id
 }
@@ -493,4 +493,14 @@ mod tests {
         assert_eq!(find_address(&range, ClassId::of_key(0)), None);
         assert_ne!(make(), class, "its number rests");
     }
+}
+
+/// All classes that were not zapped, in the order of their numbers.
+pub(crate) fn live() -> Vec<ClassId> {
+    let registry = registry().lock();
+    let numbered = registry.keys.iter().enumerate().skip(1);
+    numbered
+        .filter(|(_, key)| !key.is_zapped)
+        .map(|(number, _)| ClassId::of_key(number as u32))
+        .collect()
 }

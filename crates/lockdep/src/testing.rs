@@ -308,3 +308,32 @@ impl<'a> Thread<'a> {
         }
     }
 }
+
+/// Runs `body` with a validator of its own, and fails on what was reported. For tests.
+///
+/// A function and no attribute: nothing has to be read from the code of a test, and no crate of
+/// macros is needed. Threads take part by [`crate::thread::spawn`].
+///
+/// ```
+/// use lockdep::sync::Mutex;
+/// use lockdep::testing::check;
+///
+/// let [a, b] = [Mutex::new("a", ()), Mutex::new("b", ())];
+/// check(|| drop((a.lock(), b.lock())));
+/// let both_ways = || {
+///     drop((a.lock(), b.lock()));
+///     drop((b.lock(), a.lock()));
+/// };
+/// assert!(std::panic::catch_unwind(|| check(both_ways)).is_err());
+/// ```
+///
+/// # Panics
+///
+/// With the texts of the reports.
+#[track_caller]
+pub fn check<R>(body: impl FnOnce() -> R) -> R {
+    let _entered = Validator::new().enter();
+    let result = body();
+    crate::assert_no_reports();
+    result
+}

@@ -100,6 +100,7 @@ pub(crate) fn global() -> &'static Inner {
             }
             "panic" => Policy::Panic,
             "abort" => Policy::Abort,
+            "strict" => Policy::Strict,
             "once" => Policy::Once,
             _ => Policy::Print,
         };
@@ -178,6 +179,7 @@ impl Inner {
         if hooks::epoch_now() != task.epoch() {
             return Err(Stale);
         }
+        core.nr_misses += 1;
         let known = self.chains.find(key);
         task.nr_joined.set(task.nr_joined.get().saturating_add(1));
         let thread = Self::thread(task, &mut core);
@@ -242,6 +244,7 @@ impl Inner {
         let mut from = from;
         loop {
             if task.epoch() != hooks::epoch_now() {
+                crate::handed::collect(task);
                 task.enter_epoch(hooks::epoch_now());
                 from = 0;
             }
@@ -383,6 +386,12 @@ impl Validator {
         }
     }
 
+    /// Whether it is that of the process.
+    #[must_use]
+    pub const fn is_global(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(crate) fn inner(&self) -> &Inner {
         match &self.0 {
             Some(inner) => inner,
@@ -460,7 +469,7 @@ impl Default for Validator {
 impl std::fmt::Debug for Validator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Validator")
-            .field("is_global", &self.0.is_none())
+            .field("is_global", &self.is_global())
             .finish_non_exhaustive()
     }
 }

@@ -9,16 +9,11 @@ use crate::task::Site;
 /// One object, without line breaks.
 pub(super) fn object(report: &Report) -> String {
     let orders = report.orders.iter().map(|order| {
-        let provenance = match order.provenance {
-            Provenance::Declared => "declared",
-            Provenance::Observed => "observed",
-            Provenance::Inferred => "inferred",
-        };
         fields(&[
             ("held", acquisition(&order.held)),
             ("taken", acquisition(&order.taken)),
             ("thread", optional(order.thread.as_deref())),
-            ("provenance", string(provenance)),
+            ("provenance", provenance(order.provenance)),
             ("nr_seen", order.nr_seen.to_string()),
             ("gates", list(order.gates.iter().map(|gate| string(gate)))),
         ])
@@ -56,11 +51,6 @@ pub(super) fn object(report: &Report) -> String {
 }
 
 fn acquisition(step: &Acquisition) -> String {
-    let site = match step.site {
-        Site::Place(place) => string(&place.to_string()),
-        Site::Address(address) => string(&format!("{address:#x}")),
-        Site::Unknown => null(),
-    };
     fields(&[
         ("class", string(&step.class)),
         ("mode", string(&step.mode.letter().to_string())),
@@ -68,8 +58,24 @@ fn acquisition(step: &Acquisition) -> String {
         ("wait", step.is_wait.to_string()),
         ("timed", step.is_timed.to_string()),
         ("context", string(&step.context.to_string())),
-        ("site", site),
+        ("site", site(step.site)),
     ])
+}
+
+pub(crate) fn provenance(provenance: Provenance) -> String {
+    string(match provenance {
+        Provenance::Declared => "declared",
+        Provenance::Observed => "observed",
+        Provenance::Inferred => "inferred",
+    })
+}
+
+pub(crate) fn site(site: Site) -> String {
+    match site {
+        Site::Place(place) => string(&place.to_string()),
+        Site::Address(address) => string(&format!("{address:#x}")),
+        Site::Unknown => null(),
+    }
 }
 
 fn null() -> String {
@@ -80,7 +86,7 @@ fn optional(text: Option<&str>) -> String {
     text.map_or_else(null, string)
 }
 
-fn fields(fields: &[(&str, String)]) -> String {
+pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let fields: Vec<String> = fields
         .iter()
         .map(|(name, value)| format!("\"{name}\":{value}"))
@@ -88,11 +94,11 @@ fn fields(fields: &[(&str, String)]) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-fn list(values: impl Iterator<Item = String>) -> String {
+pub(crate) fn list(values: impl Iterator<Item = String>) -> String {
     format!("[{}]", values.collect::<Vec<_>>().join(","))
 }
 
-fn string(text: &str) -> String {
+pub(crate) fn string(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

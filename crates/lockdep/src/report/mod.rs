@@ -1,7 +1,7 @@
 //! What the validator has to say: as data, as text, as JSON.
 
 mod build;
-mod json;
+pub(crate) mod json;
 mod render;
 mod sink;
 

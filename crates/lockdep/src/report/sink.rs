@@ -18,6 +18,8 @@ pub enum Policy {
     Panic,
     /// Hand it to the sink, then abort the process, if it is an error.
     Abort,
+    /// The same also if it is a warning: for test runs, where nothing may catch or outlive it.
+    Strict,
     /// Hand the first one to the sink, then switch the validator off.
     Once,
 }
@@ -77,12 +79,11 @@ pub(crate) fn deliver(delivery: &Delivery, report: &Report) {
             let _ = std::io::stderr().lock().write_all(text.as_bytes());
         }
     }
-    if report.severity < Severity::Error {
-        return;
-    }
+    let is_error = report.severity == Severity::Error;
     match delivery.policy {
-        Policy::Abort => std::process::abort(),
-        Policy::Once => drop(crate::hooks::set_validator(false)),
-        Policy::Silent | Policy::Print | Policy::Panic => (),
+        Policy::Abort if is_error => std::process::abort(),
+        Policy::Strict if report.severity > Severity::Unlikely => std::process::abort(),
+        Policy::Once if is_error => drop(crate::hooks::set_validator(false)),
+        _ => (),
     }
 }

@@ -3,6 +3,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lockdep::Validator;
 use lockdep::scheduler::scheduler_point;
 use lockdep::sync::{Completion, Mutex, RwLock, ShortLock};
 
@@ -199,11 +200,14 @@ fn a_panicking_holder_leaves_the_lock_usable() {
 fn locks_taken_in_two_orders_get_stuck_under_some_seed() {
     #[track_caller]
     fn check(orders: [[usize; 2]; 2], can_stick: bool) {
+        // What is wrong on purpose is no report of the process.
+        let validator = Validator::new();
         let nr_stuck = world::seeds().filter(|&seed| {
             let locks = [Mutex::new("a", ()), Mutex::new("b", ())];
             let task = |order: [usize; 2]| {
-                let locks = &locks;
+                let (locks, validator) = (&locks, &validator);
                 Box::new(move || {
+                    let _entered = validator.enter();
                     let _outer = locks[order[0]].lock();
                     let _inner = locks[order[1]].lock();
                 }) as Task<'_>
@@ -211,6 +215,7 @@ fn locks_taken_in_two_orders_get_stuck_under_some_seed() {
             world::run_scheduled(seed, orders.map(task).into()).is_stuck
         });
         assert_eq!(nr_stuck.count() > 0, can_stick, "{orders:?}");
+        assert_eq!(!validator.reports().is_empty(), can_stick, "{orders:?}");
     }
     check([[0, 1], [0, 1]], false);
     check([[0, 1], [1, 0]], true);

@@ -6,8 +6,11 @@
 
 mod condvar;
 mod events;
+mod foreign;
 mod hook;
 mod locks;
 mod marker;
+mod readme;
 mod rules;
+mod tasks;
 mod world;

@@ -1,0 +1,405 @@
+//! Watches locks of other crates: every raw lock with the traits of the `lock_api` crate.
+//!
+//! That is `parking_lot`, `spin`, and a lock of one's own.
+//!
+//! ```
+//! use lockdep::Validator;
+//! use lockdep::lock_api::{Mutex, mutex};
+//!
+//! static ACCOUNTS: Mutex<parking_lot::RawMutex, u64> = mutex("accounts", 0);
+//! static AUDIT: Mutex<parking_lot::RawMutex, u64> = mutex("audit", 0);
+//!
+//! let validator = Validator::new();
+//! let _entered = validator.enter();
+//! let (accounts, audit) = (ACCOUNTS.lock(), AUDIT.lock());
+//! drop((accounts, audit));
+//! let (audit, accounts) = (AUDIT.lock(), ACCOUNTS.lock());
+//! assert_eq!(validator.reports().len(), 1);
+//! # drop((audit, accounts));
+//! ```
+//!
+//! Where guards can be sent, a lock may be released by another thread than took it. That is no
+//! fault: from then on this lock is an event to the validator, which somebody waits for and
+//! somebody else ends, and no longer a lock that a thread holds; see [`crate::wait`].
+//!
+//! No scheduler hears of these locks: a simulated program takes those of [`crate::sync`].
+#![expect(
+    unsafe_code,
+    reason = "the traits of `lock_api` are unsafe to implement"
+)]
+
+use std::any::TypeId;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use lock_api::{
+    GuardSend, RawMutex, RawMutexTimed, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive,
+};
+
+use crate::class::Class;
+use crate::event::{self, Acquire};
+use crate::handed::{self, Token};
+use crate::hooks;
+use crate::registry::{self, Attributes, WaitType};
+use crate::task::{self, Site};
+use crate::wait::{EventKind, EventState, Limit};
+use crate::word::{ClassId, Mode};
+
+/// A mutex of `lock_api` over a watched raw lock.
+pub type Mutex<R, T> = lock_api::Mutex<Checked<R>, T>;
+/// A guard of [`Mutex`].
+pub type MutexGuard<'a, R, T> = lock_api::MutexGuard<'a, Checked<R>, T>;
+/// A reader-writer lock of `lock_api` over a watched raw lock.
+pub type RwLock<R, T> = lock_api::RwLock<Checked<R>, T>;
+/// A reader's guard of [`RwLock`].
+pub type RwLockReadGuard<'a, R, T> = lock_api::RwLockReadGuard<'a, Checked<R>, T>;
+/// A writer's guard of [`RwLock`].
+pub type RwLockWriteGuard<'a, R, T> = lock_api::RwLockWriteGuard<'a, Checked<R>, T>;
+
+/// A mutex around `value`, of the class of this name and place, whose waiters sleep.
+#[track_caller]
+pub const fn mutex<R: RawMutex, T>(class: &'static str, value: T) -> Mutex<R, T> {
+    Mutex::from_raw(
+        Checked {
+            watch: Watch::new(class, WaitType::Sleep),
+            raw: R::INIT,
+        },
+        value,
+    )
+}
+
+/// A mutex around `value`, of the class of this name and place, whose waiters spin.
+#[track_caller]
+pub const fn spin_mutex<R: RawMutex, T>(class: &'static str, value: T) -> Mutex<R, T> {
+    Mutex::from_raw(
+        Checked {
+            watch: Watch::new(class, WaitType::Spin),
+            raw: R::INIT,
+        },
+        value,
+    )
+}
+
+/// A reader-writer lock around `value`, of the class of this name and place, whose waiters sleep.
+#[track_caller]
+pub const fn rw_lock<R: RawRwLock, T>(class: &'static str, value: T) -> RwLock<R, T> {
+    RwLock::from_raw(
+        Checked {
+            watch: Watch::new(class, WaitType::Sleep),
+            raw: R::INIT,
+        },
+        value,
+    )
+}
+
+/// A raw lock that tells the validator.
+///
+/// Made by [`mutex`] and [`rw_lock`], with a class. One that is made by a `new` of `lock_api`,
+/// which knows no class, is of the class of the place where it is taken first.
+pub struct Checked<R> {
+    watch: Watch,
+    raw: R,
+}
+
+impl<R> Checked<R> {
+    /// The raw lock, for what is not watched.
+    pub const fn raw(&self) -> &R {
+        &self.raw
+    }
+}
+
+impl<R> std::fmt::Debug for Checked<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checked")
+            .field("class", &self.watch.class.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a guard may have been sent to the thread that drops it.
+fn is_sent<Marker: 'static>() -> bool {
+    TypeId::of::<Marker>() == TypeId::of::<GuardSend>()
+}
+
+/// What is told of one lock.
+struct Watch {
+    class: Class,
+    wait: WaitType,
+    /// The token of who took it alone.
+    taken_by: AtomicU32,
+    /// Another thread than had taken it once released it: it is an event now.
+    is_event: AtomicBool,
+    waits: EventState,
+}
+
+/// The class name of a lock that was given none.
+const UNNAMED: &str = "";
+
+impl Watch {
+    #[track_caller]
+    const fn new(class: &'static str, wait: WaitType) -> Self {
+        Self {
+            class: Class::new(class),
+            wait,
+            taken_by: AtomicU32::new(Token::ANY.0),
+            is_event: AtomicBool::new(false),
+            waits: EventState::new(EventKind::Once),
+        }
+    }
+
+    #[track_caller]
+    fn id(&self) -> ClassId {
+        let attributes = Attributes::of(self.wait);
+        if self.class.known_id().is_none() && self.class.name() == UNNAMED {
+            let place = std::panic::Location::caller();
+            self.class
+                .set_id(registry::resolve_site("unnamed", place, &attributes));
+        }
+        self.class.id(&attributes)
+    }
+
+    // Relaxed throughout: the lock itself orders what its holders write, and a reader that learns
+    // late that the lock is an event told an order more.
+    fn is_event(&self) -> bool {
+        self.is_event.load(Ordering::Relaxed)
+    }
+
+    /// Somebody is about to take it, and may block.
+    #[track_caller]
+    fn taking(&self, mode: Mode) {
+        if !hooks::load().has_validator() {
+            return;
+        }
+        if self.is_event() {
+            let site = Site::caller();
+            return drop(self.waits.wait(self.id(), Limit::Forever, site));
+        }
+        event::acquire(&Acquire::new(self.id(), self.class.addr(), mode));
+    }
+
+    /// It was taken, as was told before.
+    fn taken(&self, mode: Mode) {
+        if !hooks::load().has_validator() {
+            return;
+        }
+        if self.is_event() {
+            return self.waits.begin();
+        }
+        let taken_by = if mode.is_read() {
+            Token::ANY
+        } else {
+            Token::mine()
+        };
+        self.taken_by.store(taken_by.0, Ordering::Relaxed);
+    }
+
+    /// It was taken without blocking.
+    #[track_caller]
+    fn tried(&self, mode: Mode) {
+        if hooks::load().has_validator() && !self.is_event() {
+            event::acquire(&Acquire::new(self.id(), self.class.addr(), mode).tried());
+        }
+        self.taken(mode);
+    }
+
+    /// It was not taken after all.
+    fn given_up(&self) {
+        if !self.is_event() {
+            event::release_at(self.class.addr(), Site::Unknown);
+        }
+    }
+
+    /// It is about to be released.
+    #[track_caller]
+    fn releasing(&self, is_sent: bool) {
+        let (hooks, addr) = (hooks::load(), self.class.addr());
+        if !hooks.has_validator() || task::with(|task| task.pop_known(addr, hooks)) {
+            return;
+        }
+        let is_mine = event::is_held(addr, event::HeldAs::Any) == Some(true);
+        if is_mine || !is_sent || hooks::was_toggled() {
+            return event::release_at(addr, Site::Unknown);
+        }
+        if !self.is_event.swap(true, Ordering::Relaxed) {
+            handed::file(Token(self.taken_by.load(Ordering::Relaxed)), addr);
+        } else {
+            self.waits.signal(self.id(), Site::caller());
+        }
+    }
+}
+
+// SAFETY: every operation is that of the raw lock, which keeps the contract.
+unsafe impl<R: RawMutex> RawMutex for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    const INIT: Self = Self {
+        watch: Watch::new(UNNAMED, WaitType::Sleep),
+        raw: R::INIT,
+    };
+    type GuardMarker = R::GuardMarker;
+
+    #[track_caller]
+    fn lock(&self) {
+        self.watch.taking(Mode::Exclusive);
+        self.raw.lock();
+        self.watch.taken(Mode::Exclusive);
+    }
+
+    #[track_caller]
+    fn try_lock(&self) -> bool {
+        let is_taken = self.raw.try_lock();
+        if is_taken {
+            self.watch.tried(Mode::Exclusive);
+        }
+        is_taken
+    }
+
+    #[track_caller]
+    unsafe fn unlock(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller holds the lock.
+        unsafe { self.raw.unlock() };
+    }
+
+    fn is_locked(&self) -> bool {
+        self.raw.is_locked()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawMutexTimed> RawMutexTimed for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    type Duration = R::Duration;
+    type Instant = R::Instant;
+
+    #[track_caller]
+    fn try_lock_for(&self, timeout: Self::Duration) -> bool {
+        self.timed(|raw| raw.try_lock_for(timeout))
+    }
+
+    #[track_caller]
+    fn try_lock_until(&self, timeout: Self::Instant) -> bool {
+        self.timed(|raw| raw.try_lock_until(timeout))
+    }
+}
+
+impl<R> Checked<R> {
+    /// Takes the lock alone, with a time limit: what is told before it blocks is taken back if the
+    /// time runs out.
+    #[track_caller]
+    fn timed(&self, try_lock: impl FnOnce(&R) -> bool) -> bool {
+        self.watch.taking(Mode::Exclusive);
+        let is_taken = try_lock(&self.raw);
+        if is_taken {
+            self.watch.taken(Mode::Exclusive);
+        } else {
+            self.watch.given_up();
+        }
+        is_taken
+    }
+}
+
+// SAFETY: every operation is that of the raw lock, which keeps the contract.
+unsafe impl<R: RawRwLock> RawRwLock for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    const INIT: Self = Self {
+        watch: Watch::new(UNNAMED, WaitType::Sleep),
+        raw: R::INIT,
+    };
+    type GuardMarker = R::GuardMarker;
+
+    #[track_caller]
+    fn lock_shared(&self) {
+        self.watch.taking(Mode::Shared);
+        self.raw.lock_shared();
+        self.watch.taken(Mode::Shared);
+    }
+
+    #[track_caller]
+    fn try_lock_shared(&self) -> bool {
+        let is_taken = self.raw.try_lock_shared();
+        if is_taken {
+            self.watch.tried(Mode::Shared);
+        }
+        is_taken
+    }
+
+    #[track_caller]
+    unsafe fn unlock_shared(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller is a reader.
+        unsafe { self.raw.unlock_shared() };
+    }
+
+    #[track_caller]
+    fn lock_exclusive(&self) {
+        self.watch.taking(Mode::Exclusive);
+        self.raw.lock_exclusive();
+        self.watch.taken(Mode::Exclusive);
+    }
+
+    #[track_caller]
+    fn try_lock_exclusive(&self) -> bool {
+        let is_taken = self.raw.try_lock_exclusive();
+        if is_taken {
+            self.watch.tried(Mode::Exclusive);
+        }
+        is_taken
+    }
+
+    #[track_caller]
+    unsafe fn unlock_exclusive(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller is the writer.
+        unsafe { self.raw.unlock_exclusive() };
+    }
+
+    fn is_locked(&self) -> bool {
+        self.raw.is_locked()
+    }
+
+    fn is_locked_exclusive(&self) -> bool {
+        self.raw.is_locked_exclusive()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawRwLockDowngrade> RawRwLockDowngrade for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    unsafe fn downgrade(&self) {
+        if !self.watch.is_event() {
+            event::downgrade(self.watch.class.addr());
+            self.watch.taken(Mode::Shared);
+        }
+        // SAFETY: the caller is the writer.
+        unsafe { self.raw.downgrade() };
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawRwLockRecursive> RawRwLockRecursive for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    #[track_caller]
+    fn lock_shared_recursive(&self) {
+        self.watch.taking(Mode::SharedRecursive);
+        self.raw.lock_shared_recursive();
+        self.watch.taken(Mode::SharedRecursive);
+    }
+
+    #[track_caller]
+    fn try_lock_shared_recursive(&self) -> bool {
+        let is_taken = self.raw.try_lock_shared_recursive();
+        if is_taken {
+            self.watch.tried(Mode::SharedRecursive);
+        }
+        is_taken
+    }
+}
