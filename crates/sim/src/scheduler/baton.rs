@@ -21,9 +21,10 @@ use crate::clock::SimClock;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use lockdep::Scheduler;
+use lockdep::event;
 use lockdep::scheduler::{self, Point, PointKind, Wake};
 use lockdep::sync::Waited;
+use lockdep::{Scheduler, TaskState};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
@@ -173,6 +174,9 @@ impl Baton {
             baton: Arc::clone(self),
         };
         let outer = ME.replace(Some(me));
+        // What this thread was in the middle of, when it waits for all others, is another task's.
+        let mut other = TaskState::new();
+        other.exchange();
         let installed = scheduler::install(Arc::new(seat));
         // The task is dropped inside, also when it is not to run: its destructors may take locks.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -182,6 +186,8 @@ impl Baton {
         }));
         let message = result.err().and_then(panics::message_of);
         drop(installed);
+        event::check_none_held();
+        other.exchange();
         ME.set(outer);
         self.crew().state.ended(me, message)
     }

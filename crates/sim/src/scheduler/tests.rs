@@ -9,7 +9,7 @@ use core::time::Duration;
 use lockdep::sync::park::Parker;
 use lockdep::sync::{Completion, Condvar, Mutex, RwLock, ShortLock, Waited};
 use pinless_mm::env::Clock;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Seeds that a test runs where a bug must be found or must not be there.
 const NR_SEEDS: u64 = 300;
@@ -25,12 +25,19 @@ fn adders(sim: &Sim) {
     assert_eq!(*total.lock(), 15);
 }
 
+/// Watches the calling task apart: what is wrong on purpose is no report of the process.
+fn apart() -> lockdep::Entered {
+    static APART: LazyLock<lockdep::Validator> = LazyLock::new(lockdep::Validator::new);
+    APART.enter()
+}
+
 /// Two tasks that take two locks, each in the order that its name says.
 fn two_locks(sim: &Sim, orders: [&'static str; 2]) {
     let locks = Arc::new([Mutex::new("a", ()), Mutex::new("b", ())]);
     for order in orders {
         let locks = Arc::clone(&locks);
         sim.spawn(order, move || {
+            let _apart = apart();
             let mut order = order
                 .bytes()
                 .map(|name| locks[usize::from(name - b'a')].lock());
@@ -298,6 +305,7 @@ fn a_panic_is_told_although_its_destructors_wait() {
     }
     let body = |seed, waits_for_ever: bool| {
         Sim::run(seed, move |sim| {
+            let _apart = apart();
             let lock = Arc::new(Mutex::new("lock", 0));
             for name in ["a", "b"] {
                 let on_drop = LockOnDrop(Arc::clone(&lock));
@@ -389,4 +397,44 @@ fn a_timeline_has_a_column_for_each_task() {
 ";
     assert_eq!(run.timeline(), expected);
     assert_eq!((run.nr_steps, run.now_ns), (8, 160));
+}
+
+/// Tasks that run inside another's join, on its thread, hold what is theirs and nothing else.
+#[test]
+fn tasks_on_one_thread_are_told_apart_by_the_validator() {
+    #[track_caller]
+    fn check(is_nested_call: bool, expected: &[&str]) {
+        let validator = lockdep::Validator::new();
+        let watched = validator.clone();
+        let run = Sim::run(1, move |sim| {
+            let _entered = watched.enter();
+            let locks = Arc::new([Mutex::new("outer", ()), Mutex::new("inner", ())]);
+            let (of_task, of_thread) = (Arc::clone(&locks), watched.clone());
+            let task = move || {
+                let _entered = of_thread.enter();
+                drop(of_task[1].lock());
+            };
+            let held = locks[0].lock();
+            if is_nested_call {
+                drop(locks[1].lock());
+            }
+            let section = lockdep::context::non_block();
+            sim.spawn("inner", task);
+            drop(section);
+            sim.join_all();
+            assert_eq!(lockdep::event::nr_held(), 1);
+            drop(held);
+        });
+        run.expect_pass();
+        let orders = validator.orders();
+        let orders: Vec<String> = orders
+            .iter()
+            .map(|order| format!("{} {}", order.held, order.taken))
+            .collect();
+        assert_eq!(orders, expected);
+        assert_eq!(validator.reports().len(), 0);
+    }
+    check(false, &[]);
+    // The same on the task's own stack is seen.
+    check(true, &["outer inner"]);
 }
