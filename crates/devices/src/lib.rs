@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod lock_order;
 pub mod odp;
 pub mod template;
 

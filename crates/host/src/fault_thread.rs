@@ -11,12 +11,13 @@
 //! Linux counterpart: `fs/userfaultfd.c`.
 
 use crate::errno::Errno;
+use crate::lock_order;
 use crate::primary_mmu::PrivateMmu;
 use crate::thread::{self, EngineAccess};
 use crate::uffd::{Fault, MESSAGE_BATCH};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use lockdep::sync::Mutex;
+use lockdep::sync::{Condvar, Mutex};
 use pinless_mm::addr::PAGE_SIZE;
 use pinless_mm::fault::FaultHandler;
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
@@ -45,8 +46,18 @@ const OWN_SIGNALS: [i32; 6] = [
 struct Served {
     mmu: Arc<PrivateMmu>,
     handler: Arc<dyn FaultHandler>,
-    /// Held while faults of the mapping are resolved; true when the mapping is to be left alone.
-    is_closed: Mutex<bool>,
+    life: Mutex<Life>,
+    /// Told when the thread lets go of a mapping that is to be left alone.
+    let_go: Condvar,
+}
+
+/// Whether a mapping is being served. Not a lock held meanwhile: a fault may wait for a frame.
+#[derive(Default)]
+struct Life {
+    /// Faults of the mapping are being resolved.
+    is_busy: bool,
+    /// The mapping is to be left alone.
+    is_closed: bool,
 }
 
 struct Shard {
@@ -75,6 +86,7 @@ impl FaultService {
     ///
     /// The error number of the system call that failed.
     pub fn start(nr_threads: usize) -> Result<Arc<Self>, Errno> {
+        lock_order::prime();
         // In the first shard that fails, those before it are dropped, which ends their threads.
         let mut service = Self {
             shards: Box::default(),
@@ -113,7 +125,8 @@ impl FaultService {
         let served = Arc::new(Served {
             mmu,
             handler,
-            is_closed: Mutex::new("host.served", false),
+            life: Mutex::new("host.served", Life::default()),
+            let_go: Condvar::new("host.served.let_go"),
         });
         shard.served.lock().insert(key, Arc::clone(&served));
         let service = Service {
@@ -164,9 +177,8 @@ impl Drop for Service {
         // Fails only if the mapping was never watched.
         let _ = self.shard.watch(libc::EPOLL_CTL_DEL, uffd, self.key);
         self.shard.served.lock().remove(&self.key);
-        // The thread may have taken the mapping from the map before. It holds this lock while it
-        // works for it, and looks at the flag first.
-        *self.served.is_closed.lock() = true;
+        // The thread may have taken the mapping from the map before.
+        self.served.close();
     }
 }
 
@@ -247,13 +259,27 @@ impl Shard {
 }
 
 impl Served {
+    /// Begins to resolve faults, unless the mapping is to be left alone.
+    fn begin(&self) -> Option<Busy<'_>> {
+        let mut life = self.life.lock();
+        if life.is_closed {
+            return None;
+        }
+        life.is_busy = true;
+        Some(Busy(self))
+    }
+
+    /// Has the mapping left alone, and waits until it is.
+    fn close(&self) {
+        let mut life = self.life.lock();
+        life.is_closed = true;
+        drop(self.let_go.wait_while(life, |life| life.is_busy));
+    }
+
     /// Resolves one batch of the faults that wait. What is left raises the next event, so that a
     /// busy mapping does not keep the others of its shard waiting.
     fn resolve_waiting(&self) {
-        let is_closed = self.is_closed.lock();
-        if *is_closed {
-            return;
-        }
+        let Some(_busy) = self.begin() else { return };
         // An error says that the descriptor cannot be read, and then nobody waits there.
         let nr = self.mmu.uffd().read_faults(|fault| self.resolve(fault));
         debug_assert!(nr.is_ok_and(|nr| nr <= MESSAGE_BATCH));
@@ -284,6 +310,21 @@ impl Served {
             // nothing woke the thread.
             Ok(()) => self.mmu.wake(page),
             Err(_) => self.mmu.deny(page),
+        }
+    }
+}
+
+/// The time in which faults of a mapping are resolved.
+struct Busy<'a>(&'a Served);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut life = self.0.life.lock();
+        life.is_busy = false;
+        let is_awaited = life.is_closed;
+        drop(life);
+        if is_awaited {
+            self.0.let_go.notify_all();
         }
     }
 }

@@ -20,6 +20,7 @@ mod fault_thread;
 mod guard;
 pub mod io_uring;
 pub mod kmsg;
+pub mod lock_order;
 mod mapping;
 pub mod memcg;
 mod pagemap;

@@ -2,6 +2,7 @@
 
 use crate::errno::Errno;
 use crate::fault_thread::{FaultService, Service};
+use crate::lock_order;
 use crate::primary_mmu::{CreateError, FaultMode, PrivateMmu};
 use crate::registry::{self, Kind, Registration, Target};
 use crate::sigbus;
@@ -9,6 +10,7 @@ use crate::uaccess::{self, Cause, UserFault};
 use core::fmt;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
+use pinless_mm::gfp::might_touch;
 use std::sync::Arc;
 
 /// Who resolves the faults of a mapping.
@@ -63,6 +65,7 @@ impl HostMapping {
     ///
     /// See [`CreateError`].
     pub fn create(nr_pages: u32, resolver: Resolver) -> Result<Self, CreateError> {
+        lock_order::prime();
         sigbus::install().map_err(|errno| CreateError::Os {
             operation: "sigaction of SIGBUS",
             errno,
@@ -139,8 +142,10 @@ impl HostMapping {
     /// # Errors
     ///
     /// See [`AccessError`]; part of `into` may be written.
+    #[track_caller]
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
         let address = self.locate(offset, into.len())?;
+        might_touch();
         // SAFETY: the bytes lie in the mapping (`locate`), which lives as long as `self`.
         unsafe { uaccess::copy_in(into, address as *const u8) }.map_err(|fault| self.failed(fault))
     }
@@ -150,8 +155,10 @@ impl HostMapping {
     /// # Errors
     ///
     /// See [`AccessError`]; part of `from` may have been written.
+    #[track_caller]
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
         let address = self.locate(offset, from.len())?;
+        might_touch();
         // SAFETY: as in `read_at`; no Rust reference into a mapping is ever made.
         unsafe { uaccess::copy_out(address as *mut u8, from) }.map_err(|fault| self.failed(fault))
     }
@@ -161,8 +168,10 @@ impl HostMapping {
     /// # Errors
     ///
     /// See [`AccessError`].
+    #[track_caller]
     pub fn load_u64(&self, offset: u64) -> Result<u64, AccessError> {
         let address = self.locate_word(offset)?;
+        might_touch();
         // SAFETY: as in `read_at`; the address is aligned (`locate_word`).
         unsafe { uaccess::load_u64(address as *const u64) }.map_err(|fault| self.failed(fault))
     }
@@ -172,8 +181,10 @@ impl HostMapping {
     /// # Errors
     ///
     /// See [`AccessError`].
+    #[track_caller]
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), AccessError> {
         let address = self.locate_word(offset)?;
+        might_touch();
         // SAFETY: as in `write_at`; the address is aligned (`locate_word`).
         unsafe { uaccess::store_u64(address as *mut u64, value) }
             .map_err(|fault| self.failed(fault))

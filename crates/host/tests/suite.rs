@@ -97,6 +97,13 @@ fn check(resolver: Resolver) {
         println!("{}", case.name);
         (case.run)(&machine);
     }
+    let seen = lockdep::snapshot();
+    for order in [
+        &pinless_mm::lock_order::ORDER,
+        &pinless_host::lock_order::ORDER,
+    ] {
+        assert_eq!(order.contradictions(&seen), [""; 0]);
+    }
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub(crate) struct Frame {
 impl Frames {
     /// A machine with `nr_frames` frames.
     pub fn new(nr_frames: u64) -> Arc<Self> {
+        crate::lock_order::prime();
         let free = (0..nr_frames).map(|_| Box::new([0; PAGE_SIZE])).collect();
         let pool = Pool {
             free,

@@ -10,6 +10,7 @@
 
 pub mod clock;
 pub mod frames;
+pub mod lock_order;
 pub mod primary_mmu;
 pub mod rng;
 pub mod scheduler;

@@ -5,8 +5,22 @@ use super::lists::STD_LOCKS;
 use super::source::{PathUse, Source, is_punct, line_of, macro_call, string_of};
 use proc_macro2::{Delimiter, TokenTree};
 
-/// The file that names every lock class of `mm`.
-pub(super) const LOCK_ORDER: &str = "crates/mm/src/lock_order.rs";
+/// The file that names every lock class of its crate.
+const LOCK_ORDER: &str = "src/lock_order.rs";
+
+/// The crates whose locks have one.
+const ORDERED: [&str; 4] = [
+    "crates/mm/",
+    "crates/host/",
+    "crates/sim/",
+    "crates/devices/",
+];
+
+/// Where the classes of the locks in this file have their places.
+pub(super) fn lock_order_of(path: &str) -> Option<String> {
+    let home = ORDERED.iter().find(|home| path.starts_with(*home))?;
+    Some(format!("{home}{LOCK_ORDER}"))
+}
 
 /// Tests that live beside what they test, because several crates run them.
 const SUITE: &str = "crates/mm/src/suite/";
@@ -247,10 +261,13 @@ fn check_attribute(tokens: &[TokenTree], at: usize, report: &mut Report<'_>) {
     }
 }
 
-/// Checks that every lock class that `mm` makes stands in the lock order.
+/// Checks that every lock class that a crate makes stands in its lock order.
 pub(super) fn check_lock_classes(source: &Source, lock_order: &str, report: &mut Report<'_>) {
     let is_test = is_test_file(&source.path) || source.path.starts_with(SUITE);
-    if !in_mm(&source.path) || source.path == LOCK_ORDER || is_test {
+    let Some(home) = lock_order_of(&source.path).filter(|home| *home != source.path) else {
+        return;
+    };
+    if is_test {
         return;
     }
     let test_modules = source.test_modules();
@@ -263,7 +280,7 @@ pub(super) fn check_lock_classes(source: &Source, lock_order: &str, report: &mut
             let in_tests = test_modules.iter().any(|module| module.contains(&line));
             if !in_tests && !lock_order.contains(&format!("\"{class}\"")) {
                 let what = format!("the lock class \"{class}\" has no place in the order");
-                report.add(line, what, format!("add it to `{LOCK_ORDER}`"));
+                report.add(line, what, format!("add it to `{home}`"));
             }
         }
     });

@@ -99,7 +99,6 @@ fn check_workspace() -> Vec<Finding> {
     let paths = files(&root);
     let mut findings = Vec::new();
     let mut functions = BTreeSet::new();
-    let lock_order = fs::read_to_string(root.join(banned::LOCK_ORDER)).ok();
     for path in &paths {
         let Ok(metadata) = fs::symlink_metadata(root.join(path)) else {
             continue;
@@ -107,6 +106,8 @@ fn check_workspace() -> Vec<Finding> {
         text::check_bytes(path, metadata.len(), &mut findings);
         if path.ends_with(".rs") && metadata.is_file() {
             let text = fs::read_to_string(root.join(path)).unwrap_or_default();
+            let lock_order = banned::lock_order_of(path)
+                .and_then(|order| fs::read_to_string(root.join(order)).ok());
             let source = check_source(path, &text, lock_order.as_deref(), &mut findings);
             if let Some(source) = source {
                 guarantees::collect_functions(&source, &mut functions);

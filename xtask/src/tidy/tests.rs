@@ -122,7 +122,7 @@ fn unsafe_keeps_to_its_rooms() {
     for (path, expected) in [
         (HOST, &[][..]),
         ("crates/host/tests/it/sample.rs", &[]),
-        ("crates/lockdep/src/sync/raw.rs", &[]),
+        ("crates/lockdep/src/lock_api.rs", &[]),
         ("crates/lockdep-capi/src/lib.rs", &[]),
         (MM, &[room]),
         (MM_TEST, &[room]),

@@ -21,6 +21,7 @@ pub struct Mark<'a> {
 impl InFlight {
     /// No access.
     pub fn new() -> Self {
+        crate::lock_order::prime();
         let slots = [const { None }; IN_FLIGHT_MAX];
         Self {
             slots: ShortLock::new("devices.in_flight", slots),

@@ -402,3 +402,21 @@ fn hung_device_can_be_stopped() {
         });
     }
 }
+
+/// What was locked so far in this process, by all tests, agrees with the list.
+#[test]
+fn locks_are_taken_as_listed() {
+    for driver in Driver::ALL {
+        Machine::run(driver, |machine| {
+            machine.touch(3).expect("nothing happened yet");
+            drop(machine.blockable(page(3), EVER));
+        });
+    }
+    let seen = lockdep::snapshot();
+    let is_device = |order: &lockdep::prime::KnownOrder| order.taken.starts_with("devices.");
+    assert!(seen.orders.iter().any(is_device), "{}", seen.json());
+    assert_eq!(
+        pinless_devices::lock_order::ORDER.contradictions(&seen),
+        [""; 0]
+    );
+}

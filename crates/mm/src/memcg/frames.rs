@@ -5,6 +5,7 @@ use crate::env::Clock;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
 use lockdep::sync::{Condvar, Mutex};
+use lockdep::{Level, context};
 
 /// The frames of a memory cgroup and the queue of those who wait for one.
 #[derive(Debug)]
@@ -71,6 +72,9 @@ impl Frames {
     /// Makes everybody who waits look again.
     pub(crate) fn wake_all(&self) {
         drop(self.queue.lock());
+        // Nobody waits for this thread: any frame would do, and reclaim owes one. To the validator
+        // the signal comes from outside of the thread's own work, as an interrupt's does.
+        let _outside = context::enter(Level::Soft);
         self.freed.notify_all();
     }
 

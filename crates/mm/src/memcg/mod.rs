@@ -16,6 +16,7 @@ pub use stat::StatSnapshot;
 use crate::env::Clock;
 use crate::fault::FaultError;
 use crate::limits::{LimitError, Limits, Marks};
+use crate::lock_order;
 use crate::mm_struct::{Mm, Vma, VmaId};
 use crate::mmu_notifier::MmId;
 use crate::oom;
@@ -62,6 +63,7 @@ impl Memcg {
     /// See [`LimitError`].
     pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Result<Arc<Self>, LimitError> {
         limits.check()?;
+        lock_order::ORDER.prime();
         let frames_max = limits.frames_max();
         Ok(Arc::new(Self {
             marks: Marks::new(frames_max),

@@ -6,6 +6,7 @@ use super::fault::FrameSource;
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
+use crate::gfp::might_notify;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::mmu_notifier::{BracketError, Event};
 use crate::primary_mmu::Access;
@@ -108,6 +109,9 @@ impl Vma {
         }
         if let Some(error) = self.gone() {
             return Err(AdviseError::Fault(error));
+        }
+        if advice != Advice::WillNeed {
+            might_notify();
         }
         match advice {
             Advice::DontNeed => self.dont_need(run),

@@ -10,6 +10,7 @@ use super::vma::Owned;
 use super::{Mm, Vma};
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::fault::{FaultError, FaultHandler, StoreError};
+use crate::gfp::{Gfp, touching};
 use crate::memcg::stat::count;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
@@ -24,10 +25,21 @@ static ZEROS: PageBuf = [0; PAGE_SIZE];
 pub(crate) enum FrameSource {
     /// What is free, or what others free within the deadline.
     Wait,
-    /// The same, and before it waits it reclaims itself. Not in a fault of the machine.
-    Reclaim,
+    /// The same, and before it waits it reclaims itself, as far as this allows. Not in a fault of
+    /// the machine.
+    Reclaim(Gfp),
     /// What is free now.
     Free,
+}
+
+impl FrameSource {
+    /// What an allocation outside of a fault may do, in the scopes of the calling thread.
+    pub(crate) fn of(gfp: Gfp) -> Self {
+        match gfp.scoped() {
+            Gfp::NoWait => Self::Free,
+            gfp => Self::Reclaim(gfp),
+        }
+    }
 }
 
 impl FaultHandler for Vma {
@@ -73,7 +85,7 @@ impl FrameCharge<'_> {
                     waited: Default::default(),
                 });
             }
-            FrameSource::Reclaim => {
+            FrameSource::Reclaim(_) => {
                 memcg.reclaim_directly(Effort::Direct);
                 memcg.charge_fault(mm)?;
             }
@@ -118,6 +130,12 @@ impl Vma {
         access: Access,
         source: FrameSource,
     ) -> Result<(), FaultError> {
+        // Also when no frame turns out to be needed: that is luck.
+        let _touching = match source {
+            FrameSource::Wait => touching(Gfp::Kernel),
+            FrameSource::Reclaim(gfp) => touching(gfp),
+            FrameSource::Free => None,
+        };
         let started_ns = self.memcg().clock.now_ns();
         let mut charge = FrameCharge {
             vma: self,

@@ -1,6 +1,7 @@
 //! Mapping: a machine's pages become a range of an address space.
 
 use super::{Mm, Vma, VmaId};
+use crate::gfp::{Gfp, might_alloc};
 use crate::limits::MAPPING_PAGES_MAX;
 use crate::memcg::Memcg;
 use crate::primary_mmu::PrimaryMmu;
@@ -47,6 +48,7 @@ impl Mm {
     ///
     /// See [`MapError`].
     pub fn map(self: &Arc<Self>, primary: Arc<dyn PrimaryMmu>) -> Result<Arc<Vma>, MapError> {
+        might_alloc(Gfp::Kernel);
         let nr_pages = primary.nr_pages();
         if self.is_killed() {
             return Err(MapError::Killed);

@@ -12,6 +12,7 @@ use super::Vma;
 use super::fault::FrameSource;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
+use crate::gfp::Gfp;
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::fmt;
@@ -112,7 +113,7 @@ impl Vma {
                 return Ok(());
             }
             if !seen.is_mapped() {
-                self.fault_in(page, Access::Read, FrameSource::Reclaim)?;
+                self.fault_in(page, Access::Read, FrameSource::of(Gfp::Kernel))?;
                 continue;
             }
             let Some(owned) = self.try_own(page, seen) else {

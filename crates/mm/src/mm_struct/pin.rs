@@ -10,7 +10,7 @@ use super::fault::FrameSource;
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
-use crate::gfp::Gfp;
+use crate::gfp::{Gfp, might_alloc};
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::fmt;
@@ -71,6 +71,7 @@ impl Vma {
     /// # Errors
     ///
     /// See [`PinError`].
+    #[track_caller]
     pub fn pin(self: &Arc<Self>, run: PageRun, access: Access, gfp: Gfp) -> Result<Pin, PinError> {
         if run
             .first
@@ -82,10 +83,8 @@ impl Vma {
                 nr_pages: self.nr_pages(),
             });
         }
-        let source = match gfp {
-            Gfp::Kernel => FrameSource::Reclaim,
-            Gfp::NoWait => FrameSource::Free,
-        };
+        might_alloc(gfp);
+        let source = FrameSource::of(gfp);
         // Grows page by page, so that an error unpins what is pinned so far.
         let mut pin = Pin {
             vma: Arc::clone(self),

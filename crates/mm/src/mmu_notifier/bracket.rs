@@ -11,6 +11,7 @@ use super::range::{Mode, Range};
 use super::registry::{Handle, Registry};
 use super::stats::{Inject, add_one};
 use super::version::{Common, Version};
+use crate::gfp::Notifying;
 use core::fmt;
 use core::ops::ControlFlow;
 use core::time::Duration;
@@ -114,6 +115,7 @@ fn end_one(member: &Member, range: &Range, how: How, common: &Common) {
     }
     // A panic was counted; whoever comes next gets its end all the same.
     let _: Option<()> = contain(common, range.mode, member, || {
+        let _inside = Notifying::nonblock();
         member.callbacks().end(range, &EndContext::new());
     });
     member.end(how, common);
@@ -190,6 +192,7 @@ impl Registry {
         let cx = NonBlock::new();
         let (nr, only, stopped) = start_each(handle.version(), range, |member, _| {
             let answer = contain(common, range.mode, member, || {
+                let _inside = Notifying::nonblock();
                 member.callbacks().start_nonblock(range, &cx)
             });
             match answer {
@@ -227,6 +230,7 @@ impl Registry {
             }
             settling.enter(nr);
             let answer = contain(common, range.mode, member, || {
+                let _inside = Notifying::blockable();
                 member.callbacks().start_blockable(range, &cx);
             });
             match answer {

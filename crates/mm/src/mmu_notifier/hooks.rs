@@ -11,6 +11,7 @@ use super::notifiers::Notifiers;
 use super::range::{Event, Mode, Range};
 use super::registry::Registry;
 use crate::addr::Vaddr;
+use crate::gfp::Notifying;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::ControlFlow;
@@ -163,8 +164,10 @@ impl Notifiers {
         let cx = TlbContext { call: PhantomData };
         for (_, user) in &handle.version().members.tlb_users {
             let common = &handle.version().common;
-            let _: Option<()> =
-                contain(common, Mode::NonBlock, &**user, || user.flush(&range, &cx));
+            let _: Option<()> = contain(common, Mode::NonBlock, &**user, || {
+                let _inside = Notifying::nonblock();
+                user.flush(&range, &cx);
+            });
         }
     }
 
@@ -194,6 +197,7 @@ impl Notifiers {
         let mut is_young = false;
         let _: ControlFlow<()> = handle.version().visit(&range, |member: &Arc<Member>| {
             let answer = contain(common, Mode::NonBlock, &**member, || {
+                let _inside = Notifying::nonblock();
                 call(member, &range, &cx)
             });
             is_young |= answer.unwrap_or(false);

@@ -84,6 +84,7 @@ use super::misuse::Misuse;
 use super::registry::Registry;
 use super::sequence::Look;
 use super::stats::Inject;
+use crate::gfp::might_notify;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::time::Duration;
@@ -263,6 +264,7 @@ impl<N: IntervalNotifier> IntervalSubscription<N> {
     /// in a callback, under a lock that a callback takes, or with a bracket over the interval open.
     #[inline]
     pub fn read_begin(&self) -> Seen {
+        might_notify();
         match self.member.sequence().look() {
             Look::Idle(number) => Seen(number),
             Look::Open => self.wait(None).unwrap_or(NEVER),

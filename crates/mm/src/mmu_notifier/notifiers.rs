@@ -13,6 +13,7 @@ use super::shared::Kinds;
 use super::stats::{Inject, NotifierStats};
 use super::subscription::{Ranges, Subscription};
 use crate::addr::Vaddr;
+use crate::gfp::might_notify;
 use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
@@ -199,6 +200,7 @@ impl Notifiers {
         owner: Option<Owner>,
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
+        might_notify();
         let range = self.range(start, end, event, Mode::Blockable, owner);
         // Before the version, as above.
         let nr_joined = self.registry.nr_joined();

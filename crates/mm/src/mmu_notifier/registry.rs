@@ -9,6 +9,8 @@ use super::range::{Event, Mode};
 use super::stats::{Counters, Inject, Starts};
 use super::version::{Common, Deferred, Epoch, Members, Version};
 use super::wait::Waits;
+use crate::gfp::{Gfp, might_alloc, might_notify};
+use crate::lock_order;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use lockdep::scheduler::is_scheduled;
@@ -81,6 +83,7 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new() -> Arc<Self> {
+        lock_order::ORDER.prime();
         let common = Arc::new(Common {
             counters: Counters::default(),
             waits: Waits::new(),
@@ -185,6 +188,7 @@ impl Registry {
         target: Target,
         notifier: Arc<N>,
     ) -> Result<Arc<Member>, Place> {
+        might_alloc(Gfp::Kernel);
         let mut writer = self.writer.lock();
         let id = writer.next_id;
         writer.next_id += 1;
@@ -256,6 +260,7 @@ impl Registry {
 
     /// Tells `user` of flushes from now on; returns its number.
     pub(super) fn join_tlb(&self, user: Arc<dyn TlbUser>) -> u64 {
+        might_alloc(Gfp::Kernel);
         let mut writer = self.writer.lock();
         let id = writer.next_id;
         writer.next_id += 1;
@@ -302,6 +307,8 @@ impl Registry {
         if running().is_some() {
             return self.report(Misuse::WaitInCallback);
         }
+        // Whoever is waited for may be in a callback.
+        might_notify();
         let over = Fence::new("mmu_notifier.unreachable");
         let mut writer = self.writer.lock();
         let members = writer.version.members.clone();

@@ -20,6 +20,7 @@ mod settle;
 mod shed;
 mod store;
 
+use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
@@ -303,6 +304,7 @@ impl Memcg {
 
     /// Frees frames until `target_free` are free or nothing more can be done.
     fn reclaim_pass(&self, target_free: u64, effort: Effort) -> Pass {
+        let _inside = Reclaiming::enter();
         let wanted = self.marks.standby.max(target_free);
         let nr_freed_before = self.frames.nr_freed();
         let mut front_is_idle = false;

@@ -4,6 +4,8 @@ mod answers;
 mod judge;
 mod machine;
 #[cfg(feature = "notifiers")]
+mod misuses;
+#[cfg(feature = "notifiers")]
 mod notifier;
 mod races;
 mod suite;

@@ -1,6 +1,7 @@
 //! The shared suite on the simulated machine, under schedules and on threads.
 
 use crate::machine::{OnTasks, OnThreads};
+use pinless_mm::lock_order::ORDER;
 use pinless_mm::suite::CASES;
 use pinless_sim::{Options, Sim};
 
@@ -9,6 +10,15 @@ const NR_SEEDS: u64 = 3;
 
 /// The longest case takes a few million steps.
 const STEPS_MAX: u64 = 100_000_000;
+
+/// What was locked so far in this process, by all tests, agrees with the list.
+#[track_caller]
+fn check_lock_order() {
+    let seen = lockdep::snapshot();
+    let known = |name: &str| seen.orders.iter().any(|order| order.taken == name);
+    assert!(known("zswap.block"), "nothing was seen: {}", seen.json());
+    assert_eq!(ORDER.contradictions(&seen), [""; 0]);
+}
 
 #[test]
 fn the_suite_holds_under_schedules() {
@@ -22,6 +32,7 @@ fn the_suite_holds_under_schedules() {
             assert!(run.has_passed(), "{}: {run}", case.name);
         }
     }
+    check_lock_order();
 }
 
 /// On threads time is real: a case whose deadline is short says nothing on a busy machine.
@@ -33,4 +44,5 @@ fn the_suite_holds_on_threads() {
     for case in CASES.iter().filter(|case| case.name != NEEDS_TIME) {
         (case.run)(&OnThreads::new());
     }
+    check_lock_order();
 }

@@ -4,6 +4,7 @@ use super::{SimMmu, breach};
 use core::ops::Range;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
+use pinless_mm::gfp::might_touch;
 use pinless_mm::primary_mmu::Access;
 
 /// Faults of one access after which somebody must have gone wrong: each fault gave the page, and
@@ -34,6 +35,7 @@ impl SimMmu {
         offset: u64,
         into: &mut [u8],
     ) -> Result<(), FaultError> {
+        might_touch();
         let mut done = 0;
         while done < into.len() {
             let (page, within) = place_first(offset + done as u64, into.len() - done);
@@ -69,6 +71,7 @@ impl SimMmu {
         offset: u64,
         from: &[u8],
     ) -> Result<(), FaultError> {
+        might_touch();
         let mut done = 0;
         while done < from.len() {
             let (page, within) = place_first(offset + done as u64, from.len() - done);

@@ -146,7 +146,7 @@ impl Explore {
         body: impl Fn(&Sim) + Send + Sync + 'static,
     ) -> Explored {
         let body: Body = Arc::new(body);
-        let search = Arc::new(Mutex::new("search", Search::new(&self, wish)));
+        let search = Arc::new(Mutex::new("sim.search", Search::new(&self, wish)));
         let failure = course::first_failure(&search, &body);
         let search = search.lock();
         let nr_runs = search.nr_runs;

@@ -22,7 +22,7 @@ const FAILURES_MAX: u32 = 40;
 
 /// The shortest failure that is found from this one, which has a timeline.
 pub(super) fn shortest(first: Run, body: &Body) -> Run {
-    let trials = Arc::new(Mutex::new("trials", Trials::of(&first)));
+    let trials = Arc::new(Mutex::new("sim.trials", Trials::of(&first)));
     let mut best = first;
     for _ in 0..FAILURES_MAX {
         let Some(run) = course::first_failure(&trials, body) else {

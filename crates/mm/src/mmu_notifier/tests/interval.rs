@@ -5,13 +5,14 @@ use super::super::*;
 use crate::addr::Vaddr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
+use lockdep::Validator;
 use lockdep::sync::{Completion, Fence, Mutex, ShortLock};
 use std::sync::Arc;
 use std::thread;
 
 const EVER: Duration = Duration::from_secs(60);
 
-type Log = Arc<Mutex<Vec<String>>>;
+type Log = Arc<ShortLock<Vec<String>>>;
 
 /// What a callback does that it should not.
 type Act = Box<dyn FnMut() + Send>;
@@ -24,7 +25,7 @@ struct Probe {
     refuses: bool,
     owner: Option<Owner>,
     is_young: bool,
-    act: Mutex<Option<Act>>,
+    act: ShortLock<Option<Act>>,
 }
 
 impl Probe {
@@ -36,7 +37,7 @@ impl Probe {
             refuses: false,
             owner: None,
             is_young: false,
-            act: Mutex::new("test.act", None),
+            act: ShortLock::new("test.act", None),
         }
     }
 
@@ -94,7 +95,7 @@ fn page(nr: u64) -> Vaddr {
 }
 
 fn world() -> (Notifiers, Log) {
-    let log = Arc::new(Mutex::new("test.log", Vec::new()));
+    let log = Arc::new(ShortLock::new("test.log", Vec::new()));
     (Notifiers::new(MmId(1)), log)
 }
 
@@ -459,6 +460,9 @@ fn n14_a_tlb_user_has_no_brackets() {
 /// What a misuse is reported as, and that it does not hang.
 #[test]
 fn n56_n102_n115_a_misuse_is_reported_by_name() {
+    // The validator of locks reports some of them too.
+    let validator = Validator::new();
+    let _entered = validator.enter();
     let (notifiers, log) = world();
     let notifiers = Arc::new(notifiers);
     let reports = Arc::clone(&log);

@@ -11,7 +11,7 @@ use std::thread;
 /// Long enough never to pass in a test that is right.
 const EVER: Duration = Duration::from_secs(60);
 
-type Log = Arc<Mutex<Vec<String>>>;
+type Log = Arc<ShortLock<Vec<String>>>;
 
 /// What a probe's `start` does.
 #[derive(Clone, Default)]
@@ -27,7 +27,7 @@ enum Answer {
 struct Probe {
     name: &'static str,
     log: Log,
-    answer: Mutex<Answer>,
+    answer: ShortLock<Answer>,
     panics_in_end: bool,
     own: Mutex<Option<Subscription>>,
 }
@@ -37,7 +37,7 @@ impl Probe {
         Self {
             name,
             log: Arc::clone(log),
-            answer: Mutex::new("test.answer", Answer::Accept),
+            answer: ShortLock::new("test.answer", Answer::Accept),
             panics_in_end: false,
             own: Mutex::new("test.own", None),
         }
@@ -101,7 +101,7 @@ fn signal_all(fences: &[Fence]) {
 }
 
 fn log() -> Log {
-    Arc::new(Mutex::new("test.log", Vec::new()))
+    Arc::new(ShortLock::new("test.log", Vec::new()))
 }
 
 fn taken(log: &Log) -> Vec<String> {
