@@ -10,6 +10,7 @@ use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
+use lockdep::Validator;
 use lockdep::sync::Mutex;
 use std::sync::Arc;
 
@@ -79,6 +80,9 @@ fn refused_once_beside_a_hung_device(machine: &dyn Machine, nr_refusals: u64) ->
     for page in 0..4 {
         write_page(&*held, page, &rng.half_compressible());
     }
+    // Who holds a driver's lock and then asks for memory is wrong, as the validator says.
+    let validator = Validator::new();
+    let apart = validator.enter();
     let hangs = hung.lock.lock();
     let filler = pinned
         .vma()
@@ -104,6 +108,7 @@ fn refused_once_beside_a_hung_device(machine: &dyn Machine, nr_refusals: u64) ->
     let result = (world.memcg.stat().oom_kill, pin.is_ok());
     drop(pin);
     drop(hangs);
+    drop(apart);
     drop((one, two));
     result
 }
