@@ -437,6 +437,16 @@ fn next_key(after: ClassId, is_like: impl Fn(&Key) -> bool) -> Option<ClassId> {
     Some(ClassId::of_key((from + found) as u32))
 }
 
+/// All classes that were not zapped, in the order of their numbers.
+pub(crate) fn live() -> Vec<ClassId> {
+    let registry = registry().lock();
+    let numbered = registry.keys.iter().enumerate().skip(1);
+    numbered
+        .filter(|(_, key)| !key.is_zapped)
+        .map(|(number, _)| ClassId::of_key(number as u32))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -493,14 +503,4 @@ mod tests {
         assert_eq!(find_address(&range, ClassId::of_key(0)), None);
         assert_ne!(make(), class, "its number rests");
     }
-}
-
-/// All classes that were not zapped, in the order of their numbers.
-pub(crate) fn live() -> Vec<ClassId> {
-    let registry = registry().lock();
-    let numbered = registry.keys.iter().enumerate().skip(1);
-    numbered
-        .filter(|(_, key)| !key.is_zapped)
-        .map(|(number, _)| ClassId::of_key(number as u32))
-        .collect()
 }
