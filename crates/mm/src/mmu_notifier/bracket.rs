@@ -74,7 +74,8 @@ impl Invalidation {
 impl Drop for Invalidation {
     #[inline]
     fn drop(&mut self) {
-        if let Some(started) = self.started.take() {
+        // Where it is: taken out it would be a copy of what was just written, and that stalls.
+        if let Some(started) = &self.started {
             started.end(&self.range, How::Changed);
         }
     }
@@ -89,14 +90,27 @@ impl fmt::Debug for Invalidation {
 }
 
 impl Started {
+    /// No end is due.
+    #[cold]
+    fn nobody(handle: Arc<Handle>) -> Self {
+        Self {
+            only: None,
+            handle,
+            nr: 0,
+        }
+    }
+
     /// Delivers the ends.
     fn end(&self, range: &Range, how: How) {
+        if self.nr == 0 {
+            return;
+        }
         let version = self.handle.version();
         if let Some(member) = &self.only {
             return end_one(member, range, how, &version.common);
         }
         let mut left = self.nr;
-        let _: ControlFlow<()> = version.visit(range, |member| {
+        let _: ControlFlow<()> = version.visit_intervals(range, &mut |member| {
             if left == 0 {
                 return ControlFlow::Break(());
             }
@@ -104,6 +118,9 @@ impl Started {
             end_one(member, range, how, &version.common);
             ControlFlow::Continue(())
         });
+        for member in version.list(range).take(left) {
+            end_one(member, range, how, &version.common);
+        }
     }
 }
 
@@ -135,62 +152,71 @@ enum Stopped {
 fn start_each(
     version: &Version,
     range: &Range,
+    fault: Inject,
     mut start: impl FnMut(&Member, usize) -> ControlFlow<Stopped>,
 ) -> (usize, Option<Arc<Member>>, Option<Stopped>) {
-    let common = &version.common;
-    let fault = common.counters.injected();
     let mut nr = 0;
     let mut only = None;
-    let flow = version.visit(range, |member| {
+    let mut flow = version.visit_intervals(range, &mut |member| {
         member.begin(fault);
-        match start(member, nr) {
-            ControlFlow::Continue(()) => {
-                member.begun(fault);
-                nr += 1;
-                only = (nr == 1 && member.is_interval()).then_some(member);
-                ControlFlow::Continue(())
-            }
-            ControlFlow::Break(stopped) => {
-                member.begun(fault);
-                member.end(How::GivenUp, common);
-                ControlFlow::Break(stopped)
-            }
+        let flow = start(member, nr);
+        member.begun(fault);
+        if flow.is_break() {
+            member.end(How::GivenUp, &version.common);
+        } else {
+            nr += 1;
+            only = Some(member);
         }
+        flow
     });
-    (nr, only.cloned(), flow.break_value())
+    if flow.is_continue() {
+        for member in version.list(range) {
+            flow = start(member, nr);
+            if flow.is_break() {
+                break;
+            }
+            nr += 1;
+        }
+    }
+    let only = if nr == 1 { only.cloned() } else { None };
+    (nr, only, flow.break_value())
 }
 
-/// The ends that are due, if any.
-#[inline]
+/// The ends that are due: none of those that a fault delivers at once.
+#[inline(always)]
 fn due(
     handle: Arc<Handle>,
     nr: usize,
     only: Option<Arc<Member>>,
     range: &Range,
-) -> Option<Started> {
-    if nr == 0 {
-        return None;
+    fault: Inject,
+) -> Started {
+    if fault == Inject::LateEnd {
+        return end_early(handle, nr, only, range);
     }
-    let is_late = handle.version().common.counters.injected() == Inject::LateEnd;
-    let started = Started { handle, nr, only };
-    if is_late {
-        started.end(range, How::Changed);
-        return None;
-    }
-    Some(started)
+    Started { only, handle, nr }
+}
+
+/// Delivers the ends although the change is still to come.
+#[cold]
+fn end_early(handle: Arc<Handle>, nr: usize, only: Option<Arc<Member>>, range: &Range) -> Started {
+    let started = Started { only, handle, nr };
+    started.end(range, How::Changed);
+    Started::nobody(started.handle)
 }
 
 impl Registry {
     /// Opens a bracket around what somebody may use.
-    pub(super) fn start_nonblock(&self, range: &Range) -> Result<Option<Started>, Refused> {
+    pub(super) fn start_nonblock(&self, range: &Range) -> Result<Started, Refused> {
         let handle = self.begin(range.event, range.mode);
         let common = self.common();
         let counters = &common.counters;
-        if counters.injected() == Inject::SkipNotifier {
-            return Ok(None);
+        let fault = counters.injected();
+        if fault == Inject::SkipNotifier {
+            return Ok(Started::nobody(handle));
         }
         let cx = NonBlock::new();
-        let (nr, only, stopped) = start_each(handle.version(), range, |member, _| {
+        let (nr, only, stopped) = start_each(handle.version(), range, fault, |member, _| {
             let answer = contain(common, range.mode, member, || {
                 let _inside = Notifying::nonblock();
                 member.callbacks().start_nonblock(range, &cx)
@@ -205,7 +231,7 @@ impl Registry {
             Started { handle, nr, only }.end(range, How::GivenUp);
             return Err(Refused { holder });
         }
-        Ok(due(handle, nr, only, range))
+        Ok(due(handle, nr, only, range, fault))
     }
 
     /// Opens a bracket around what somebody may use, and waits for what was settled.
@@ -213,18 +239,19 @@ impl Registry {
         &self,
         range: &Range,
         settle_deadline: Duration,
-    ) -> Result<Option<Started>, BracketError> {
+    ) -> Result<Started, BracketError> {
         if running_callback() == Some(Mode::NonBlock) {
             self.report(Misuse::SleepInNonBlock);
         }
         let handle = self.begin(range.event, range.mode);
         let common = self.common();
-        if common.counters.injected() == Inject::SkipNotifier {
-            return Ok(None);
+        let fault = common.counters.injected();
+        if fault == Inject::SkipNotifier {
+            return Ok(Started::nobody(handle));
         }
         let settling = Settling::new(settle_deadline);
         let cx = Blockable::new(&settling);
-        let (nr, only, stopped) = start_each(handle.version(), range, |member, nr| {
+        let (nr, only, stopped) = start_each(handle.version(), range, fault, |member, nr| {
             if settling.has_failed() {
                 return ControlFlow::Break(Stopped::Late);
             }
@@ -251,7 +278,7 @@ impl Registry {
             Started { handle, nr, only }.end(range, How::GivenUp);
             return Err(error);
         }
-        Ok(due(handle, nr, only, range))
+        Ok(due(handle, nr, only, range, fault))
     }
 
     /// Calls `release` of everybody, waits for what they settled, and takes them out.
@@ -323,12 +350,13 @@ pub(super) fn contain<W: ?Sized, R>(
     common: &Common,
     mode: Mode,
     whose: &W,
-    call: impl FnOnce() -> R,
+    call: impl Fn() -> R,
 ) -> Option<R> {
-    let _inside = InCallback::enter(mode, core::ptr::from_ref(whose).addr());
+    let _inside = InCallback::enter(mode, whose);
     // Unwind safe: the core's own state is not borrowed while a callback runs, and a notifier that
-    // panicked answers for its own.
-    match catch_unwind(AssertUnwindSafe(call)) {
+    // panicked answers for its own. The call is lent, because what is given to `catch_unwind` is
+    // copied, and a copy of what was just written stalls.
+    match catch_unwind(AssertUnwindSafe(|| call())) {
         Ok(answer) => Some(answer),
         Err(payload) => {
             callback::bury(&common.counters.panics, payload);

@@ -14,13 +14,35 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[derive(Clone, Copy)]
 pub(super) struct Running {
     pub(super) mode: Mode,
-    /// Where the subscription is in memory: it stays there while its callback runs.
+    /// Where the subscription is in memory, as [`place`] says it: it stays there while its
+    /// callback runs.
     pub(super) whose: usize,
 }
 
+/// The callback may not block. The other bits of the word say whose it is.
+const NONBLOCK: usize = 1;
+
+/// Where `whose` is in memory, without the lowest bit. Subscriptions stand in allocations of their
+/// own, which begin at addresses that are even.
+#[inline]
+pub(super) fn place<W: ?Sized>(whose: &W) -> usize {
+    core::ptr::from_ref(whose).addr() & !NONBLOCK
+}
+
 std::thread_local! {
-    /// Readable in a signal handler: a constant, and without a destructor.
-    static RUNNING: Cell<Option<Running>> = const { Cell::new(None) };
+    /// Readable in a signal handler: a constant, and without a destructor. One word, 0 outside of
+    /// callbacks, because it is written twice for each.
+    static RUNNING: Cell<usize> = const { Cell::new(0) };
+}
+
+#[inline]
+fn word() -> usize {
+    RUNNING.try_with(Cell::get).unwrap_or(0)
+}
+
+#[inline]
+fn set_word(word: usize) {
+    let _ = RUNNING.try_with(|running| running.set(word));
 }
 
 /// The mode of the callback that the calling thread runs; `None` outside of callbacks.
@@ -34,27 +56,33 @@ pub fn running_callback() -> Option<Mode> {
 
 #[inline]
 pub(super) fn running() -> Option<Running> {
-    RUNNING.try_with(Cell::get).unwrap_or(None)
+    let word = word();
+    let mode = if word & NONBLOCK == 0 {
+        Mode::Blockable
+    } else {
+        Mode::NonBlock
+    };
+    let whose = word & !NONBLOCK;
+    (word != 0).then_some(Running { mode, whose })
 }
 
 /// The time in which a thread runs a callback.
 pub(super) struct InCallback {
-    outer: Option<Running>,
+    outer: usize,
     /// The mark is the thread's.
     not_send: PhantomData<*const ()>,
 }
 
 impl InCallback {
     #[inline]
-    pub(super) fn enter(mode: Mode, whose: usize) -> Self {
-        let outer = RUNNING
-            .try_with(|running| running.replace(Some(Running { mode, whose })))
-            .unwrap_or(None);
+    pub(super) fn enter<W: ?Sized>(mode: Mode, whose: &W) -> Self {
+        let outer = word();
+        let own = match mode {
+            Mode::Blockable => 0,
+            Mode::NonBlock => NONBLOCK,
+        };
         // What is run by a callback that may not block may not block either.
-        if outer.is_some_and(|outer| outer.mode == Mode::NonBlock) {
-            let mode = Mode::NonBlock;
-            let _ = RUNNING.try_with(|running| running.set(Some(Running { mode, whose })));
-        }
+        set_word(place(whose) | own | outer & NONBLOCK);
         Self {
             outer,
             not_send: PhantomData,
@@ -65,7 +93,7 @@ impl InCallback {
 impl Drop for InCallback {
     #[inline]
     fn drop(&mut self) {
-        let _ = RUNNING.try_with(|running| running.set(self.outer));
+        set_word(self.outer);
     }
 }
 

@@ -56,7 +56,7 @@
 //! Linux counterpart: mmu_notifier_range_blockable() and non_block_start()
 
 use super::range::Mode;
-use core::cell::{OnceCell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::convert::Infallible;
 use core::fmt;
 use core::marker::PhantomData;
@@ -268,19 +268,17 @@ const DEADLINE_STEPS: u32 = 64;
 /// The fences that one blockable bracket still has to wait for. Allocates nothing.
 pub(super) struct Settling {
     deadline: Duration,
-    state: RefCell<State>,
+    /// How many starts were called before the one that runs.
+    holder: Cell<usize>,
+    /// Made when the first fence comes: most brackets meet none.
+    state: OnceCell<RefCell<State>>,
 }
 
-type Queue = [Option<(Fence, usize)>; SETTLE_QUEUE];
-
 struct State {
-    /// The fences not waited for, oldest at `first`, with how many starts were called before. Made
-    /// when the first comes: most brackets meet none.
-    queue: OnceCell<Queue>,
+    /// The fences not waited for, oldest at `first`, with how many starts were called before.
+    queue: [Option<(Fence, usize)>; SETTLE_QUEUE],
     first: usize,
     nr: usize,
-    /// How many starts were called before the one that runs.
-    holder: usize,
     steps_left: u32,
     unsettled: Option<Unsettled>,
 }
@@ -297,80 +295,95 @@ impl Settling {
     pub(super) fn new(deadline: Duration) -> Self {
         Self {
             deadline,
-            state: RefCell::new(State {
-                queue: OnceCell::new(),
-                first: 0,
-                nr: 0,
-                holder: 0,
-                steps_left: if deadline.is_zero() {
-                    0
-                } else {
-                    DEADLINE_STEPS
-                },
-                unsettled: None,
-            }),
+            holder: Cell::new(0),
+            state: OnceCell::new(),
         }
     }
 
     /// The callback of the subscription at `holder` comes next.
+    #[inline]
     pub(super) fn enter(&self, holder: usize) {
-        self.state.borrow_mut().holder = holder;
+        self.holder.set(holder);
     }
 
     /// Whether a fence has already missed the deadline: no further start need be called.
+    #[inline]
     pub(super) fn has_failed(&self) -> bool {
-        self.state.borrow().unsettled.is_some()
+        let state = self.state.get();
+        state.is_some_and(|state| state.borrow().unsettled.is_some())
     }
 
+    #[cold]
     fn add(&self, fence: &Fence) {
         if fence.is_signalled() || self.has_failed() {
             return;
         }
-        if self.state.borrow().nr == SETTLE_QUEUE {
-            self.wait_for_oldest();
+        let state = self.state.get_or_init(|| {
+            RefCell::new(State::new(if self.deadline.is_zero() {
+                0
+            } else {
+                DEADLINE_STEPS
+            }))
+        });
+        let mut state = state.borrow_mut();
+        if state.nr == SETTLE_QUEUE {
+            state.wait_for_oldest(self.deadline);
         }
-        let mut state = self.state.borrow_mut();
         if state.nr < SETTLE_QUEUE {
             let at = (state.first + state.nr) % SETTLE_QUEUE;
-            let entry = (fence.clone(), state.holder);
-            state.queue.get_or_init(Default::default);
-            if let Some(queue) = state.queue.get_mut() {
-                queue[at] = Some(entry);
-                state.nr += 1;
-            }
+            state.queue[at] = Some((fence.clone(), self.holder.get()));
+            state.nr += 1;
         }
     }
 
     /// Waits for every fence, until all have signalled or the deadline is spent.
+    #[inline]
     pub(super) fn wait(&self) -> Result<(), Unsettled> {
-        while !self.has_failed() && self.state.borrow().nr > 0 {
-            self.wait_for_oldest();
+        match self.state.get() {
+            None => Ok(()),
+            Some(state) => state.borrow_mut().wait_for_all(self.deadline),
         }
-        self.state.borrow_mut().unsettled.take().map_or(Ok(()), Err)
+    }
+}
+
+impl State {
+    fn new(steps_left: u32) -> Self {
+        Self {
+            queue: Default::default(),
+            first: 0,
+            nr: 0,
+            steps_left,
+            unsettled: None,
+        }
+    }
+
+    #[cold]
+    fn wait_for_all(&mut self, deadline: Duration) -> Result<(), Unsettled> {
+        while self.unsettled.is_none() && self.nr > 0 {
+            self.wait_for_oldest(deadline);
+        }
+        self.unsettled.take().map_or(Ok(()), Err)
     }
 
     /// Waits for the oldest fence and takes it out of the queue.
-    fn wait_for_oldest(&self) {
-        let mut state = self.state.borrow_mut();
-        let first = state.first;
-        let oldest = state.queue.get_mut().and_then(|queue| queue[first].take());
-        let Some((fence, holder)) = oldest else {
+    fn wait_for_oldest(&mut self, deadline: Duration) {
+        let Some((fence, holder)) = self.queue[self.first].take() else {
             return;
         };
-        state.first = (first + 1) % SETTLE_QUEUE;
-        state.nr -= 1;
-        let step = self.deadline / DEADLINE_STEPS;
+        self.first = (self.first + 1) % SETTLE_QUEUE;
+        self.nr -= 1;
+        let step = deadline / DEADLINE_STEPS;
         while !fence.is_signalled() {
-            if state.steps_left == 0 {
-                state.unsettled = Some(Unsettled {
+            if self.steps_left == 0 {
+                self.unsettled = Some(Unsettled {
                     holder,
                     fence,
-                    waited: self.deadline,
+                    waited: deadline,
                 });
                 return;
             }
             if fence.wait_timeout(step) == Waited::TimedOut {
-                state.steps_left -= 1;
+                self.steps_left -= 1;
             }
         }
     }

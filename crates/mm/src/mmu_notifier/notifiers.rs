@@ -131,14 +131,15 @@ impl Notifiers {
         event: Event,
         owner: Option<Owner>,
     ) -> Result<Invalidation, Refused> {
-        let range = self.range(start, end, event, Mode::NonBlock, owner);
+        // Made anew for the bracket: a copy of what was just written to be lent would stall.
+        let range = || self.range(start, end, event, Mode::NonBlock, owner);
         // Before the version: who joins in between is told, and counted as not told.
         let nr_joined = self.registry.nr_joined();
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range, nr_joined));
+            return Ok(Invalidation::of_nobody(range(), nr_joined));
         }
-        let started = self.registry.start_nonblock(&range)?;
-        Ok(Invalidation::open(range, nr_joined, started))
+        let started = self.registry.start_nonblock(&range())?;
+        Ok(Invalidation::open(range(), nr_joined, Some(started)))
     }
 
     /// Opens a non-blockable bracket if there is no subscription: for a thread that must not run
@@ -201,14 +202,14 @@ impl Notifiers {
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
         might_notify();
-        let range = self.range(start, end, event, Mode::Blockable, owner);
+        let range = || self.range(start, end, event, Mode::Blockable, owner);
         // Before the version, as above.
         let nr_joined = self.registry.nr_joined();
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range, nr_joined));
+            return Ok(Invalidation::of_nobody(range(), nr_joined));
         }
-        let started = self.registry.start_blockable(&range, settle_deadline)?;
-        Ok(Invalidation::open(range, nr_joined, started))
+        let started = self.registry.start_blockable(&range(), settle_deadline)?;
+        Ok(Invalidation::open(range(), nr_joined, Some(started)))
     }
 
     /// Whether nobody has subscribed since the bracket began. The caller owns the page that it

@@ -1,7 +1,7 @@
 //! The published version, where brackets find it, and how it is replaced.
 
 use super::Notifier;
-use super::callback::running;
+use super::callback::{place, running};
 use super::hooks::TlbUser;
 use super::member::{Member, Place, Target};
 use super::misuse::{Misuse, Misuses};
@@ -290,7 +290,7 @@ impl Registry {
         let Some(running) = running() else { return };
         let handle = self.look();
         let found = handle.version().visit_all(&mut |member| {
-            if core::ptr::from_ref::<Member>(member).addr() == running.whose {
+            if place::<Member>(member) == running.whose {
                 ControlFlow::Break(Arc::clone(member.name()))
             } else {
                 ControlFlow::Continue(())

@@ -80,11 +80,12 @@ impl Version {
         mut visit: impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         self.visit_intervals(range, &mut visit)?;
-        self.visit_list(range, &mut visit)
+        self.list(range).try_for_each(visit)
     }
 
+    /// Calls `visit` for each interval that a change of `range` concerns, until it breaks.
     #[inline]
-    fn visit_intervals<'a, B>(
+    pub(super) fn visit_intervals<'a, B>(
         &'a self,
         range: &Range,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
@@ -100,17 +101,11 @@ impl Version {
             })
     }
 
+    /// The members of the list that a change of `range` concerns.
     #[inline]
-    fn visit_list<'a, B>(
-        &'a self,
-        range: &Range,
-        visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        self.members
-            .list
-            .iter()
-            .filter(|member| member.is_concerned(range))
-            .try_for_each(visit)
+    pub(super) fn list(&self, range: &Range) -> impl Iterator<Item = &Arc<Member>> {
+        let list = self.members.list.iter();
+        list.filter(|member| member.is_concerned(range))
     }
 
     /// Calls `visit` for each subscription, until it breaks.
