@@ -339,8 +339,8 @@ impl<N> IntervalSubscription<N> {
             self.misuse(Misuse::ReadInCallback);
             return Some(NEVER);
         }
-        let waits = &self.registry.common().waits;
-        waits.wait(self.member.sequence(), timeout).map(Seen)
+        let common = self.registry.common();
+        self.member.wait(common, timeout).map(Seen)
     }
 
     #[cold]

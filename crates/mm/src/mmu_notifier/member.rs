@@ -8,6 +8,7 @@ use super::sequence::{Ended, Sequence};
 use super::stats::Inject;
 use super::subscription::Ranges;
 use super::version::Common;
+use core::time::Duration;
 use std::sync::Arc;
 
 /// A [`Notifier`] without its generic parameter.
@@ -153,6 +154,16 @@ impl Member {
         }
     }
 
+    /// Wakes who waits until no bracket is open over it.
+    pub(super) fn wake(&self, common: &Common) {
+        common.waits.wake(self.id, &self.sequence);
+    }
+
+    /// Sleeps until no bracket is open over it; see [`Waits::wait`](super::wait::Waits::wait).
+    pub(super) fn wait(&self, common: &Common, timeout: Option<Duration>) -> Option<u64> {
+        common.waits.wait(self.id, &self.sequence, timeout)
+    }
+
     /// A bracket is over for it: comes after the callback.
     #[inline]
     pub(super) fn end(&self, how: How, common: &Common) {
@@ -164,7 +175,7 @@ impl Member {
             How::GivenUp => self.sequence.roll_back(),
         };
         if ended == Ended::Wake && common.counters.injected() != Inject::LoseWakeUp {
-            common.waits.wake(&self.sequence);
+            self.wake(common);
         }
     }
 }

@@ -136,7 +136,7 @@ impl Deferred {
         match self {
             Self::Joined(member, common) => {
                 if member.sequence().end() == Ended::Wake {
-                    common.waits.wake(member.sequence());
+                    member.wake(&common);
                 }
             }
             Self::Awaited(fence) => {

@@ -31,20 +31,21 @@ impl Waits {
         }
     }
 
-    /// Which queue belongs to a subscription: by its place in memory, since it has no other that
-    /// costs nothing. Nothing but speed hangs on it; under a scheduler it is always the first.
-    fn queue(&self, sequence: &Sequence) -> &Queue {
-        if lockdep::scheduler::is_scheduled() {
-            return &self.queues[0];
-        }
-        &self.queues[core::ptr::from_ref(sequence).addr() / 64 % NR_QUEUES]
+    /// Which queue belongs to the subscription with this number: the same one whoever asks.
+    fn queue(&self, id: u64) -> &Queue {
+        &self.queues[(id % NR_QUEUES as u64) as usize]
     }
 
     /// Sleeps until no bracket is open over the subscription, or for no longer than `timeout`.
-    /// Returns the number that was found then.
+    /// Returns the number that was found then. `id` is the number of the subscription.
     #[cold]
-    pub(super) fn wait(&self, sequence: &Sequence, timeout: Option<Duration>) -> Option<u64> {
-        let queue = self.queue(sequence);
+    pub(super) fn wait(
+        &self,
+        id: u64,
+        sequence: &Sequence,
+        timeout: Option<Duration>,
+    ) -> Option<u64> {
+        let queue = self.queue(id);
         let mut guard = queue.lock.lock();
         loop {
             if let Look::Idle(number) = sequence.announce_wait() {
@@ -69,8 +70,8 @@ impl Waits {
     /// Wakes whoever waits for `sequence`. Never sleeps: the lock is held by others for a few
     /// instructions, since they sleep without it.
     #[cold]
-    pub(super) fn wake(&self, sequence: &Sequence) {
-        let queue = self.queue(sequence);
+    pub(super) fn wake(&self, id: u64, sequence: &Sequence) {
+        let queue = self.queue(id);
         let mut guard = None;
         spin_wait("mmu_notifier.wake", 0, || {
             guard = queue.lock.try_lock();
