@@ -25,6 +25,7 @@ impl Bus for Vma {
         access: Access,
         into: &mut [BusAddr],
     ) -> Result<(), FaultError> {
+        self.mm().notifiers().note_touch();
         for (page, into) in run.pages().zip(&mut into[..run.nr as usize]) {
             *into = self.translate(page, access)?;
         }

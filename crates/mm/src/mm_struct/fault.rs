@@ -1,6 +1,7 @@
 //! Faults: a page becomes usable.
 //!
-//! A fault allocates nothing, runs no notifier and waits for none. It may wait for a
+//! A fault allocates nothing, runs no notifier and waits for none (who walks the page table is told
+//! that an entry has changed, and cannot wait). It may wait for a
 //! machine operation on its page (microseconds) and for a frame (up to a deadline). While few
 //! frames are left, it frees some itself, of memory that nobody has to be told about.
 //!
@@ -12,6 +13,7 @@ use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::fault::{FaultError, FaultHandler, StoreError};
 use crate::gfp::{Gfp, touching};
 use crate::memcg::stat::count;
+use crate::mmu_notifier::Event;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
 use crate::reclaim::{Effort, InFlight};
@@ -44,6 +46,7 @@ impl FrameSource {
 
 impl FaultHandler for Vma {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
+        self.mm().notifiers().note_touch();
         self.fault_in(page, access, FrameSource::Wait)
     }
 
@@ -244,6 +247,8 @@ impl Vma {
             self.publish(owned, was);
             return Err(error.into());
         }
+        // They may have kept that it must not be written.
+        self.flush_tlb_users(PageRun::single(owned.page), Event::ProtectionPage);
         self.publish(owned, was.unprotected().dirty().without_copy());
         self.free_copy(was.copy());
         count(&self.stat().pgfault_wp);

@@ -83,6 +83,7 @@ impl Vma {
                 nr_pages: self.nr_pages(),
             });
         }
+        self.mm().notifiers().note_touch();
         might_alloc(gfp);
         let source = FrameSource::of(gfp);
         // Grows page by page, so that an error unpins what is pinned so far.

@@ -5,6 +5,7 @@ use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::memcg::stat::Stat;
+use crate::mmu_notifier::Event;
 use crate::page::{PageTable, State, Word};
 use crate::primary_mmu::PrimaryMmu;
 use crate::swap::{Owner, Stored};
@@ -185,6 +186,13 @@ impl Vma {
     pub(crate) fn bump_generation(&self, page: PageIndex) {
         // AcqRel: Release pairs with `generation`; Acquire keeps the change of the page after it.
         self.generations[page as usize].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Tells those who walk the page table that the entries of `run`, which the caller owns, were
+    /// changed.
+    pub(crate) fn flush_tlb_users(&self, run: PageRun, event: Event) {
+        let (start, end) = (self.address(run.first), self.address(run.end()));
+        self.mm().notifiers().flush_tlb_users(start, end, event);
     }
 
     /// Takes ownership of `page`, found as `seen`.

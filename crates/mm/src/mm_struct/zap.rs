@@ -7,9 +7,9 @@ use super::vma::Owned;
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::stat::count;
-use crate::mmu_notifier::Invalidation;
+use crate::mmu_notifier::{Event, Invalidation};
 use crate::page::{State, Word};
-use crate::primary_mmu::MmuError;
+use crate::primary_mmu::{Detached, MmuError};
 use core::sync::atomic::Ordering;
 
 /// How often a zap looks at a page that somebody else is moving before it leaves it out.
@@ -47,6 +47,16 @@ pub(crate) enum Scope<'a> {
     Reap,
     /// Everybody was told by this bracket, as long as nobody has subscribed since it began.
     Told(&'a Invalidation),
+}
+
+impl Scope<'_> {
+    /// What happens to the pages.
+    fn event(self) -> Event {
+        match self {
+            Self::Gone | Self::Reap => Event::Unmap,
+            Self::Told(_) => Event::Clear,
+        }
+    }
 }
 
 impl Vma {
@@ -90,11 +100,11 @@ impl Vma {
                 Ok(owned) => batch.push(owned),
                 Err(why) => {
                     outcome += why;
-                    outcome += self.zap_batch(&mut batch);
+                    outcome += self.zap_batch(&mut batch, scope);
                 }
             }
         }
-        outcome += self.zap_batch(&mut batch);
+        outcome += self.zap_batch(&mut batch, scope);
         outcome
     }
 
@@ -144,8 +154,23 @@ impl Vma {
         }
     }
 
+    /// Whoever walks the page table must forget an entry before its frame is given back, and the
+    /// machine takes both at once: so if there is anybody, mapped pages go into their slots first.
+    /// Returns whether any did; one that is held by something else stays where it is.
+    fn put_aside_for_tlb_users(&self, run: PageRun, words: &[Word], scope: Scope<'_>) -> bool {
+        let is_any_mapped = words.iter().any(|was| was.is_mapped());
+        if !is_any_mapped || !self.mm().notifiers().has_tlb_users() {
+            return false;
+        }
+        let mut outcome = [Detached::Hole; REAP_CHUNK_PAGES as usize];
+        // An error is told by the zap that follows.
+        let _ = self.primary().detach(run, &mut outcome[..words.len()]);
+        self.flush_tlb_users(run, scope.event());
+        outcome.contains(&Detached::Done)
+    }
+
     /// Zaps neighbouring pages that this thread owns.
-    fn zap_batch(&self, batch: &mut Batch) -> ZapOutcome {
+    fn zap_batch(&self, batch: &mut Batch, scope: Scope<'_>) -> ZapOutcome {
         let mut outcome = ZapOutcome::default();
         let Some(run) = batch.run() else {
             return outcome;
@@ -156,6 +181,7 @@ impl Vma {
                 self.bump_generation(page);
             }
         }
+        let is_any_aside = self.put_aside_for_tlb_users(run, words, scope);
         // An error means that the range was changed behind our back; what it held is not ours any
         // more.
         if words
@@ -164,7 +190,7 @@ impl Vma {
         {
             self.note_foreign(self.primary().zap(run));
         }
-        if words.iter().any(|was| was.is_detached()) {
+        if is_any_aside || words.iter().any(|was| was.is_detached()) {
             self.note_foreign(self.primary().free_detached(run));
         }
         for (page, &was) in run.pages().zip(words) {

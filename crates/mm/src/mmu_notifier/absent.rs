@@ -99,6 +99,29 @@ impl Notifiers {
         false
     }
 
+    #[inline]
+    pub(crate) fn has_tlb_users(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    pub(crate) fn flush_tlb_users(&self, _start: Vaddr, _end: Vaddr, _event: Event) {}
+
+    #[inline]
+    pub(crate) fn note_touch(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    pub(crate) fn test_young(&self, _start: Vaddr, _end: Vaddr) -> bool {
+        false
+    }
+
+    #[inline]
+    pub(crate) fn clear_young(&self, _start: Vaddr, _end: Vaddr) -> bool {
+        false
+    }
+
     /// Whether nobody is told of anything.
     #[inline]
     pub fn is_empty(&self) -> bool {

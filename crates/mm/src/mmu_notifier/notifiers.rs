@@ -250,6 +250,12 @@ impl Notifiers {
         !self.registry.is_empty()
     }
 
+    /// Whether anybody walks the page table.
+    #[inline]
+    pub(crate) fn has_tlb_users(&self) -> bool {
+        self.registry.has_tlb_users()
+    }
+
     /// Whether nobody is told of anything.
     pub fn is_empty(&self) -> bool {
         self.registry.is_empty()
@@ -267,7 +273,8 @@ impl Notifiers {
     }
 
     /// Reports if the calling thread runs a callback, as then it may not use managed memory; says
-    /// whether it does. Called where such memory is faulted in or pinned.
+    /// whether it does. Called where such memory is faulted in, pinned or translated by the thread
+    /// that uses it; a fault that another thread resolves is not seen.
     #[inline]
     pub fn note_touch(&self) -> bool {
         let is_misuse = running_callback().is_some();

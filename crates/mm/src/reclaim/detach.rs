@@ -1,6 +1,7 @@
 //! The front hand: mapped pages go into their slots.
 
 use super::Effort;
+use super::hands::Youth;
 use super::settle::RefusedWindow;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::StoreError;
@@ -23,6 +24,10 @@ impl PageSet {
         self.0 |= 1 << index;
     }
 
+    pub(super) fn remove(&mut self, index: u32) {
+        self.0 &= !(1 << index);
+    }
+
     pub(super) fn contains(self, index: u32) -> bool {
         self.0 >> index & 1 != 0
     }
@@ -41,8 +46,11 @@ impl PageSet {
 impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
-    pub(super) fn detach_window(&self, run: PageRun, effort: Effort) -> u64 {
-        let chosen = self.choose_unreferenced(run, effort);
+    pub(super) fn detach_window(&self, run: PageRun, effort: Effort, youth: Youth) -> u64 {
+        let mut chosen = self.choose_unreferenced(run, effort);
+        if youth == Youth::Counts {
+            self.spare_young(run, &mut chosen);
+        }
         if chosen.is_empty() {
             return 0;
         }
@@ -74,7 +82,10 @@ impl Vma {
     fn detach_halves(&self, run: PageRun, effort: Effort) -> u64 {
         let half = run.nr / 2;
         let rest = PageRun::new(run.first + half, run.nr - half);
-        self.detach_window(PageRun::new(run.first, half), effort) + self.detach_window(rest, effort)
+        let first = PageRun::new(run.first, half);
+        // They were asked what they use when the whole was chosen.
+        self.detach_window(first, effort, Youth::Ignored)
+            + self.detach_window(rest, effort, Youth::Ignored)
     }
 
     /// Has the worker that may wait ask for a run of a window, which `holder` refused.
@@ -175,6 +186,33 @@ impl Vma {
         chosen
     }
 
+    /// Spares the chosen pages that a device has used lately: they count as referenced. Devices
+    /// are asked about each page only if there is one that used any.
+    fn spare_young(&self, window: PageRun, chosen: &mut PageSet) {
+        let notifiers = self.mm().notifiers();
+        if chosen.is_empty() || !notifiers.has_subscriptions() {
+            return;
+        }
+        let hull = chosen.hull(window.first);
+        if !notifiers.test_young(self.address(hull.first), self.address(hull.end())) {
+            return;
+        }
+        for page in hull.pages() {
+            let index = page - window.first;
+            if !chosen.contains(index)
+                || !notifiers.clear_young(self.address(page), self.address(page + 1))
+            {
+                continue;
+            }
+            chosen.remove(index);
+            let seen = self.pages.load(page);
+            if seen.state() == State::Evicting {
+                let spared = seen.with_state(State::Resident).referenced();
+                let _ = self.pages.try_change(page, seen, spared);
+            }
+        }
+    }
+
     /// Takes the marks of reclaim away again.
     fn unchoose(&self, run: PageRun) {
         for page in run.pages() {
@@ -248,6 +286,8 @@ impl Vma {
         let mut outcome = [Detached::Hole; WINDOW_PAGES as usize];
         // An error is in the outcome too: pages that did not move are `Busy` or `Hole`.
         let _ = self.primary().detach(run, &mut outcome[..run.nr as usize]);
+        // Before anybody gives a frame back.
+        self.flush_tlb_users(run, Event::Clear);
         let mut detached = 0;
         for (index, page) in (0..).zip(run.pages()) {
             let owned = Owned {

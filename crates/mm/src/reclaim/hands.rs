@@ -49,10 +49,20 @@ impl Default for Hands {
     }
 }
 
+/// Whether a page stays that a device has used lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Youth {
+    Counts,
+    /// Nothing else was found: that a device uses memory all the time does not save it.
+    Ignored,
+}
+
 /// How much of its way round a hand still has to go.
 #[derive(Debug)]
 pub(super) struct Lap {
     windows_left: u64,
+    /// The last windows of these, in which [`Youth`] is ignored.
+    windows_heedless: u64,
     /// Stop before the memory of an address space that somebody has to be told about.
     stops_at_subscribers: bool,
     /// Look at windows that a device is going to be asked for by somebody else, too.
@@ -64,13 +74,20 @@ impl Memcg {
     pub(super) fn start_lap(&self, hand: Hand, effort: Effort) -> Lap {
         let nr = self.reclaim.nr_windows.load(Ordering::Relaxed);
         let rounds = match hand {
-            // The first round takes the referenced marks away, the second finds the pages.
-            Hand::Front => 2,
+            // The first round takes the referenced marks away, the second finds the pages. The
+            // third finds those that devices had marked in the first.
+            Hand::Front => 3,
             Hand::Back | Hand::Shed => 1,
         };
         // One window more, because the first may be left out in part.
+        let windows = rounds * nr + 1;
+        let windows_left = windows.min(effort.windows_max());
         Lap {
-            windows_left: (rounds * nr + 1).min(effort.windows_max()),
+            windows_left,
+            windows_heedless: match effort {
+                Effort::LastResort => u64::MAX,
+                _ => (2 * nr).saturating_sub(windows - windows_left),
+            },
             stops_at_subscribers: hand == Hand::Front && effort == Effort::Fault,
             asks_again: effort == Effort::LastResort,
         }
@@ -128,6 +145,17 @@ impl Memcg {
             }
         }
         None
+    }
+}
+
+impl Lap {
+    /// Whether what devices use is spared where the hand stands.
+    pub(super) fn youth(&self) -> Youth {
+        if self.windows_left >= self.windows_heedless {
+            Youth::Counts
+        } else {
+            Youth::Ignored
+        }
     }
 }
 

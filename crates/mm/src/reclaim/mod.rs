@@ -348,7 +348,7 @@ impl Memcg {
     }
 
     /// Moves a hand on until it did something for about `wanted` pages; false when it went all the
-    /// way round (the front hand twice: the first time only takes marks away) without.
+    /// way round (the front hand three times: the first only takes marks away) without.
     fn advance(&self, hand: Hand, wanted: u64, effort: Effort) -> bool {
         let mut lap = self.start_lap(hand, effort);
         let wanted = wanted.min(effort.pages_at_once());
@@ -358,7 +358,7 @@ impl Memcg {
                 return false;
             };
             let done = match hand {
-                Hand::Front => vma.detach_window(run, effort),
+                Hand::Front => vma.detach_window(run, effort, lap.youth()),
                 Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
                 Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
             };

@@ -19,6 +19,8 @@ mod oom;
 mod oom_devices;
 #[cfg(feature = "notifiers")]
 mod refused;
+#[cfg(feature = "notifiers")]
+mod secondary;
 
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
@@ -157,6 +159,14 @@ cases! {
     #[cfg(feature = "notifiers")]
     refused::pages_locked_during_advice_stay_locked,
     concurrent::no_address_space_is_destroyed_in_a_fault,
+    #[cfg(feature = "notifiers")]
+    secondary::what_a_device_uses_counts_as_referenced,
+    #[cfg(feature = "notifiers")]
+    secondary::memory_goes_though_devices_use_all_of_it,
+    #[cfg(feature = "notifiers")]
+    secondary::who_walks_the_page_table_is_told_of_each_entry,
+    #[cfg(feature = "notifiers")]
+    secondary::a_callback_that_touches_memory_is_named,
 }
 
 /// A worker's name and its loop.
