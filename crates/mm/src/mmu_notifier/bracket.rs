@@ -10,6 +10,7 @@ use super::misuse::Misuse;
 use super::range::{Mode, Range};
 use super::registry::{Handle, Registry};
 use super::stats::{Inject, add_one};
+use super::tree::Only;
 use super::version::{Common, Version};
 use crate::gfp::Notifying;
 use core::fmt;
@@ -34,10 +35,8 @@ pub struct Invalidation {
 
 /// Whose ends are due.
 pub(super) struct Started {
-    // INVARIANT: `only` stands before `handle`: fields drop in order, and whoever waits for the
-    // bracket's epoch, which ends with the handle, relies on it that nobody holds a member then.
-    /// The one, if it is one and was not found at a glance.
-    only: Option<Arc<Member>>,
+    /// Where the one is, if it is one and was not found at a glance.
+    only: Only,
     /// Who was subscribed at the time of the start.
     handle: Arc<Handle>,
     /// So many of those whom the range concerns have been started, in their order.
@@ -94,7 +93,7 @@ impl Started {
     #[cold]
     fn nobody(handle: Arc<Handle>) -> Self {
         Self {
-            only: None,
+            only: Only::NOBODY,
             handle,
             nr: 0,
         }
@@ -106,11 +105,11 @@ impl Started {
             return;
         }
         let version = self.handle.version();
-        if let Some(member) = &self.only {
+        if let Some(member) = self.only.get().and_then(|path| version.interval(path)) {
             return end_one(member, range, how, &version.common);
         }
         let mut left = self.nr;
-        let _: ControlFlow<()> = version.visit_intervals(range, &mut |member| {
+        let _: ControlFlow<()> = version.visit_intervals(range, &mut |member, _| {
             if left == 0 {
                 return ControlFlow::Break(());
             }
@@ -154,10 +153,10 @@ fn start_each(
     range: &Range,
     fault: Inject,
     mut start: impl FnMut(&Member, usize) -> ControlFlow<Stopped>,
-) -> (usize, Option<Arc<Member>>, Option<Stopped>) {
+) -> (usize, Only, Option<Stopped>) {
     let mut nr = 0;
-    let mut only = None;
-    let mut flow = version.visit_intervals(range, &mut |member| {
+    let mut only = Only::NOBODY;
+    let mut flow = version.visit_intervals(range, &mut |member, path| {
         member.begin(fault);
         let flow = start(member, nr);
         member.begun(fault);
@@ -165,7 +164,7 @@ fn start_each(
             member.end(How::GivenUp, &version.common);
         } else {
             nr += 1;
-            only = Some(member);
+            only = Only::new(path);
         }
         flow
     });
@@ -178,19 +177,15 @@ fn start_each(
             nr += 1;
         }
     }
-    let only = if nr == 1 { only.cloned() } else { None };
+    if nr != 1 {
+        only = Only::NOBODY;
+    }
     (nr, only, flow.break_value())
 }
 
 /// The ends that are due: none of those that a fault delivers at once.
 #[inline(always)]
-fn due(
-    handle: Arc<Handle>,
-    nr: usize,
-    only: Option<Arc<Member>>,
-    range: &Range,
-    fault: Inject,
-) -> Started {
+fn due(handle: Arc<Handle>, nr: usize, only: Only, range: &Range, fault: Inject) -> Started {
     if fault == Inject::LateEnd {
         return end_early(handle, nr, only, range);
     }
@@ -199,7 +194,7 @@ fn due(
 
 /// Delivers the ends although the change is still to come.
 #[cold]
-fn end_early(handle: Arc<Handle>, nr: usize, only: Option<Arc<Member>>, range: &Range) -> Started {
+fn end_early(handle: Arc<Handle>, nr: usize, only: Only, range: &Range) -> Started {
     let started = Started { only, handle, nr };
     started.end(range, How::Changed);
     Started::nobody(started.handle)

@@ -70,7 +70,7 @@ pub(super) enum Place {
 }
 
 /// A subscription, as long as a bracket can reach it. What a hit needs is in its first cache line.
-#[repr(C)]
+#[repr(C, align(64))]
 pub(super) struct Member {
     sequence: Sequence,
     callbacks: Arc<dyn Callbacks>,
@@ -121,17 +121,19 @@ impl Member {
         &self.sequence
     }
 
+    /// Whether it began the change of `range` itself, and so is not told.
+    #[inline]
+    pub(super) fn is_left_out(&self, range: &Range) -> bool {
+        range.owner.is_some() && range.owner == self.owner && range.event.leaves_out_owner()
+    }
+
     /// Whether a change of `range` concerns a member of the list.
     #[inline]
     pub(super) fn is_concerned(&self, range: &Range) -> bool {
-        let is_own = range.owner.is_some() && range.owner == self.owner;
-        if is_own && range.event.leaves_out_owner() {
-            return false;
-        }
         match &self.target {
-            Target::List(ranges) => ranges.matches(range),
-            // It was found in the tree.
-            Target::Interval { .. } => true,
+            Target::List(ranges) => !self.is_left_out(range) && ranges.matches(range),
+            // It is found in the tree.
+            Target::Interval { .. } => false,
         }
     }
 

@@ -16,7 +16,52 @@ use std::sync::Arc;
 /// Intervals, each with something that belongs to it.
 pub(super) struct Tree<T> {
     root: Link<T>,
+    /// Nodes between the root and a leaf, with the root.
+    height: u32,
     nr: usize,
+}
+
+/// The way from the root to an interval in one version of a tree.
+#[derive(Clone, Copy)]
+pub(super) struct Path(u64);
+
+/// A [`Path`] or none, in one word.
+#[derive(Clone, Copy)]
+pub(super) struct Only(u64);
+
+impl Only {
+    /// No path: it would be too long for one.
+    pub(super) const NOBODY: Self = Self(u64::MAX);
+
+    #[inline]
+    pub(super) fn new(path: Path) -> Self {
+        Self(path.0)
+    }
+
+    #[inline]
+    pub(super) fn get(self) -> Option<Path> {
+        (self.0 != Self::NOBODY.0).then_some(Path(self.0))
+    }
+}
+
+/// Bits that say which way to go at a node.
+const STEP_BITS: u32 = FANOUT.trailing_zeros();
+
+impl Path {
+    const ROOT: Self = Self(0);
+
+    /// The way goes on to the slot at `at` of a node. All ways are equally long, and shorter than
+    /// sixteen steps: a tree that is deeper has more intervals than there is memory for.
+    #[inline]
+    fn then(self, at: usize) -> Self {
+        Self(self.0 << STEP_BITS | at as u64)
+    }
+
+    /// Which slot to take when `left` steps come after it.
+    #[inline]
+    fn step(self, left: u32) -> usize {
+        (self.0 >> (STEP_BITS * left)) as usize % FANOUT
+    }
 }
 
 /// A subtree. All leaves are equally deep.
@@ -38,6 +83,7 @@ impl<T> Clone for Tree<T> {
     fn clone(&self) -> Self {
         Self {
             root: self.root.clone(),
+            height: self.height,
             nr: self.nr,
         }
     }
@@ -48,6 +94,7 @@ impl<T: Clone> Tree<T> {
     pub(super) fn new() -> Self {
         Self {
             root: Link::Leaf(Arc::new(Node::new())),
+            height: 0,
             nr: 0,
         }
     }
@@ -58,18 +105,32 @@ impl<T: Clone> Tree<T> {
     }
 
     /// Calls `visit` for the item of each interval that shares an address with `start..end`, in
-    /// the order of their starts, until it breaks.
+    /// the order of their starts, until it breaks; also says how to find it again.
     #[inline]
     pub(super) fn visit<'a, B>(
         &'a self,
         start: u64,
         end: u64,
-        visit: &mut impl FnMut(&'a T) -> ControlFlow<B>,
+        visit: &mut impl FnMut(&'a T, Path) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         if self.nr == 0 {
             return ControlFlow::Continue(());
         }
-        self.root.visit(start, end, visit)
+        self.root.visit(start, end, Path::ROOT, visit)
+    }
+
+    /// What was found on this way; the tree is the same version.
+    #[inline]
+    pub(super) fn at(&self, path: Path) -> Option<&T> {
+        let mut left = self.height;
+        let mut link = &self.root;
+        loop {
+            match link {
+                Link::Leaf(node) => return node.item(path.step(0)),
+                Link::Inner(node) => link = node.item(path.step(left))?,
+            }
+            left -= 1;
+        }
     }
 
     /// Adds the interval `key.start..end`. The key is not in the tree.
@@ -83,6 +144,7 @@ impl<T: Clone> Tree<T> {
         root.insert(0, left.into_slot());
         root.insert(1, right);
         self.root = Link::Inner(Arc::new(root));
+        self.height += 1;
     }
 
     /// Takes the interval with this key out, if it is there.
@@ -97,6 +159,7 @@ impl<T: Clone> Tree<T> {
                 break;
             };
             self.root = only.item;
+            self.height -= 1;
         }
         Some(removed)
     }
@@ -107,13 +170,16 @@ impl<T: Clone> Link<T> {
         &'a self,
         start: u64,
         end: u64,
-        visit: &mut impl FnMut(&'a T) -> ControlFlow<B>,
+        path: Path,
+        visit: &mut impl FnMut(&'a T, Path) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         match self {
-            Self::Leaf(node) => node.overlapping(start, end).try_for_each(visit),
+            Self::Leaf(node) => node
+                .overlapping(start, end)
+                .try_for_each(|(at, item)| visit(item, path.then(at))),
             Self::Inner(node) => node
                 .overlapping(start, end)
-                .try_for_each(|child| child.visit(start, end, visit)),
+                .try_for_each(|(at, child)| child.visit(start, end, path.then(at), visit)),
         }
     }
 
@@ -262,7 +328,8 @@ mod tests {
 
     fn found(tree: &Tree<u64>, start: u64, end: u64) -> Vec<u64> {
         let mut found = Vec::new();
-        let flow: ControlFlow<()> = tree.visit(start, end, &mut |&id| {
+        let flow: ControlFlow<()> = tree.visit(start, end, &mut |&id, path| {
+            assert_eq!(tree.at(path), Some(&id));
             found.push(id);
             ControlFlow::Continue(())
         });

@@ -21,7 +21,7 @@ use super::misuse::{Misuse, Misuses};
 use super::range::Range;
 use super::sequence::Ended;
 use super::stats::Counters;
-use super::tree::Tree;
+use super::tree::{Path, Tree};
 use super::wait::Waits;
 use core::ops::ControlFlow;
 use lockdep::sync::Fence;
@@ -79,7 +79,7 @@ impl Version {
         range: &Range,
         mut visit: impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.visit_intervals(range, &mut visit)?;
+        self.visit_intervals(range, &mut |member, _| visit(member))?;
         self.list(range).try_for_each(visit)
     }
 
@@ -88,17 +88,23 @@ impl Version {
     pub(super) fn visit_intervals<'a, B>(
         &'a self,
         range: &Range,
-        visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
+        visit: &mut impl FnMut(&'a Arc<Member>, Path) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         self.members
             .tree
-            .visit(range.start.0, range.end.0, &mut |member| {
-                if member.is_concerned(range) {
-                    visit(member)
-                } else {
+            .visit(range.start.0, range.end.0, &mut |member, path| {
+                if member.is_left_out(range) {
                     ControlFlow::Continue(())
+                } else {
+                    visit(member, path)
                 }
             })
+    }
+
+    /// The interval that was found on this way.
+    #[inline]
+    pub(super) fn interval(&self, path: Path) -> Option<&Arc<Member>> {
+        self.members.tree.at(path)
     }
 
     /// The members of the list that a change of `range` concerns.
@@ -113,7 +119,8 @@ impl Version {
         &'a self,
         visit: &mut impl FnMut(&'a Arc<Member>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        self.members.tree.visit(0, u64::MAX, visit)?;
+        let intervals = &self.members.tree;
+        intervals.visit(0, u64::MAX, &mut |member, _| visit(member))?;
         self.members.list.iter().try_for_each(visit)
     }
 
