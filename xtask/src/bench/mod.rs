@@ -6,6 +6,7 @@
 mod lock;
 mod lockdep;
 mod notifier;
+mod picture;
 mod random;
 mod report;
 
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Write the rows to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the curves, if the benchmark has any, into this file; else beside that of `--json`.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// How many interleaved rounds to run.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -110,6 +114,13 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn tell(name: &str, args: &Args, outcome: &Outcome) -> ExitCode {
     print!("{}", report::markdown(outcome));
+    let beside = || args.json.as_ref().map(|json| json.with_extension("svg"));
+    if let (Some(curves), Some(path)) = (&outcome.curves, args.svg.clone().or_else(beside))
+        && let Err(error) = std::fs::write(&path, curves.svg())
+    {
+        eprintln!("cannot write {}: {error}", path.display());
+        return ExitCode::from(2);
+    }
     let Some(path) = &args.json else {
         return ExitCode::SUCCESS;
     };

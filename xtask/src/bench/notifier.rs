@@ -1,5 +1,6 @@
 //! Brackets, intervals and their sequences, beside an empty call and the best interval maps.
 
+use super::picture::Curves;
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
 use coitrees::{COITree, Interval, IntervalTree as _};
 use iset::IntervalMap;
@@ -24,7 +25,10 @@ const NR_CHANGES: u32 = 20_000;
 const PAGES: u64 = 4;
 
 /// How many intervals there are.
-const COUNTS: [u64; 3] = [1, 1000, 1_000_000];
+const COUNTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
+
+/// The counts with rows of their own.
+const BUDGETED: [u64; 3] = [1, 1000, 1_000_000];
 
 const NEVER: Duration = Duration::from_secs(1);
 
@@ -153,37 +157,34 @@ fn subscribe(notifiers: &Notifiers, idle: &Arc<Idle>, nth: u64) -> IntervalSubsc
         .expect("not empty, not released")
 }
 
-/// Names of the contenders over a field of intervals, one group for each of [`COUNTS`].
-const HITS: [[&str; 4]; 3] = [
-    [
-        "hit, 1 interval",
-        "coitrees, 1",
-        "superintervals, 1",
-        "iset, 1",
-    ],
-    [
-        "hit among 1 000",
-        "coitrees, 1 000",
-        "superintervals, 1 000",
-        "iset, 1 000",
-    ],
-    [
-        "hit among 1 000 000",
-        "coitrees, 1 000 000",
-        "superintervals, 1 000 000",
-        "iset, 1 000 000",
-    ],
-];
+/// Those who look for the one interval that a range meets. The first is a whole bracket, with the
+/// sequence and two callbacks; all others find the interval and look at it.
+const SEEKERS: [&str; 5] = ["bracket", "lookup", "coitrees", "superintervals", "iset"];
 
-/// One hit, by a bracket of ours and by a lookup of each peer.
-fn hits<'a>(field: &'a Field, names: &[&'static str; 4], to: &mut Vec<Contender<'a>>) {
+/// The name of a contender over a field of `nr` intervals.
+fn among(seeker: &str, nr: u64) -> String {
+    format!("{seeker} among {nr}")
+}
+
+/// One hit, by a bracket of ours, by a lookup of ours that calls the device it finds, and by a
+/// lookup of each peer.
+fn hits<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
     let nr = field.nr;
+    let names = SEEKERS.map(|seeker| among(seeker, nr));
+    let [bracket, lookup, coitrees, superintervals, iset] = names;
     let mut dice = Dice(1);
-    to.push(Contender::new(names[0], move || {
+    to.push(Contender::new(lookup, move || {
+        time(NR, || {
+            let at = first(dice.below(nr));
+            black_box(field.notifiers.test_young(page(at), page(at + 1)));
+        })
+    }));
+    let mut dice = Dice(1);
+    to.push(Contender::new(bracket, move || {
         time(NR, || nonblock(&field.notifiers, dice.below(nr)))
     }));
     let mut dice = Dice(1);
-    to.push(Contender::new(names[1], move || {
+    to.push(Contender::new(coitrees, move || {
         time(NR, || {
             let at = first(dice.below(nr)) as i32;
             field.coitree.query(at, at, |found| {
@@ -192,7 +193,7 @@ fn hits<'a>(field: &'a Field, names: &[&'static str; 4], to: &mut Vec<Contender<
         })
     }));
     let mut dice = Dice(1);
-    to.push(Contender::new(names[2], move || {
+    to.push(Contender::new(superintervals, move || {
         time(NR, || {
             let at = first(dice.below(nr)) as i32;
             for found in field.superintervals.search_values_iter(at, at) {
@@ -201,7 +202,7 @@ fn hits<'a>(field: &'a Field, names: &[&'static str; 4], to: &mut Vec<Contender<
         })
     }));
     let mut dice = Dice(1);
-    to.push(Contender::new(names[3], move || {
+    to.push(Contender::new(iset, move || {
         let iset = field.iset.lock();
         time(NR, || {
             let at = first(dice.below(nr));
@@ -312,14 +313,23 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
     let fields = COUNTS.map(Field::new);
     let mut contenders = Vec::new();
     brackets(&nobody, &one, &mut contenders);
-    for (field, names) in fields.iter().zip(&HITS) {
-        hits(field, names, &mut contenders);
+    for field in &fields {
+        hits(field, &mut contenders);
     }
-    changes(&fields[2], &mut contenders);
-    contenders.push(Contender::new(ALONE, || throughput(&fields[1], 1)));
-    contenders.push(Contender::new(TWO, || throughput(&fields[1], 2)));
+    let [_, _, _, thousand, .., million] = &fields;
+    changes(million, &mut contenders);
+    contenders.push(Contender::new(ALONE, || throughput(thousand, 1)));
+    contenders.push(Contender::new(TWO, || throughput(thousand, 2)));
     let measured = interleave(rounds, &mut contenders)?;
-    Ok(rows(&measured).into())
+    Ok(Outcome {
+        rows: rows(&measured),
+        notes: vec![
+            "a lookup of ours holds the version that it searches and calls the device it finds; \
+             the peers take no change while they are searched, but iset"
+                .to_owned(),
+        ],
+        curves: Some(curves(&measured)),
+    })
 }
 
 fn rows(measured: &Measured) -> Vec<Row> {
@@ -331,13 +341,14 @@ fn rows(measured: &Measured) -> Vec<Row> {
         beside_empty(ONE).within(Budget::Max(25.0)),
         beside_empty(ONE_BLOCKABLE).within(Budget::Max(25.0)),
     ];
-    for names in &HITS {
-        for peer in &names[1..] {
-            rows.push(
-                ns(names[0])
-                    .beside(peer, measured.of(peer, 0))
-                    .within(Budget::Max(200.0)),
-            );
+    for nr in BUDGETED {
+        let [bracket, lookup, peers @ ..] = SEEKERS.map(|seeker| among(seeker, nr));
+        let of = |name: &str| Row::new(name, "ns", measured.of(name, 0));
+        let beside_lookup = of(&bracket).beside(lookup.as_str(), measured.of(&lookup, 0));
+        rows.push(beside_lookup.within(Budget::Max(200.0)));
+        for peer in &peers {
+            let beside_peer = of(&lookup).beside(peer.as_str(), measured.of(peer, 0));
+            rows.push(beside_peer.within(Budget::TimesPeerMax(1.0)));
         }
     }
     rows.push(ns(INSERT).beside(INSERT_ISET, measured.of(INSERT_ISET, 0)));
@@ -348,4 +359,18 @@ fn rows(measured: &Measured) -> Vec<Row> {
             .within(Budget::TimesPeerMin(1.7)),
     );
     rows
+}
+
+fn curves(measured: &Measured) -> Curves {
+    let line = |seeker: &str| {
+        let value = |nr| measured.of(&among(seeker, nr), 0).median();
+        (seeker.to_owned(), COUNTS.map(value).to_vec())
+    };
+    Curves {
+        title: "One hit among many intervals".to_owned(),
+        counted: "intervals".to_owned(),
+        unit: "ns",
+        counts: COUNTS.to_vec(),
+        lines: SEEKERS.map(line).into(),
+    }
 }

@@ -3,6 +3,7 @@
 //! A [`Contender`] is one side of a comparison. All contenders run once in each round, one after
 //! the other, so that a machine that slows down slows down all of them.
 
+use super::picture::Curves;
 use serde::Serialize;
 use std::fmt;
 use std::fs;
@@ -21,18 +22,18 @@ impl fmt::Display for BenchError {
 
 /// One side of a comparison: each round gives one value for each of its metrics.
 pub(crate) struct Contender<'a> {
-    name: &'static str,
+    name: String,
     round: Box<dyn FnMut() -> Result<Vec<f64>, BenchError> + 'a>,
 }
 
 impl<'a> Contender<'a> {
     /// A side that gives `round` values at a time, always as many.
     pub(crate) fn new(
-        name: &'static str,
+        name: impl Into<String>,
         round: impl FnMut() -> Result<Vec<f64>, BenchError> + 'a,
     ) -> Self {
         Self {
-            name,
+            name: name.into(),
             round: Box::new(round),
         }
     }
@@ -70,7 +71,7 @@ impl Samples {
 }
 
 /// What all contenders measured.
-pub(crate) struct Measured(Vec<(&'static str, Vec<Samples>)>);
+pub(crate) struct Measured(Vec<(String, Vec<Samples>)>);
 
 impl Measured {
     /// The values of the `metric`-th metric of `contender`.
@@ -104,7 +105,7 @@ pub(crate) fn interleave(
         let metric = |at: usize| Samples::new(rounds.iter().map(|round| round[at]).collect());
         (0..rounds[0].len()).map(metric).collect()
     };
-    let names = contenders.iter().map(|contender| contender.name);
+    let names = contenders.iter().map(|contender| contender.name.clone());
     Ok(Measured(names.zip(values.iter().map(by_metric)).collect()))
 }
 
@@ -130,7 +131,7 @@ pub(crate) struct Row {
     min: f64,
     max: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    peer: Option<&'static str>,
+    peer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_value: Option<f64>,
     /// Ours over the peer's.
@@ -160,9 +161,9 @@ impl Row {
     }
 
     /// Puts a peer beside it.
-    pub(crate) fn beside(mut self, peer: &'static str, samples: &Samples) -> Self {
+    pub(crate) fn beside(mut self, peer: impl Into<String>, samples: &Samples) -> Self {
         let peer_value = samples.median();
-        self.peer = Some(peer);
+        self.peer = Some(peer.into());
         self.peer_value = Some(peer_value);
         self.ratio = (peer_value != 0.0).then(|| self.value / peer_value);
         self
@@ -204,7 +205,7 @@ impl Row {
             short(self.value),
             self.unit.to_owned(),
             format!("{} .. {}", short(self.min), short(self.max)),
-            self.peer.unwrap_or_default().to_owned(),
+            self.peer.clone().unwrap_or_default(),
             self.peer_value.map(short).unwrap_or_default(),
             self.ratio
                 .map(|ratio| format!("{ratio:.2}"))
@@ -219,6 +220,8 @@ pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
     /// Under which conditions, what was skipped and why: one sentence each.
     pub(crate) notes: Vec<String>,
+    /// Told as a table, and drawn.
+    pub(crate) curves: Option<Curves>,
 }
 
 impl From<Vec<Row>> for Outcome {
@@ -226,6 +229,7 @@ impl From<Vec<Row>> for Outcome {
         Self {
             rows,
             notes: Vec::new(),
+            curves: None,
         }
     }
 }
@@ -233,6 +237,10 @@ impl From<Vec<Row>> for Outcome {
 /// The outcome as Markdown: a table of the rows, a list of the notes.
 pub(crate) fn markdown(outcome: &Outcome) -> String {
     let mut text = table(&outcome.rows);
+    if let Some(curves) = &outcome.curves {
+        text.push('\n');
+        text.push_str(&aligned(&curves.table(short)));
+    }
     for (at, note) in outcome.notes.iter().enumerate() {
         text.push_str(if at == 0 { "\n* " } else { "* " });
         text.push_str(note);
@@ -255,7 +263,12 @@ fn table(rows: &[Row]) -> String {
     ];
     let mut table: Vec<Vec<String>> = vec![header.map(str::to_owned).to_vec()];
     table.extend(rows.iter().map(Row::cells));
-    let widths: Vec<usize> = (0..header.len())
+    aligned(&table)
+}
+
+/// A header and rows as a Markdown table.
+fn aligned(table: &[Vec<String>]) -> String {
+    let widths: Vec<usize> = (0..table[0].len())
         .map(|column| {
             table
                 .iter()

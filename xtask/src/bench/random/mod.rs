@@ -169,7 +169,11 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
              figures"
         ));
     }
-    Ok(Outcome { rows, notes })
+    Ok(Outcome {
+        rows,
+        notes,
+        curves: None,
+    })
 }
 
 fn values(run: &Run, peak_bytes: u64) -> Vec<f64> {
