@@ -351,7 +351,7 @@ pub(super) fn contain<W: ?Sized, R>(
     // Unwind safe: the core's own state is not borrowed while a callback runs, and a notifier that
     // panicked answers for its own. The call is lent, because what is given to `catch_unwind` is
     // copied, and a copy of what was just written stalls.
-    match catch_unwind(AssertUnwindSafe(|| call())) {
+    match catch_unwind(AssertUnwindSafe(&call)) {
         Ok(answer) => Some(answer),
         Err(payload) => {
             callback::bury(&common.counters.panics, payload);
