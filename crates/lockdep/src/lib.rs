@@ -29,7 +29,8 @@
 //! ```
 //!
 //! [`event`] is what locks tell the validator, for locks of one's own. `LOCKDEP=off|print|panic|`
-//! `abort|strict|once` in the environment says what happens on a report.
+//! `abort|strict|once` in the environment says what happens on a report; without it, a build with
+//! debug assertions prints, and one without is not watched.
 //!
 //! Linux counterpart: kernel/locking/.
 #![deny(unsafe_code)]

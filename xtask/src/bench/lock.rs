@@ -33,7 +33,6 @@ fn time(mut pair: impl FnMut()) -> Result<Vec<f64>, BenchError> {
 
 /// One row for each kind of lock.
 pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
-    lockdep::set_enabled(false);
     let mutex = sync::Mutex::new("bench.mutex", 0_u64);
     let rwlock = sync::RwLock::new("bench.rwlock", 0_u64);
     let std_mutex = std::sync::Mutex::new(0_u64);
