@@ -12,7 +12,11 @@ mod devices;
 mod endings;
 mod failures;
 #[cfg(feature = "notifiers")]
+mod intervals;
+#[cfg(feature = "notifiers")]
 mod mayfail;
+#[cfg(feature = "notifiers")]
+mod mirror;
 mod mlock;
 mod oom;
 #[cfg(feature = "notifiers")]
@@ -124,6 +128,34 @@ cases! {
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
+    #[cfg(feature = "notifiers")]
+    intervals::a_mirror_that_does_nothing_leaves_nothing,
+    #[cfg(feature = "notifiers")]
+    intervals::n31_a_mirror_reads_pages_of_every_kind,
+    #[cfg(feature = "notifiers")]
+    intervals::a_mirror_writes_through_what_allows_it,
+    #[cfg(feature = "notifiers")]
+    intervals::n52_a_lookup_during_an_invalidation_is_retried,
+    #[cfg(feature = "notifiers")]
+    intervals::n16_n104_the_change_comes_between_start_and_end,
+    #[cfg(feature = "notifiers")]
+    intervals::n35_a_migration_is_told_to_all_but_its_owner,
+    #[cfg(feature = "notifiers")]
+    intervals::n35_exclusive_access_ends_for_everybody,
+    #[cfg(feature = "notifiers")]
+    intervals::n32_n33_a_bracket_may_be_wide_and_change_nothing,
+    #[cfg(feature = "notifiers")]
+    intervals::n57_a_page_under_many_intervals_is_told_to_all,
+    #[cfg(feature = "notifiers")]
+    intervals::n17_an_unmap_ends_the_use_of_devices,
+    #[cfg(feature = "notifiers")]
+    intervals::n11_n13_a_subscription_keeps_no_memory,
+    #[cfg(feature = "notifiers")]
+    intervals::n20_n23_n27_a_refused_reclaim_changes_nothing,
+    #[cfg(feature = "notifiers")]
+    intervals::n54_n103_mirrors_lose_nothing_under_reclaim,
+    #[cfg(feature = "notifiers")]
+    intervals::n74_the_reaper_takes_what_mirrors_hold,
     #[cfg(feature = "notifiers")]
     mayfail::mayfail_a_builder_is_told_to_let_go_of_its_own_pages,
     #[cfg(feature = "notifiers")]
