@@ -9,6 +9,7 @@ use super::{Machine, Mapping, Rng, World, read_page, write_page};
 use crate::addr::PageRun;
 use crate::bus::{Bus, BusAddr, Caught};
 use crate::fault::FaultError;
+use crate::gfp::Gfp;
 use crate::mm_struct::{Advice, Mm};
 use crate::mmu_notifier::{
     Context, EndContext, Event, IntervalError, Invalidation, Mode, Notifier, Owner, Range, Ranges,
@@ -20,6 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use lockdep::sync::Mutex;
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 /// Longer than any test.
 const EVER: Duration = Duration::from_secs(60);
@@ -579,5 +581,68 @@ pub(super) fn n74_the_reaper_takes_what_mirrors_hold(machine: &dyn Machine) {
     );
     assert!(mirrored.read(0, &mut [0]).is_err());
     mirrored.detach();
+    check_clean(&mm);
+}
+
+/// Pages that are pinned leave for nobody, so nobody is told of them.
+pub(super) fn n83_of_pinned_pages_nobody_is_told(machine: &dyn Machine) {
+    let world = World::new(machine, 64);
+    let mm = world.memcg.new_mm("mirror");
+    let mapping = world.map(&mm, NR_PAGES);
+    let vma = mapping.vma();
+    let mirrored = Mirrored::attach(vma, vma.all(), "gpu", None);
+    for page in 0..NR_PAGES {
+        set_word(&mirrored, page, u64::from(page));
+    }
+    let pin = vma
+        .pin(PageRun::new(0, 8), Access::Write, Gfp::Kernel)
+        .expect("resident");
+    page_out(&mirrored, PageRun::new(0, 8));
+    assert_eq!(mirrored.counts().starts, 0);
+    drop(pin);
+    page_out(&mirrored, PageRun::new(0, 8));
+    assert_eq!(mirrored.counts().starts, 1);
+    mirrored.detach();
+    check_clean(&mm);
+}
+
+/// Remembers whether it was called by one thread.
+struct CalledBy {
+    faulting: ThreadId,
+    by_it: AtomicU64,
+    by_others: AtomicU64,
+}
+
+impl Notifier for CalledBy {
+    fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        let is_it = std::thread::current().id() == self.faulting;
+        let count = if is_it { &self.by_it } else { &self.by_others };
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A fault needs frames and reclaims some, and runs nobody's callbacks for that: a worker does.
+pub(super) fn n88_a_fault_runs_no_callbacks(machine: &dyn Machine) {
+    let world = World::new(machine, 8);
+    let mm = world.memcg.new_mm("mirror");
+    let mapping = world.map(&mm, 64);
+    let called = Arc::new(CalledBy {
+        faulting: std::thread::current().id(),
+        by_it: AtomicU64::new(0),
+        by_others: AtomicU64::new(0),
+    });
+    let subscription = mm
+        .notifiers()
+        .subscribe("gpu", Ranges::WholeMm, Arc::clone(&called));
+    for _ in 0..2 {
+        for page in 0..64 {
+            set_word_in(&*mapping, page, u64::from(page));
+        }
+    }
+    subscription.synchronize();
+    let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    assert_eq!(get(&called.by_it), 0);
+    assert!(get(&called.by_others) > 0, "the worker was not needed");
     check_clean(&mm);
 }

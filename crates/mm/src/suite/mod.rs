@@ -157,6 +157,10 @@ cases! {
     #[cfg(feature = "notifiers")]
     intervals::n74_the_reaper_takes_what_mirrors_hold,
     #[cfg(feature = "notifiers")]
+    intervals::n83_of_pinned_pages_nobody_is_told,
+    #[cfg(feature = "notifiers")]
+    intervals::n88_a_fault_runs_no_callbacks,
+    #[cfg(feature = "notifiers")]
     mayfail::mayfail_a_builder_is_told_to_let_go_of_its_own_pages,
     #[cfg(feature = "notifiers")]
     mayfail::mayfail_a_notifier_that_keeps_its_pages_goes_stale,

@@ -180,7 +180,7 @@ fn n20_n27_n55_a_refusal_leaves_everything_as_it_was() {
 /// Any number of brackets, in any order: the sequence is idle exactly when all over it are closed,
 /// and counts each; a bracket beside it changes nothing.
 #[test]
-fn n28_n41_n43_n44_n57_the_sequence_follows_the_brackets() {
+fn n28_n41_n43_n44_n53_n57_the_sequence_follows_the_brackets() {
     let (notifiers, log) = world();
     let subscription = interval(&notifiers, &log, "a", 2..4);
     let (_, first) = subscription.snapshot();
@@ -194,7 +194,7 @@ fn n28_n41_n43_n44_n57_the_sequence_follows_the_brackets() {
     assert!(subscription.try_read_begin().is_none());
     assert!(
         subscription.check_retry(seen),
-        "53: a hint that says so is right"
+        "a hint that says so is right"
     );
     assert!(subscription.read_retry(seen, &subscription.lock()));
     thread::scope(|scope| scope.spawn(move || drop(outer)).join()).expect("no panic");
@@ -466,7 +466,11 @@ fn n56_n102_n115_a_misuse_is_reported_by_name() {
     let (notifiers, log) = world();
     let notifiers = Arc::new(notifiers);
     let reports = Arc::clone(&log);
-    notifiers.on_misuse(move |report| reports.lock().push(report.to_string()));
+    notifiers.on_misuse(move |report| {
+        // Only tries: a report may come under the driver's short lock.
+        let mut reports = reports.try_lock().expect("nobody else uses it");
+        reports.push(report.to_string());
+    });
     let victim = Arc::new(Mutex::new(
         "test.victim",
         Some(interval(&notifiers, &log, "v", 8..9)),

@@ -145,9 +145,9 @@ fn check_log(log: &Log, expected: &str) {
 
 const NOBODY: usize = usize::MAX;
 
-/// Invariants 3 and 18: the newest first, and one end for each start.
+/// The newest first, and one end for each start.
 #[test]
-fn newest_is_called_first() {
+fn n03_n18_the_newest_is_called_first() {
     let (notifiers, log) = (Notifiers::new(MmId(7)), log());
     let _subscriptions = four(&notifiers, &log, NOBODY, Answer::Accept);
     for mode in Mode::ALL {
@@ -165,10 +165,10 @@ fn newest_is_called_first() {
     }
 }
 
-/// Invariants 18 and 22 (ours): after a refusal those whose start succeeded get their end, once;
+/// After a refusal those whose start succeeded get their end, once;
 /// who refused gets none, and who comes later is not called at all.
 #[test]
-fn refusal_ends_what_was_started() {
+fn n18_n21_n22_a_refusal_ends_what_was_started() {
     let rows = [
         (0, "refuse a"),
         (1, "start a, refuse b, end a"),
@@ -193,7 +193,7 @@ fn refusal_ends_what_was_started() {
 
 /// Guarantee G3: what refuses when it must not block, accepts when it may.
 #[test]
-fn blockable_start_is_not_refused() {
+fn n24_a_blockable_start_is_not_refused() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let _subscriptions = four(&notifiers, &log, 1, Answer::WouldBlock);
     drop(blockable(&notifiers, Duration::ZERO).expect("a blockable start cannot be refused"));
@@ -231,9 +231,9 @@ fn panic_in_end_does_not_stop_the_other_ends() {
     assert_eq!(notifiers.stats().panics, 1);
 }
 
-/// Invariants 34 and 57: the core asks only those who are concerned, and neighbours are not.
+/// The core asks only those who are concerned, and neighbours are not.
 #[test]
-fn ranges_filter_before_any_callback() {
+fn n34_n57_ranges_filter_before_any_callback() {
     let only = |pages: &[(u64, u64)]| {
         Ranges::Only(
             pages
@@ -266,10 +266,10 @@ fn ranges_filter_before_any_callback() {
     }
 }
 
-/// Invariants 28 and 33: any number of brackets, over one another, nested, crossed, closed in any
+/// Any number of brackets, over one another, nested, crossed, closed in any
 /// order and in any thread, and with nothing changed inside.
 #[test]
-fn brackets_close_in_any_order() {
+fn n28_n33_brackets_close_in_any_order() {
     let orders = [
         [0, 1, 2],
         [0, 2, 1],
@@ -300,10 +300,10 @@ fn brackets_close_in_any_order() {
     }
 }
 
-/// Invariant 118: the waits for several devices overlap. Each fence is signalled only after every
+/// The waits for several devices overlap. Each fence is signalled only after every
 /// start was called, so a core that waited after each start would never get on.
 #[test]
-fn settling_waits_once_for_all() {
+fn n118_settling_waits_once_for_all() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let fences: Vec<Fence> = (0..4).map(|_| Fence::new("test.fence")).collect();
     let _subscriptions: Vec<Subscription> = fences
@@ -348,9 +348,9 @@ fn settling_more_than_the_queue_holds() {
     check_log(&log, "start b, end b");
 }
 
-/// Invariant 23, core's half, and 18: a deadline that passes closes the bracket and names who.
+/// A deadline that passes closes the bracket and names who.
 #[test]
-fn missed_deadline_names_the_holder_and_ends_all() {
+fn n18_n23_a_missed_deadline_names_the_holder_and_ends_all() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let hung = Fence::new("test.fence");
     let _subscriptions = four(&notifiers, &log, 1, Answer::Settle(vec![hung.clone()]));
@@ -374,9 +374,9 @@ fn missed_deadline_names_the_holder_and_ends_all() {
     drop(blockable(&notifiers, Duration::ZERO).expect("a signalled fence needs no wait"));
 }
 
-/// Invariant 30 (ours): who leaves during a bracket gets its end all the same, and nothing after.
+/// Who leaves during a bracket gets its end all the same, and nothing after.
 #[test]
-fn leaving_during_a_bracket() {
+fn n07_n30_who_leaves_during_a_bracket_gets_its_end() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let probe = Arc::new(Probe::new("a", &log));
     let alive = Arc::downgrade(&probe);
@@ -393,12 +393,12 @@ fn leaving_during_a_bracket() {
     );
     drop(open);
     check_log(&log, "end a");
-    assert_eq!(alive.strong_count(), 0, "invariant 7: let go of");
+    assert_eq!(alive.strong_count(), 0, "let go of");
 }
 
 /// Who joins during a bracket has no part in it: no end without a start.
 #[test]
-fn joining_during_a_bracket() {
+fn n02_who_joins_during_a_bracket_has_no_part_in_it() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let of_nobody = nonblock(&notifiers).expect("nobody is called");
     let _first = notifiers.subscribe("a", Ranges::WholeMm, Arc::new(Probe::new("a", &log)));
@@ -411,7 +411,7 @@ fn joining_during_a_bracket() {
 
 /// Invariant 9: `synchronize` returns after the last callback, and the notifier is free.
 #[test]
-fn synchronize_waits_for_open_brackets() {
+fn n09_synchronize_waits_for_open_brackets() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let probe = Arc::new(Probe::new("a", &log));
     let subscription = notifiers.subscribe("a", Ranges::WholeMm, Arc::clone(&probe));
@@ -434,10 +434,10 @@ fn synchronize_waits_for_open_brackets() {
     assert!(Arc::try_unwrap(probe).is_ok(), "no list holds the notifier");
 }
 
-/// Invariants 8 and 10: one release each, newest first; a subscription may end itself there; and
+/// One release each, newest first; a subscription may end itself there; and
 /// whoever comes later, bracket or subscription, is not called.
 #[test]
-fn release_calls_each_once_and_empties_the_list() {
+fn n08_n10_release_calls_each_once_and_empties_the_list() {
     let (notifiers, log) = (Notifiers::new(MmId(1)), log());
     let kept = notifiers.subscribe("b", Ranges::Only(vec![]), Arc::new(Probe::new("b", &log)));
     let own = Arc::new(Probe::new("a", &log));
@@ -559,7 +559,7 @@ impl Notifier for Balance {
 
 /// Guarantee G5 under threads: brackets of both modes, refusals, subscriptions that come and go.
 #[test]
-fn starts_and_ends_balance_under_threads() {
+fn n18_n28_starts_and_ends_balance_under_threads() {
     const ROUNDS: u64 = if cfg!(miri) { 30 } else { 2000 };
     let notifiers = Notifiers::new(MmId(1));
     let bracket = |round: u64| {

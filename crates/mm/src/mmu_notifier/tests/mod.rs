@@ -1,4 +1,5 @@
 //! The contract of the module's head, and what the specification of the mechanism numbers.
 
 mod interval;
+mod invariants;
 mod list;
