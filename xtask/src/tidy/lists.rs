@@ -21,6 +21,10 @@ pub(super) const COUNTING_ALLOCATORS: &[(&str, &str)] = &[
         "crates/mm/tests/swap_allocates_nothing.rs",
         "counts what the compressed store allocates: nothing",
     ),
+    (
+        "crates/mm/tests/notifier_allocates_nothing.rs",
+        "counts what a bracket allocates: nothing",
+    ),
 ];
 
 /// Crate roots that must forbid `unsafe`.

@@ -72,6 +72,8 @@ mod bracket;
 mod callback;
 mod context;
 mod error;
+#[cfg(doctest)]
+mod guide;
 mod hooks;
 mod interval;
 mod member;

@@ -1,6 +1,8 @@
 //! The memory manager on the simulated machine.
 
 mod answers;
+#[cfg(feature = "notifiers")]
+mod invariants;
 mod judge;
 mod machine;
 #[cfg(feature = "notifiers")]
