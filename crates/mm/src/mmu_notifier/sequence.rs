@@ -19,8 +19,12 @@
 //! Linux counterpart: `invalidate_seq` of struct mmu_interval_notifier, one for all of an address
 //! space there.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(all(loom, test)))]
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering;
 use lockdep::scheduler::scheduler_point;
+#[cfg(all(loom, test))]
+use loom::sync::atomic::AtomicU64;
 
 /// Somebody sleeps until no bracket is open.
 const WAITED: u64 = 1;

@@ -4,7 +4,11 @@
 
 use super::sequence::{Look, Sequence};
 use core::time::Duration;
+#[cfg(not(all(loom, test)))]
 use lockdep::sync::{Condvar, Mutex, Waited, spin_wait};
+
+#[cfg(all(loom, test))]
+use super::tests::weak_memory::{Condvar, Mutex, Waited, spin_wait};
 
 /// Queues for the intervals of one address space. An interval's word says whether somebody waits,
 /// so that who ends a bracket looks here only then.

@@ -3,3 +3,5 @@
 mod interval;
 mod invariants;
 mod list;
+#[cfg(loom)]
+pub(super) mod weak_memory;
