@@ -57,6 +57,15 @@ const STEPS: &[Step] = &[
         cargo: &["run", "--quiet", "--package", "xtask", "--", "vm-test"],
         env: &[],
     },
+    Step {
+        title: "memory orders",
+        cargo: &["test", "-p", "pinless-mm", "--release", "--lib", "loom_"],
+        // Apart from the others, which another set of flags would build again.
+        env: &[
+            ("RUSTFLAGS", "--cfg loom"),
+            ("CARGO_TARGET_DIR", "target/loom"),
+        ],
+    },
 ];
 
 /// Runs every step, also after one that failed, and says at the end which failed.

@@ -3,5 +3,6 @@
 mod interval;
 mod invariants;
 mod list;
+mod sequence;
 #[cfg(loom)]
 pub(super) mod weak_memory;
