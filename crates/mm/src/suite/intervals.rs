@@ -181,15 +181,29 @@ pub(super) fn n52_a_lookup_during_an_invalidation_is_retried(machine: &dyn Machi
 struct Witness {
     vma: Arc<crate::mm_struct::Vma>,
     at: BusAddr,
-    seen: Mutex<Vec<(&'static str, State, bool, Option<Mode>)>>,
+    seen: Mutex<Vec<Sight>>,
+}
+
+/// What a callback saw of the page.
+#[derive(Clone, Copy, Debug)]
+struct Sight {
+    when: &'static str,
+    state: State,
+    /// Whether the translation from before is still good.
+    is_there: bool,
+    mode: Option<Mode>,
 }
 
 impl Witness {
     fn look(&self, when: &'static str) {
         let is_there = self.vma.read(self.at, 0, &mut [0]).is_ok();
         let state = self.vma.page_state(self.at.page);
-        let seen = (when, state, is_there, running_callback());
-        self.seen.lock().push(seen);
+        self.seen.lock().push(Sight {
+            when,
+            state,
+            is_there,
+            mode: running_callback(),
+        });
     }
 }
 
@@ -238,12 +252,13 @@ pub(super) fn n16_n104_the_change_comes_between_start_and_end(machine: &dyn Mach
         let [start, end] = seen[..] else {
             panic!("one bracket: {seen:?}");
         };
+        let blocks = Some(Mode::Blockable);
         assert_eq!(
-            (start.0, start.2, start.3),
-            ("start", true, Some(Mode::Blockable))
+            (start.when, start.is_there, start.mode),
+            ("start", true, blocks)
         );
-        assert_eq!((end.0, end.2, end.3), ("end", false, Some(Mode::Blockable)));
-        assert_ne!(end.1, State::Resident, "{advice:?}");
+        assert_eq!((end.when, end.is_there, end.mode), ("end", false, blocks));
+        assert_ne!(end.state, State::Resident, "{advice:?}");
         assert_eq!(vma.page_state(2), state_after, "{advice:?}");
     }
     check_clean(&mm);
