@@ -17,11 +17,11 @@ use crate::mmu_notifier::{
 };
 use crate::page::State;
 use crate::primary_mmu::Access;
+use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use lockdep::sync::Mutex;
 use std::sync::Arc;
-use std::thread::ThreadId;
 
 /// Longer than any test.
 const EVER: Duration = Duration::from_secs(60);
@@ -621,16 +621,21 @@ pub(super) fn n83_of_pinned_pages_nobody_is_told(machine: &dyn Machine) {
     check_clean(&mm);
 }
 
-/// Remembers whether it was called by one thread.
+std::thread_local! {
+    /// Whether the thread is one that must run no callbacks.
+    static IS_FAULTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Remembers whether it was called by a thread that faults.
+#[derive(Default)]
 struct CalledBy {
-    faulting: ThreadId,
     by_it: AtomicU64,
     by_others: AtomicU64,
 }
 
 impl Notifier for CalledBy {
     fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
-        let is_it = std::thread::current().id() == self.faulting;
+        let is_it = IS_FAULTING.get();
         let count = if is_it { &self.by_it } else { &self.by_others };
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -642,19 +647,17 @@ pub(super) fn n88_a_fault_runs_no_callbacks(machine: &dyn Machine) {
     let world = World::new(machine, 8);
     let mm = world.memcg.new_mm("mirror");
     let mapping = world.map(&mm, 64);
-    let called = Arc::new(CalledBy {
-        faulting: std::thread::current().id(),
-        by_it: AtomicU64::new(0),
-        by_others: AtomicU64::new(0),
-    });
+    let called = Arc::new(CalledBy::default());
     let subscription = mm
         .notifiers()
         .subscribe("gpu", Ranges::WholeMm, Arc::clone(&called));
+    IS_FAULTING.set(true);
     for _ in 0..2 {
         for page in 0..64 {
             set_word_in(&*mapping, page, u64::from(page));
         }
     }
+    IS_FAULTING.set(false);
     subscription.synchronize();
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     assert_eq!(get(&called.by_it), 0);
