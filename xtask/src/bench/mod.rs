@@ -74,7 +74,7 @@ pub(crate) struct Part {
 
 /// Plays a part.
 pub(crate) fn play(part: &Part) -> ExitCode {
-    lockdep::set_enabled(false);
+    ::lockdep::set_enabled(false);
     match random::play(&part.name) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -87,7 +87,7 @@ pub(crate) fn play(part: &Part) -> ExitCode {
 /// Runs what `args` ask for. Exit code 2 for bad use, 1 when it could not be measured.
 pub(crate) fn run(args: &Args) -> ExitCode {
     // What is measured is what a release runs: the benchmark of the validator switches it on.
-    lockdep::set_enabled(false);
+    ::lockdep::set_enabled(false);
     if args.list {
         for bench in BENCHES {
             println!("{:10} {}", bench.name, bench.about);

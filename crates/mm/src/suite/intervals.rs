@@ -20,7 +20,7 @@ use crate::primary_mmu::Access;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
-use lockdep::sync::Mutex;
+use lockdep::sync::ShortLock;
 use std::sync::Arc;
 
 /// Longer than any test.
@@ -181,7 +181,7 @@ pub(super) fn n52_a_lookup_during_an_invalidation_is_retried(machine: &dyn Machi
 struct Witness {
     vma: Arc<crate::mm_struct::Vma>,
     at: BusAddr,
-    seen: Mutex<Vec<Sight>>,
+    seen: ShortLock<Vec<Sight>>,
 }
 
 /// What a callback saw of the page.
@@ -240,7 +240,7 @@ pub(super) fn n16_n104_the_change_comes_between_start_and_end(machine: &dyn Mach
         let witness = Arc::new(Witness {
             vma: Arc::clone(vma),
             at: at[0],
-            seen: Mutex::new("suite.witness", Vec::new()),
+            seen: ShortLock::new("suite.witness", Vec::new()),
         });
         let subscription =
             mm.notifiers()

@@ -4,13 +4,13 @@
 use super::super::*;
 use crate::addr::Vaddr;
 use core::time::Duration;
-use lockdep::sync::{Completion, Mutex, ShortLock};
+use lockdep::sync::{Completion, ShortLock};
 use std::sync::Arc;
 use std::thread;
 
 const EVER: Duration = Duration::from_secs(60);
 
-type Log = Arc<Mutex<Vec<String>>>;
+type Log = Arc<ShortLock<Vec<String>>>;
 
 /// What a start does besides.
 type Act = Box<dyn FnMut() + Send>;
@@ -21,7 +21,7 @@ struct Probe {
     log: Log,
     lock: ShortLock<()>,
     refuses: bool,
-    act: Mutex<Option<Act>>,
+    act: ShortLock<Option<Act>>,
 }
 
 impl Probe {
@@ -31,7 +31,7 @@ impl Probe {
             log: Arc::clone(log),
             lock: ShortLock::new("test.lock", ()),
             refuses: false,
-            act: Mutex::new("test.act", None),
+            act: ShortLock::new("test.act", None),
         }
     }
 
@@ -52,7 +52,8 @@ impl Notifier for Probe {
             cx.would_block()?;
         }
         self.note("start", cx.mode());
-        if let Some(mut act) = self.act.lock().take() {
+        let act = self.act.lock().take();
+        if let Some(mut act) = act {
             act();
         }
         Ok(())
@@ -85,7 +86,7 @@ fn page(nr: u64) -> Vaddr {
 }
 
 fn world(list_refuses: bool) -> World {
-    let log: Log = Arc::new(Mutex::new("test.log", Vec::new()));
+    let log: Log = Arc::new(ShortLock::new("test.log", Vec::new()));
     let notifiers = Notifiers::new(MmId(1));
     let probe = Arc::new(Probe::new("tree", &log));
     let tree = notifiers
@@ -180,9 +181,12 @@ fn n37_n101_n110_every_callback_is_in_the_mode_of_its_bracket() {
 /// either: the callbacks of a blockable one know it, and it is reported.
 #[test]
 fn n109_a_bracket_inside_of_one_that_tries_is_not_to_block() {
+    // Wrong on purpose: the lock validator sees it, too.
+    let validator = lockdep::Validator::new();
+    let _apart = validator.enter();
     for (inner, reports) in [(Mode::NonBlock, 0), (Mode::Blockable, 1)] {
         let world = Arc::new(world(false));
-        let log: Log = Arc::new(Mutex::new("test.inner", Vec::new()));
+        let log: Log = Arc::new(ShortLock::new("test.inner", Vec::new()));
         let modes = Arc::clone(&log);
         let of = Arc::downgrade(&world);
         *world.list.act.lock() = Some(Box::new(move || {
@@ -283,7 +287,7 @@ fn n40_the_number_grows_with_each_bracket() {
 #[test]
 fn n05_any_number_of_shares_is_of_one_subscription() {
     const NR: usize = if cfg!(miri) { 50 } else { 70_000 };
-    let log: Log = Arc::new(Mutex::new("test.log", Vec::new()));
+    let log: Log = Arc::new(ShortLock::new("test.log", Vec::new()));
     let notifiers = Notifiers::new(MmId(1));
     let make = || Ok::<_, core::convert::Infallible>(Arc::new(Probe::new("a", &log)));
     let get = || notifiers.get("a", Ranges::WholeMm, make);
@@ -317,6 +321,9 @@ fn n117_a_bracket_over_nobody_is_nothing() {
 /// A device that cannot use managed memory without a fault is found out where it would fault.
 #[test]
 fn n105_a_callback_that_uses_managed_memory_is_reported() {
+    // Wrong on purpose: the lock validator sees it, too.
+    let validator = lockdep::Validator::new();
+    let _apart = validator.enter();
     let world = Arc::new(world(false));
     let of = Arc::downgrade(&world);
     for misuses in 1..3 {
