@@ -18,6 +18,7 @@ use crate::engine::{
 use crate::{DeviceStats, DmaDevice, DmaError};
 use core::time::Duration;
 use lockdep::sync::{Completion, Fence, RwLock, ShortLock, Waited};
+use lockdep::{Level, context};
 use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::bus::Bus;
 use pinless_mm::mmu_notifier::{
@@ -88,7 +89,7 @@ impl Notifier for Odp {
         }
         let invalidated = host.fifo.post_invalidate(self.all());
         drop(host);
-        self.work.complete_all();
+        self.kick();
         let Ok(()) = cx.settle(&invalidated);
     }
 }
@@ -144,7 +145,7 @@ impl Odp {
         }
         let invalidated = host.fifo.post_invalidate(run);
         drop(host);
-        self.work.complete_all();
+        self.kick();
         cx.settle(&invalidated)
     }
 
@@ -156,6 +157,14 @@ impl Odp {
         }
         host.is_asked = true;
         let _: Fence = host.fifo.post_invalidate(run);
+        self.kick();
+    }
+
+    /// There may be something to do for the engine.
+    fn kick(&self) {
+        // The engine at rest waits for nobody in particular. To the validator the call comes from
+        // outside of the caller's own work, as an interrupt does.
+        let _outside = context::enter(Level::Soft);
         self.work.complete_all();
     }
 
@@ -213,7 +222,7 @@ impl Odp {
         }
         let posted = host.fifo.post_map(at, sequence, mapped.clone());
         drop(host);
-        self.work.complete_all();
+        self.kick();
         // A full queue is no failure: the access tries again later.
         if posted.is_ok() && mapped.wait_timeout(COMMAND_TIMEOUT) == Waited::TimedOut {
             return Err(DmaError::Hung);
@@ -229,7 +238,7 @@ impl Odp {
         }
         let _: Fence = host.fifo.post_invalidate(PageRun::single(page));
         drop(host);
-        self.work.complete_all();
+        self.kick();
     }
 
     /// The engine carries out one command.
@@ -281,7 +290,7 @@ impl DmaDevice for Odp {
 
     fn hang(&self, hang: bool) {
         self.host.lock().is_hung = hang;
-        self.work.complete_all();
+        self.kick();
     }
 
     fn stats(&self) -> DeviceStats {
@@ -324,6 +333,6 @@ impl DmaDevice for Odp {
                 None => break,
             }
         }
-        self.work.complete_all();
+        self.kick();
     }
 }

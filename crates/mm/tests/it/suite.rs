@@ -1,6 +1,7 @@
 //! The shared suite on the simulated machine, under schedules and on threads.
 
 use crate::machine::{OnTasks, OnThreads};
+use lockdep::{Policy, Validator};
 use pinless_mm::lock_order::ORDER;
 use pinless_mm::suite::CASES;
 use pinless_sim::{Options, Sim};
@@ -22,6 +23,8 @@ fn check_lock_order() {
 
 #[test]
 fn the_suite_holds_under_schedules() {
+    // Warnings, too: what the schedules show can be repeated.
+    Validator::global().set_policy(Policy::Strict);
     for case in CASES {
         for seed in 0..NR_SEEDS {
             let options = Options {
