@@ -99,6 +99,7 @@ impl Check<'_> {
             self.findings.add(finding);
             return;
         }
+        let opposites = bit.opposites_afar();
         if self.core.usage_any.meets(opposites) {
             self.check_inversion(used, opposites);
         }
@@ -116,7 +117,8 @@ impl Check<'_> {
             class: used.class,
             is_restricted,
         };
-        let Some(end) = self.find_use(start, direction, opposites) else {
+        // The class itself was looked at before.
+        let Some(end) = self.find_use(start, direction, opposites, Some(used.class)) else {
             return;
         };
         self.core.graph.path(end, direction, &mut self.core.hops);
@@ -132,13 +134,20 @@ impl Check<'_> {
         self.findings.add(finding);
     }
 
-    /// A class along strong paths that was used in one of these ways.
-    fn find_use(&mut self, start: State, direction: Direction, wanted: Usage) -> Option<State> {
+    /// A class along strong paths that was used in one of these ways, other than `but`.
+    fn find_use(
+        &mut self,
+        start: State,
+        direction: Direction,
+        wanted: Usage,
+        but: Option<ClassId>,
+    ) -> Option<State> {
         let Core { graph, usage, .. } = &mut *self.core;
         graph.find_strong(start, direction, skips_usage, |state| {
-            Usage::from_raw(usage[state.class.index() as usize])
-                .seen_from(state.is_restricted)
-                .meets(wanted)
+            but != Some(state.class)
+                && Usage::from_raw(usage[state.class.index() as usize])
+                    .seen_from(state.is_restricted)
+                    .meets(wanted)
         })
     }
 
@@ -361,7 +370,7 @@ impl Check<'_> {
         let any = self.core.usage_any;
         if !any
             .bits()
-            .any(|bit| !bit.is_enabled && any.meets(bit.opposites()))
+            .any(|bit| !bit.is_enabled && any.meets(bit.opposites_afar()))
         {
             return;
         }
@@ -376,16 +385,17 @@ impl Check<'_> {
         };
         for bit in any.used().bits() {
             let wanted = Usage::default().with(bit);
-            let Some(safe) = self.find_use(back, Direction::Backward, wanted) else {
+            let Some(safe) = self.find_use(back, Direction::Backward, wanted, None) else {
                 continue;
             };
-            let Some(end) = self.find_use(ahead, Direction::Forward, bit.opposites()) else {
+            let opposites = bit.opposites_afar();
+            let Some(end) = self.find_use(ahead, Direction::Forward, opposites, None) else {
                 continue;
             };
             let graph = &self.core.graph;
             graph.path(end, Direction::Forward, &mut self.core.hops);
             let seen = self.core.usage(end.class).seen_from(end.is_restricted);
-            let other = seen.bits().find(|&other| bit.opposites().has(other));
+            let other = seen.bits().find(|&other| opposites.has(other));
             let mut finding = self.finding(Kind::IrqOrder);
             finding.against = Some(place.held);
             finding.uses = [

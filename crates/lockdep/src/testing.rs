@@ -10,11 +10,14 @@
 //! A1@N             nested under lock N
 //! A'               release            ;           release all, the last taken first
 //! sync(A)          wait for every holder
-//! hard[ soft[ ]    run as a level, to the bracket
+//! hard[ soft[ ]    run as a level, to the bracket; `threaded[`: as a hard one with a thread
 //! irq- irq+        hard level off, on     bh- bh+    soft level off, on
 //! nonblock[ ]      a section that must not wait
 //! down(A)  set(A,B)  free(A)  zap(A)  pin(A)  unpin(A)
 //! begin(E) wait(E) timed(E) signal(E)     an event: wait and go on at once
+//! ctx(1,O)         begin wound/wait context 1 for locks of class O; `done(1)`  `end(1)`
+//! O1%1  !O1%1      under the context: granted; refused      slow(O1%1)  after a refusal
+//! O1'%1            release what was granted
 //! |                another thread goes on, when this one has ended
 //! ||               another thread goes on, while this one still lives
 //! none             nothing may be held
@@ -29,6 +32,7 @@ use crate::event::{self, Acquire, PinCookie};
 use crate::sync::raw::RawLock;
 use crate::task::Site;
 use crate::wait::{EventKind, EventState, Limit};
+use crate::ww::{AcquireContext, Family, LockState};
 use crate::{Attributes, ClassId, DynamicClass, Kind, Level, Mode, Report, Severity, Validator};
 
 /// Classes, locks and a validator for one program, or several after each other.
@@ -42,8 +46,8 @@ pub struct World {
 #[derive(Default)]
 struct Shared {
     classes: BTreeMap<String, DynamicClass>,
-    /// Boxes, so that their addresses stay: instances are addresses.
-    instances: BTreeMap<String, Box<u64>>,
+    /// Shared, so that their addresses stay: instances are addresses.
+    instances: BTreeMap<String, Arc<LockState>>,
     events: BTreeMap<String, Arc<EventState>>,
 }
 
@@ -125,10 +129,13 @@ impl World {
         classes.entry(name.to_owned()).or_insert_with(make).id()
     }
 
-    fn instance(&self, name: &str) -> usize {
+    fn lock_state(&self, name: &str) -> Arc<LockState> {
         let mut shared = self.shared.lock();
-        let instance = shared.instances.entry(name.to_owned()).or_default();
-        std::ptr::from_ref::<u64>(instance).addr()
+        Arc::clone(shared.instances.entry(name.to_owned()).or_default())
+    }
+
+    fn instance(&self, name: &str) -> usize {
+        self.lock_state(name).instance()
     }
 
     fn event(&self, name: &str) -> Arc<EventState> {
@@ -185,6 +192,7 @@ struct Thread<'a> {
     brackets: Vec<ContextGuard>,
     off: BTreeMap<&'static str, ContextGuard>,
     pins: BTreeMap<String, PinCookie>,
+    contexts: BTreeMap<String, AcquireContext>,
 }
 
 impl<'a> Thread<'a> {
@@ -195,6 +203,7 @@ impl<'a> Thread<'a> {
             brackets: Vec::new(),
             off: BTreeMap::new(),
             pins: BTreeMap::new(),
+            contexts: BTreeMap::new(),
         }
     }
 
@@ -210,6 +219,7 @@ impl<'a> Thread<'a> {
             ";" => self.release_all(),
             "]" => drop(self.brackets.pop().expect("a bracket is open")),
             "hard[" => self.brackets.push(context::enter(Level::Hard)),
+            "threaded[" => self.brackets.push(context::enter_threaded()),
             "soft[" => self.brackets.push(context::enter(Level::Soft)),
             "nonblock[" => self.brackets.push(context::non_block()),
             "irq-" => drop(self.off.insert("irq", context::disable(Level::Hard))),
@@ -217,6 +227,7 @@ impl<'a> Thread<'a> {
             "irq+" => drop(self.off.remove("irq")),
             "bh+" => drop(self.off.remove("bh")),
             "none" => event::check_none_held(),
+            _ if !step.contains('(') && step.contains('%') => self.wound_wait(step),
             _ => match step.strip_suffix('\'') {
                 Some(lock) => self.release(lock),
                 None => self.call_or_acquire(step),
@@ -278,7 +289,61 @@ impl<'a> Thread<'a> {
         self.held.push(parsed.name.to_owned());
     }
 
+    /// `O1%1`, `!O1%1`, `O1'%1`.
+    fn wound_wait(&mut self, step: &str) {
+        let (lock, context) = self.lock_and_context(step.trim_start_matches('!'));
+        let state = self.world.lock_state(lock.trim_end_matches('\''));
+        if lock.ends_with('\'') {
+            context.release(&state);
+            return;
+        }
+        context.acquire(self.world.class(Lock::parse(lock).class), &state);
+        if step.starts_with('!') {
+            context.refused(&state);
+        } else {
+            context.granted(&state);
+        }
+    }
+
+    fn lock_and_context<'t>(&self, text: &'t str) -> (&'t str, &AcquireContext) {
+        let (lock, context) = text.split_once('%').expect("a lock and its context");
+        (lock, self.context(context))
+    }
+
+    fn context(&self, name: &str) -> &AcquireContext {
+        self.contexts.get(name).expect("the context has begun")
+    }
+
+    fn begin_context(&mut self, name: &str, locks: &str) {
+        let family = Family {
+            tickets: self.world.class(&format!("{locks} tickets")),
+            locks: self.world.class(locks),
+        };
+        self.contexts
+            .insert(name.to_owned(), AcquireContext::begin(family));
+    }
+
+    fn acquire_slowly(&self, argument: &str) {
+        let (lock, context) = self.lock_and_context(argument);
+        let state = self.world.lock_state(lock);
+        context.acquire_slowly(self.world.class(Lock::parse(lock).class), &state);
+        context.granted(&state);
+    }
+
     fn call(&mut self, name: &str, argument: &str) {
+        match name {
+            "ctx" => {
+                let (context, locks) = argument.split_once(',').expect("a context and a class");
+                self.begin_context(context, locks);
+            }
+            "done" => self.context(argument).done(),
+            "end" => self.context(argument).end(),
+            "slow" => self.acquire_slowly(argument),
+            _ => self.call_of_lock(name, argument),
+        }
+    }
+
+    fn call_of_lock(&mut self, name: &str, argument: &str) {
         let (first, second) = argument.split_once(',').unwrap_or((argument, ""));
         let lock = Lock::parse(first);
         let instance = self.world.instance(lock.name);
@@ -288,7 +353,7 @@ impl<'a> Thread<'a> {
             "sync" => event::sync(class, instance, Mode::Exclusive, Site::caller()),
             "down" => event::downgrade(instance),
             "set" => event::set_held_class(instance, self.world.class(second)),
-            "free" => event::check_freed(instance, size_of::<u64>()),
+            "free" => event::check_freed(instance, size_of::<LockState>()),
             "zap" => {
                 let mut shared = self.world.shared.lock();
                 let zapped = shared.classes.remove(lock.class);

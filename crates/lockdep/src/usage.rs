@@ -43,8 +43,20 @@ impl UsageBit {
         1 << (self.level as u8 * 4 + self.is_enabled as u8 * 2 + self.is_read as u8)
     }
 
-    /// The bits of the other direction that contradict this one.
+    /// The bits of the other direction that contradict this one on the same class.
     pub(crate) const fn opposites(self) -> Usage {
+        let read = Self {
+            is_enabled: !self.is_enabled,
+            is_read: true,
+            ..self
+        };
+        let both = self.opposites_afar();
+        Usage(both.0 & if self.is_read { !read.mask() } else { !0 })
+    }
+
+    /// The bits of the other direction that contradict this one on a class that a strong path
+    /// leads to: the path blocks the readers too.
+    pub(crate) const fn opposites_afar(self) -> Usage {
         let write = Self {
             is_enabled: !self.is_enabled,
             is_read: false,
@@ -54,7 +66,7 @@ impl UsageBit {
             is_read: true,
             ..write
         };
-        Usage(write.mask() | if self.is_read { 0 } else { read.mask() })
+        Usage(write.mask() | read.mask())
     }
 
     fn all() -> impl Iterator<Item = Self> {

@@ -6,6 +6,7 @@
 
 mod condvar;
 mod events;
+mod families;
 mod foreign;
 mod hook;
 mod locks;
