@@ -254,11 +254,12 @@ impl Check<'_> {
         gates
     }
 
-    fn check_cycle(&mut self, place: Place, gates: [u32; NR_GATES]) {
+    /// Looks whether an order closes a cycle, and says so; a finding if it does.
+    pub(crate) fn check_cycle(&mut self, place: Place, gates: [u32; NR_GATES]) -> bool {
         let (held, taken) = (place.held.word, place.taken.word);
         let graph = &mut self.core.graph;
         if !graph.may_reach(taken.class(), held.class()) {
-            return;
+            return false;
         }
         let start = State {
             class: taken.class(),
@@ -268,7 +269,7 @@ impl Check<'_> {
             state.class == held.class() && !(held.mode().is_read() && state.is_restricted)
         };
         let Some(end) = graph.find_strong(start, Direction::Forward, |_| false, closes) else {
-            return;
+            return false;
         };
         graph.path(end, Direction::Forward, &mut self.core.hops);
         let mut finding = self.finding(Kind::Circular);
@@ -282,6 +283,7 @@ impl Check<'_> {
             finding.apart = Some(Apart::Readers(class));
         }
         self.findings.add(finding);
+        true
     }
 
     /// The first writer of a class makes readers block each other: cycles are looked at again.

@@ -1,6 +1,7 @@
 //! What a validator has seen, behind its one lock.
 
 use crate::graph::{Graph, Hop, NR_GATES, Place, Step};
+use crate::needs::{NR_NOTIFIERS_MAX, Notifier};
 use crate::task::{Held, Site};
 use crate::usage::{Usage, UsageBit};
 use crate::word::{ClassId, Word};
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub(crate) threads: Vec<Thread>,
     /// Acquisitions that no table knew.
     pub(crate) nr_misses: u64,
+    /// Who notified, with what held; see [`crate::needs`].
+    pub(crate) notifiers: Vec<Notifier>,
     now: u64,
     /// The stack of the thread that is looked at.
     pub(crate) stack: Vec<Held>,
@@ -69,6 +72,7 @@ impl Core {
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
             nr_misses: 0,
+            notifiers: Vec::with_capacity(NR_NOTIFIERS_MAX),
             now: 0,
             stack: Vec::with_capacity(20 * 1024),
             hops: Vec::with_capacity(NR_HOPS_MAX),
@@ -82,6 +86,7 @@ impl Core {
             self.usage[used.class.index() as usize] = 0;
         }
         self.uses.clear();
+        self.notifiers.clear();
         self.writers.fill(0);
         self.usage_any = Usage::default();
     }
@@ -89,6 +94,7 @@ impl Core {
     /// Forgets what was seen of a key.
     pub(crate) fn zap(&mut self, class: ClassId) {
         self.graph.zap(class);
+        self.zap_notifiers(class);
         for subclass in 0..ClassId::NR_SUBCLASSES {
             let class = class.subclass(subclass).expect("subclasses are below that");
             self.usage[class.index() as usize] = 0;

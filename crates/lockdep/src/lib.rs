@@ -63,6 +63,7 @@ mod graph;
 mod handed;
 mod hooks;
 mod identity;
+mod needs;
 mod pending;
 mod registry;
 mod spill;

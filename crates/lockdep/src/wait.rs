@@ -14,12 +14,14 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::chain;
+use crate::core::Findings;
 use crate::event;
 use crate::graph::{NR_GATES, Place, Provenance, Step};
 use crate::hooks;
 use crate::map::Map;
+use crate::needs::Needs;
 use crate::registry::Attributes;
-use crate::task::{self, Held, Site};
+use crate::task::{self, Held, Site, Task};
 use crate::validator::Inner;
 use crate::word::{ClassId, Mode, Word};
 
@@ -48,6 +50,7 @@ pub struct EventState {
     /// The generation in which the oldest of the present waits began.
     since: AtomicU32,
     kind: EventKind,
+    needs: Needs,
 }
 
 /// What ends waits for an event.
@@ -55,8 +58,9 @@ pub struct EventState {
 pub enum EventKind {
     /// Something that happens once, or once again after a reset.
     Once,
-    /// A change of some state, again and again: two sides may wait for each other in turn, so what
-    /// a signaller waited for before says nothing.
+    /// A change of some state, again and again, by anybody: two sides may wait for each other in
+    /// turn, so what a signaller waited for before says nothing. What *every* signaller so far has
+    /// held while it signalled is needed to end the wait.
     State,
 }
 
@@ -78,6 +82,7 @@ impl EventState {
             born: AtomicU32::new(0),
             nr_waiting: AtomicU32::new(0),
             since: AtomicU32::new(0),
+            needs: Needs::new(),
         }
     }
 
@@ -95,24 +100,48 @@ impl EventState {
         if !hooks::load().has_validator() {
             return Waiting { event: None };
         }
-        let flags = match limit {
-            Limit::Forever => Word::SYNC | Word::WAIT,
-            Limit::Timed => Word::SYNC | Word::WAIT | Word::TIMED,
-        };
         let generation = next_generation();
         if self.nr_waiting.fetch_add(1, Ordering::Relaxed) == 0 {
             self.since.store(generation, Ordering::Relaxed);
         }
         let waiting = Waiting { event: Some(self) };
         event::work(|inner, task, findings| {
-            let word = Word::new(class, Mode::Exclusive, flags, task.context());
-            let addr = std::ptr::from_ref(self).addr();
-            if task.depth() > 0 || task.context() != Default::default() {
-                inner.push_checked(task, Held::new(addr, word, site), findings);
-            }
+            let word = self.record_wait((inner, task), class, (limit, site), findings);
             task.remember(word, site, generation);
         });
         waiting
+    }
+
+    /// The calling thread might wait here, and may find that it need not.
+    pub fn might_wait(&self, class: ClassId, limit: Limit, site: Site) {
+        event::work(|inner, task, findings| {
+            self.record_wait((inner, task), class, (limit, site), findings);
+        });
+    }
+
+    fn record_wait(
+        &self,
+        (inner, task): (&Inner, &Task),
+        class: ClassId,
+        (limit, site): (Limit, Site),
+        findings: &mut Findings,
+    ) -> Word {
+        let flags = match limit {
+            Limit::Forever => Word::SYNC | Word::WAIT,
+            Limit::Timed => Word::SYNC | Word::WAIT | Word::TIMED,
+        };
+        let word = Word::new(class, Mode::Exclusive, flags, task.context());
+        if task.depth() > 0 || task.context() != Default::default() {
+            inner.push_checked(task, Held::new(self.addr(), word, site), findings);
+        }
+        if self.kind == EventKind::State && task.depth() > 0 {
+            self.needs.wait((inner, task), self.addr(), class, findings);
+        }
+        word
+    }
+
+    fn addr(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// The calling thread ends the wait: what it took before belongs to it.
@@ -124,6 +153,10 @@ impl EventState {
         let is_waited = self.nr_waiting.load(Ordering::Relaxed) > 0;
         let since = self.since.load(Ordering::Relaxed);
         event::work(|inner, task, findings| {
+            if self.kind == EventKind::State {
+                let act = (class, site);
+                self.needs.notify((inner, task), self.addr(), act, findings);
+            }
             let context = task.context();
             for past in task.recent().take_while(|past| past.generation >= born) {
                 let skips = past.word.has(Word::TRY | Word::UNCHECKED)

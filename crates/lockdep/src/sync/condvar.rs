@@ -12,7 +12,7 @@ use super::gate::waiting;
 use super::mutex::Owner;
 use super::scheduler::{self, PointKind, Wake};
 use super::{Deadline, MutexGuard, Waited, watch};
-use crate::wait::{EVENT, EventKind, EventState};
+use crate::wait::{EVENT, EventKind, EventState, Limit};
 use crate::{Class, Mode, Site, event, hooks};
 
 /// Lets threads sleep until somebody who changed the value of a [`Mutex`](super::Mutex) notifies
@@ -61,9 +61,10 @@ impl Condvar {
     #[track_caller]
     pub fn wait_while<'a, T>(
         &self,
-        mut guard: MutexGuard<'a, T>,
+        guard: MutexGuard<'a, T>,
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> MutexGuard<'a, T> {
+        let mut guard = self.may_sleep(guard);
         while condition(&mut guard) {
             guard = self.wait(guard);
         }
@@ -102,6 +103,24 @@ impl Condvar {
     /// What the condition variable is called, and where it was built.
     pub const fn class(&self) -> &Class {
         &self.class
+    }
+
+    /// Tells that the caller sleeps here if it has to, with what it holds besides the mutex.
+    #[track_caller]
+    fn may_sleep<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let hooks = watch::hooks();
+        if !hooks.has_validator() || event::nr_held() < 2 {
+            return guard;
+        }
+        let (owner, inner) = guard.into_parts();
+        let place = Location::caller();
+        let site = Site::Place(place);
+        let mutex = owner.class();
+        event::release_at(mutex.addr(), site);
+        let class = self.class.id(&EVENT);
+        self.waits.might_wait(class, Limit::Forever, site);
+        watch::lock(hooks, mutex, &watch::SLEEP, Mode::Exclusive, place);
+        owner.guard(inner)
     }
 
     #[track_caller]

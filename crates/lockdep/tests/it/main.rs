@@ -11,6 +11,7 @@ mod foreign;
 mod hook;
 mod locks;
 mod marker;
+mod programs;
 mod readme;
 mod rules;
 mod tasks;
