@@ -11,6 +11,7 @@ use crate::registry::{self, Attributes, Checking, LockType, WaitType};
 use crate::report::Kind;
 use crate::task::Held;
 use crate::usage::{Usage, UsageBit};
+use crate::validator::Validator;
 use crate::word::{ClassId, Context, Word};
 
 /// An acquisition that is looked at: `core.stack` has what the thread holds below it.
@@ -37,7 +38,8 @@ impl Check<'_> {
     /// Applies all rules; what is found goes into the findings.
     pub(crate) fn run(&mut self) {
         self.check_wait_type();
-        if self.new.word.has(Word::UNCHECKED) {
+        let checking = registry::attributes(self.new.word.class()).checking;
+        if self.new.word.has(Word::UNCHECKED) || checking != Checking::Full {
             return;
         }
         self.mark_writer();
@@ -169,7 +171,7 @@ impl Check<'_> {
                 self.findings.add(finding);
                 return;
             }
-            if new.has(Word::NESTED) {
+            if new.has(Word::NESTED) && !self.core.is_strict {
                 return;
             }
         }
@@ -229,7 +231,10 @@ impl Check<'_> {
         let (held, taken) = (place.held.word, place.taken.word);
         let kinds = Kinds::of(held.mode(), taken.mode());
         if self.core.graph.has(held.class(), taken.class(), kinds) {
-            self.core.graph.record(place, gates);
+            // A cycle that was unlikely may be so no longer.
+            if self.core.graph.record(place, gates) == Recorded::Loosened && self.core.has_doubts {
+                self.check_cycle(place, gates);
+            }
             return;
         }
         self.check_cycle(place, gates);
@@ -254,12 +259,12 @@ impl Check<'_> {
         gates
     }
 
-    /// Looks whether an order closes a cycle, and says so; a finding if it does.
-    pub(crate) fn check_cycle(&mut self, place: Place, gates: [u32; NR_GATES]) -> bool {
+    /// Looks whether an order closes a cycle.
+    pub(crate) fn check_cycle(&mut self, place: Place, gates: [u32; NR_GATES]) {
         let (held, taken) = (place.held.word, place.taken.word);
         let graph = &mut self.core.graph;
         if !graph.may_reach(taken.class(), held.class()) {
-            return false;
+            return;
         }
         let start = State {
             class: taken.class(),
@@ -269,7 +274,7 @@ impl Check<'_> {
             state.class == held.class() && !(held.mode().is_read() && state.is_restricted)
         };
         let Some(end) = graph.find_strong(start, Direction::Forward, |_| false, closes) else {
-            return false;
+            return;
         };
         graph.path(end, Direction::Forward, &mut self.core.hops);
         let mut finding = self.finding(Kind::Circular);
@@ -282,8 +287,13 @@ impl Check<'_> {
             self.core.writers[class.index() as usize] |= AWAITS_WRITER;
             finding.apart = Some(Apart::Readers(class));
         }
+        self.core.has_doubts |= finding.apart.is_some()
+            || finding.hops().any(|(hop, ..)| {
+                let Place { held, taken, .. } = hop.place;
+                let is_timed = held.word.has(Word::TIMED) || taken.word.has(Word::TIMED);
+                is_timed || hop.place.provenance != Provenance::Observed
+            });
         self.findings.add(finding);
-        true
     }
 
     /// The first writer of a class makes readers block each other: cycles are looked at again.
@@ -409,6 +419,17 @@ impl Check<'_> {
             self.findings.add(finding);
             return;
         }
+    }
+}
+
+impl Validator {
+    /// From here on, a lock that a nest lock tolerates beside its own class records its orders too.
+    ///
+    /// Whatever is taken between two locks of one class then makes a circle with them, which is
+    /// unlikely as long as all happens under the nest lock, and an error once it does not. Call it
+    /// before anything is seen.
+    pub fn be_strict_in_nests(&self) {
+        self.unwatched(|inner| inner.core.lock().is_strict = true);
     }
 }
 

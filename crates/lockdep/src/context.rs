@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use crate::event;
 use crate::registry::WaitType;
-use crate::task;
+use crate::task::{self, Task};
 use crate::usage::Level;
 use crate::word::Context;
 
@@ -24,23 +24,77 @@ pub fn current() -> Context {
 #[must_use = "the context changes back when the guard is dropped"]
 #[derive(Debug)]
 pub struct ContextGuard {
-    /// The bits that this guard has set.
+    /// The bits that this guard keeps set.
     bits: u32,
-    /// What stood in the bits of a field before.
-    field: Option<(u32, u32)>,
+    /// The limit that it keeps.
+    limit: Option<WaitType>,
     not_send: PhantomData<*const ()>,
+}
+
+/// How many guards keep each bit of the context, and each limit: they may end in any order.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Sections {
+    nr_bits: [u8; Context::LIMIT_SHIFT as usize],
+    nr_limits: [u8; WaitType::Sleep as usize],
+}
+
+impl Sections {
+    pub(crate) const NONE: Self = Self {
+        nr_bits: [0; Context::LIMIT_SHIFT as usize],
+        nr_limits: [0; WaitType::Sleep as usize],
+    };
+
+    /// Begins what a guard keeps.
+    fn begin(&mut self, bits: u32) {
+        self.of_bits(bits)
+            .for_each(|count| *count = count.saturating_add(1));
+    }
+
+    /// Ends it: the bits that no other guard keeps.
+    fn end(&mut self, bits: u32) -> u32 {
+        self.of_bits(bits)
+            .for_each(|count| *count = count.saturating_sub(1));
+        let is_free = |bit: &usize| self.nr_bits[*bit] == 0;
+        let freed = (0..self.nr_bits.len()).filter(is_free);
+        bits & freed.fold(0, |freed, bit| freed | 1 << bit)
+    }
+
+    fn of_bits(&mut self, bits: u32) -> impl Iterator<Item = &mut u8> {
+        let numbered = self.nr_bits.iter_mut().enumerate();
+        numbered
+            .filter(move |(bit, _)| bits & 1 << bit != 0)
+            .map(|(_, count)| count)
+    }
+
+    /// The lowest limit that a guard keeps, 0 for none.
+    fn limit(&self) -> u32 {
+        let lowest = self.nr_limits.iter().position(|&count| count > 0);
+        lowest.map_or(0, |lowest| lowest as u32 + 1)
+    }
+}
+
+const LIMIT: u32 = 7 << Context::LIMIT_SHIFT;
+
+/// Changes the sections of the thread, and its context as they are then.
+fn change(task: &Task, change: impl FnOnce(&mut Sections, u32) -> u32) {
+    let mut sections = task.sections.get();
+    let context = change(&mut sections, task.context().0);
+    let limit = sections.limit() << Context::LIMIT_SHIFT;
+    task.sections.set(sections);
+    task.set_context(Context(context & !LIMIT | limit));
 }
 
 impl ContextGuard {
     fn set(bits: u32) -> Self {
-        let new = task::with(|task| {
-            let context = task.context().0;
-            task.set_context(Context(context | bits));
-            bits & !context
+        task::with(|task| {
+            change(task, |sections, context| {
+                sections.begin(bits);
+                context | bits
+            });
         });
         Self {
-            bits: new,
-            field: None,
+            bits,
+            limit: None,
             not_send: PhantomData,
         }
     }
@@ -50,12 +104,16 @@ impl Drop for ContextGuard {
     fn drop(&mut self) {
         const OFF: u32 = Context::HARD_OFF | Context::SOFT_OFF;
         task::with(|task| {
-            let mut context = task.context().0 & !self.bits;
-            if let Some((mask, before)) = self.field {
-                context = context & !mask | before;
-            }
-            task.set_context(Context(context));
-            if self.bits & OFF != 0 && self.bits & (Context::HARD | Context::SOFT) == 0 {
+            let before = task.context().0;
+            change(task, |sections, context| {
+                if let Some(limit) = self.limit {
+                    let count = &mut sections.nr_limits[limit as usize - 1];
+                    *count = count.saturating_sub(1);
+                }
+                context & !sections.end(self.bits)
+            });
+            let ended = before & !task.context().0;
+            if ended & OFF != 0 && ended & (Context::HARD | Context::SOFT) == 0 {
                 event::levels_changed();
             }
         });
@@ -92,18 +150,21 @@ pub fn non_block() -> ContextGuard {
     ContextGuard::set(Context::NON_BLOCK)
 }
 
-/// Lowers what may be waited for to this.
+/// Lowers what may be waited for to this; never raises it. [`WaitType::Unchecked`] lowers nothing.
 pub fn wait_limit(limit: WaitType) -> ContextGuard {
-    const MASK: u32 = 7 << Context::LIMIT_SHIFT;
-    let before = task::with(|task| {
-        let context = task.context().0;
-        let limit = (limit as u32) << Context::LIMIT_SHIFT;
-        task.set_context(Context(context & !MASK | limit));
-        context & MASK
+    let limit = Some(limit).filter(|&limit| limit != WaitType::Unchecked);
+    task::with(|task| {
+        change(task, |sections, context| {
+            if let Some(limit) = limit {
+                let count = &mut sections.nr_limits[limit as usize - 1];
+                *count = count.saturating_add(1);
+            }
+            context
+        });
     });
     ContextGuard {
         bits: 0,
-        field: Some((MASK, before)),
+        limit,
         not_send: PhantomData,
     }
 }

@@ -50,6 +50,10 @@ pub(crate) struct Core {
     pub(crate) usage_any: Usage,
     /// By class: whether a writer was seen, and whether a report waits for one.
     pub(crate) writers: Vec<u8>,
+    /// Whether some cycle was found unlikely, and may have to be looked at again.
+    pub(crate) has_doubts: bool,
+    /// Whether locks that a nest lock tolerates record their orders.
+    pub(crate) is_strict: bool,
     pub(crate) uses: Vec<Use>,
     pub(crate) threads: Vec<Thread>,
     /// Acquisitions that no table knew.
@@ -69,6 +73,8 @@ impl Core {
             usage: vec![0; ClassId::NR_MAX as usize],
             usage_any: Usage::default(),
             writers: vec![0; ClassId::NR_MAX as usize],
+            has_doubts: false,
+            is_strict: false,
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
             nr_misses: 0,
@@ -88,6 +94,7 @@ impl Core {
         self.uses.clear();
         self.notifiers.clear();
         self.writers.fill(0);
+        self.has_doubts = false;
         self.usage_any = Usage::default();
     }
 

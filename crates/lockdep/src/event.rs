@@ -24,6 +24,7 @@
 use std::panic::Location;
 
 use crate::check;
+use crate::context::Sections;
 use crate::core::{Findings, step_of};
 use crate::hooks::{self, Hooks};
 use crate::registry::{self, Attributes, Checking};
@@ -230,6 +231,8 @@ impl Inner {
             checking, order, ..
         } = registry::attributes(held.word.class());
         if checking == Checking::NoTrack {
+            // Its release will be told too.
+            task.nr_lost.set(task.nr_lost.get() + 1);
             return;
         }
         if task.epoch() != hooks::epoch_now() {
@@ -671,6 +674,7 @@ pub fn reset_thread() {
         task.truncate(0);
         task.nr_lost.set(0);
         task.set_context(Context::default());
+        task.sections.set(Sections::NONE);
         task.forget_recent();
         task.enter_epoch(hooks::epoch_now());
     });

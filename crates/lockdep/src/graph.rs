@@ -107,6 +107,19 @@ pub(crate) struct Place {
     pub(crate) provenance: Provenance,
 }
 
+impl Place {
+    /// Whether it leaves less doubt than one that was seen before.
+    fn is_better_than(&self, known: &Self) -> bool {
+        let is_timed =
+            |place: &Self| place.held.word.has(Word::TIMED) || place.taken.word.has(Word::TIMED);
+        let was_declared = known.provenance == Provenance::Declared;
+        let is_paired = |place: &Self| place.held.word.has(Word::WAIT);
+        (was_declared && self.provenance != Provenance::Declared)
+            || (self.provenance == known.provenance
+                && ((is_timed(known) && !is_timed(self)) || (!is_paired(known) && is_paired(self))))
+    }
+}
+
 /// One end of an observation.
 #[derive(Clone, Copy)]
 pub(crate) struct Step {
@@ -173,6 +186,9 @@ pub(crate) enum Recorded {
     New,
     /// It was known.
     Known,
+    /// It was known, but what spoke against it no longer does: a common lock, only one thread, that
+    /// it was only declared or inferred, that a wait had a limit.
+    Loosened,
     /// There is no more room.
     Full,
 }
@@ -364,19 +380,25 @@ impl Graph {
         let at = self.places.len() as u32;
         let edge = &mut self.edges[number as usize];
         edge.nr_seen = edge.nr_seen.saturating_add(1);
+        let before = (edge.gates, edge.is_common);
         for gate in &mut edge.gates {
             if !gates.contains(gate) {
                 *gate = 0;
             }
         }
         edge.is_common |= edge.thread != place.thread;
+        let is_loosened = before != (edge.gates, edge.is_common);
         if edge.kinds.contains(kinds) {
             let known = &mut self.places[edge.places[kinds.place()] as usize];
-            // What was only declared, and is seen now, is shown as it was seen.
-            if known.provenance < place.provenance && known.provenance == Provenance::Declared {
+            let is_better = place.is_better_than(known);
+            if is_better {
                 *known = place;
             }
-            return Recorded::Known;
+            return if is_loosened || is_better {
+                Recorded::Loosened
+            } else {
+                Recorded::Known
+            };
         }
         if self.places.len() == self.places.capacity() {
             return Recorded::Full;

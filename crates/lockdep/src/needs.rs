@@ -89,7 +89,7 @@ impl Needs {
             let mut core = inner.core.lock();
             let is_it = |n: &&Notifier| (n.event, n.instance) == (event, held.instance);
             if let Some(notifier) = core.notifiers.iter().find(is_it).copied() {
-                judge((inner, task), &mut core, class, notifier, findings);
+                judge(task, &mut core, class, notifier, findings);
             }
         }
     }
@@ -139,7 +139,7 @@ impl Needs {
                     notified,
                     thread: Inner::thread(task, &mut core),
                 };
-                judge((inner, task), &mut core, class, notifier, findings);
+                judge(task, &mut core, class, notifier, findings);
             }
         }
     }
@@ -149,16 +149,17 @@ impl Needs {
 ///
 /// The order is not recorded: a later notifier may refute it.
 fn judge(
-    (inner, task): (&Inner, &Task),
+    task: &Task,
     core: &mut Core,
     class: ClassId,
     notifier: Notifier,
     findings: &mut Findings,
 ) {
     let key = chain::pair(class.index(), 0, notifier.held.word);
-    if inner.is_known_pair(key) {
+    if task.known(key).is_some() {
         return;
     }
+    task.learn(key, 0);
     let place = Place {
         held: Step {
             word: Word::new(class, Mode::Exclusive, 0, task.context()),
@@ -169,15 +170,14 @@ fn judge(
         provenance: Provenance::Inferred,
     };
     core.stack.clear();
-    let mut check = Check {
+    let thread = Inner::thread(task, core);
+    Check {
         new: place.taken,
-        thread: notifier.thread,
+        thread,
         core,
         findings,
-    };
-    if check.check_cycle(place, [0; NR_GATES]) {
-        inner.add_pair(key);
     }
+    .check_cycle(place, [0; NR_GATES]);
 }
 
 impl Core {

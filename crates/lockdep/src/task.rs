@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::panic::Location;
 
 use crate::chain::{self, ChainId};
+use crate::context::Sections;
 use crate::hooks::Hooks;
 use crate::spill;
 use crate::wait;
@@ -218,6 +219,8 @@ pub(crate) struct Task {
     /// Up to this depth the fast path may push; 0 while the validator works in this thread.
     limit: Cell<u32>,
     context: Cell<Context>,
+    /// What guards keep in the context.
+    pub(crate) sections: Cell<Sections>,
     /// The epoch of `chains` and `known`.
     epoch: Cell<u32>,
     /// The number of the thread, 0 until it has one.
@@ -264,6 +267,7 @@ impl Task {
             chains: [const { Cell::new(0) }; NR_CHAINS as usize],
             limit: Cell::new(NR_INLINE),
             context: Cell::new(Context(0)),
+            sections: Cell::new(Sections::NONE),
             epoch: Cell::new(0),
             thread: Cell::new(0),
             nr_joined: Cell::new(0),
@@ -516,6 +520,7 @@ impl Drop for Work<'_> {
 pub struct TaskState {
     held: Vec<Held>,
     context: Context,
+    sections: Sections,
     recent: Vec<Recent>,
 }
 
@@ -526,6 +531,7 @@ impl TaskState {
         Self {
             held: Vec::new(),
             context: Context(0),
+            sections: Sections::NONE,
             recent: Vec::new(),
         }
     }
@@ -564,6 +570,7 @@ impl TaskState {
             let context = task.context();
             task.set_context(self.context);
             self.context = context;
+            self.sections = task.sections.replace(self.sections);
         });
     }
 }

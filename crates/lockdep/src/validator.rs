@@ -226,9 +226,18 @@ impl Inner {
         self.chains.nr_chains()
     }
 
-    /// Whether a pair of an event and a class was seen; remembers it otherwise.
-    pub(crate) fn is_known_pair(&self, key: u64) -> bool {
-        self.chains.find(key).is_some()
+    /// Whether a pair of an event and a class was seen, and need not be looked at by this thread.
+    pub(crate) fn is_known_pair(&self, task: &Task, key: u64) -> bool {
+        if task.known(key).is_some() {
+            return true;
+        }
+        task.learn(key, 0);
+        let is_known = self.chains.find(key).is_some();
+        if is_known && task.nr_joined.get() < NR_JOINED_MAX {
+            task.nr_joined.set(task.nr_joined.get() + 1);
+            return false;
+        }
+        is_known
     }
 
     /// Remembers a pair, under the lock of the core.

@@ -175,7 +175,7 @@ impl EventState {
                     continue;
                 }
                 let key = chain::pair(class.index(), u32::from(is_paired), past.word);
-                if inner.is_known_pair(key) {
+                if inner.is_known_pair(task, key) {
                     continue;
                 }
                 let flag = if is_paired { Word::WAIT } else { 0 };

@@ -7,6 +7,7 @@
 mod condvar;
 mod events;
 mod families;
+mod families_beyond;
 mod foreign;
 mod hook;
 mod locks;

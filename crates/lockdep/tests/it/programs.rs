@@ -84,9 +84,11 @@ enum Expected {
 }
 use Expected::{Fine, Found};
 
+type Run = fn(&Stage);
+
 struct Program {
     name: &'static str,
-    run: fn(&Stage),
+    run: Run,
     expected: Expected,
 }
 

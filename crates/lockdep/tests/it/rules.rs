@@ -306,6 +306,24 @@ fn a_time_limit_and_a_possibility_lower_the_severity() {
     check("P Q ?G R S ; || S P ;", Severity::Error);
     check("A B ; | B A ;", Severity::Unlikely);
     check("A B ; | A B ; || B A ;", Severity::Error);
+    // What was unlikely is looked at again when its sides meet.
+    check("A B ; | B A ; || A B ;", Severity::Error);
+    check("A B ; | B A ; | A B ; || B A ;", Severity::Error);
+    check("A B ; | B A ; | B A ; || B A ;", Severity::Unlikely);
+    check("G A B ; || G B A ; || A B ;", Severity::Error);
+    check("G A B ; || G B A ; || H A B ;", Severity::Error);
+    check(
+        "A ; signal(E) A wait(E) ; || A ; signal(E)",
+        Severity::Warning,
+    );
+    check(
+        "A ; signal(E) || A timed(E) ; A wait(E) ;",
+        Severity::Warning,
+    );
+    check(
+        "begin(E) B B' signal(E) || B timed(E) ; ",
+        Severity::Warning,
+    );
 }
 
 #[test]

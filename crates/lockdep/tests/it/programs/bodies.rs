@@ -6,7 +6,7 @@ use lockdep::{Attributes, DynamicClass, Kind, Level, Map, context};
 use super::wrappers::{
     AsyncMutex, Channel, Joinable, Lock, Once, Semaphore, give_way, run_alone, run_tasks,
 };
-use super::{Body, Expected, Fine, Found, Program, Stage};
+use super::{Body, Expected, Fine, Found, Program, Run, Stage};
 
 /// A program by the name of its function.
 macro_rules! programs {
@@ -395,13 +395,13 @@ fn ok_recreated_opposite(stage: &Stage) {
         takes(&a, &b);
     };
     stage.one_by_one(vec![
-        body(|| with_pair(|a, b| nest(a, b))),
+        body(|| with_pair(nest)),
         body(|| with_pair(|a, b| nest(b, a))),
     ]);
 }
 
 /// Who notifies while somebody may wait, and whether the waiter is told of.
-pub(super) const NOTIFIERS: &[(fn(&Stage), Expected)] = &[
+pub(super) const NOTIFIERS: &[(Run, Expected)] = &[
     (condvar_holding_other, CIRCLE),
     (waiter_comes_first, CIRCLE),
     (unrelated_lock_long_before, SILENT),
