@@ -6,7 +6,9 @@
 //! Linux counterpart: validate_chain() and mark_usage() in kernel/locking/lockdep.c.
 
 use crate::core::{Apart, Core, Finding, Findings, Use, step_of};
-use crate::graph::{Direction, Hop, Kinds, NR_GATES, Place, Provenance, Recorded, State, Step};
+use crate::graph::{
+    Direction, Hop, Kinds, NR_GATES, Place, Provenance, Recorded, State, Step, Walk,
+};
 use crate::registry::{self, Attributes, Checking, LockType, WaitType};
 use crate::report::Kind;
 use crate::task::Held;
@@ -145,7 +147,12 @@ impl Check<'_> {
         but: Option<ClassId>,
     ) -> Option<State> {
         let Core { graph, usage, .. } = &mut *self.core;
-        graph.find_strong(start, direction, skips_usage, |state| {
+        let walk = Walk {
+            direction,
+            skips: skips_usage,
+            only_reads: |_| false,
+        };
+        graph.find_strong(start, walk, |state| {
             but != Some(state.class)
                 && Usage::from_raw(usage[state.class.index() as usize])
                     .seen_from(state.is_restricted)
@@ -187,9 +194,9 @@ impl Check<'_> {
                 self.add_order(at);
             }
             let is_complete = records_orders(&self.core.stack, at);
-            // What is below a recursive reader may have no strong path through it, and what is
-            // below one that was tried, or tolerated, has no order to it.
-            if is_complete && !held.word.has(Word::TRY) && !held.word.is_recursive() {
+            // What is below a reader may have no strong path through it, if it is recursive or if
+            // nobody writes; what is below one that was tried, or tolerated, has no order to it.
+            if is_complete && !held.word.has(Word::TRY) && !held.word.mode().is_read() {
                 break;
             }
         }
@@ -266,16 +273,14 @@ impl Check<'_> {
         if !graph.may_reach(taken.class(), held.class()) {
             return;
         }
-        let start = State {
-            class: taken.class(),
-            is_restricted: taken.is_recursive(),
-        };
-        let closes = |state: State| {
-            state.class == held.class() && !(held.mode().is_read() && state.is_restricted)
-        };
-        let Some(end) = graph.find_strong(start, Direction::Forward, |_| false, closes) else {
+        // A cycle that needs no writer nobody has seen goes before one that does.
+        let Some(end) = self
+            .find_way_back(place, true)
+            .or_else(|| self.find_way_back(place, false))
+        else {
             return;
         };
+        let graph = &self.core.graph;
         graph.path(end, Direction::Forward, &mut self.core.hops);
         let mut finding = self.finding(Kind::Circular);
         finding.act = place.taken;
@@ -294,6 +299,29 @@ impl Check<'_> {
                 is_timed || hop.place.provenance != Provenance::Observed
             });
         self.findings.add(finding);
+    }
+
+    /// A strong path from what is taken to what is held; `by_seen_writers` takes classes of which
+    /// nobody was seen to write at their word.
+    fn find_way_back(&mut self, place: Place, by_seen_writers: bool) -> Option<State> {
+        let (held, taken) = (place.held.word, place.taken.word);
+        let Core { graph, writers, .. } = &mut *self.core;
+        let only_reads =
+            |class: ClassId| by_seen_writers && writers[class.index() as usize] & HAS_WRITER == 0;
+        let taken_reads = taken.mode().is_read() && only_reads(taken.class());
+        let start = State {
+            class: taken.class(),
+            is_restricted: taken.is_recursive() || taken_reads,
+        };
+        let closes = |state: State| {
+            state.class == held.class() && !(held.mode().is_read() && state.is_restricted)
+        };
+        let walk = Walk {
+            direction: Direction::Forward,
+            skips: |_| false,
+            only_reads,
+        };
+        graph.find_strong(start, walk, closes)
     }
 
     /// The first writer of a class makes readers block each other: cycles are looked at again.

@@ -275,7 +275,7 @@ pub(crate) fn declared(from: Word, to: Word) -> Place {
     }
 }
 
-/// Findings of one event; more than fit are dropped.
+/// Findings of one event; of more than fit, those that are unlikely are dropped first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     found: [Option<Finding>; 2],
@@ -283,8 +283,12 @@ pub(crate) struct Findings {
 
 impl Findings {
     pub(crate) fn add(&mut self, finding: Finding) {
-        if let Some(slot) = self.found.iter_mut().find(|slot| slot.is_none()) {
-            *slot = Some(finding);
+        let free = self.found.iter().position(Option::is_none);
+        let is_doubtful = |slot: &Option<Finding>| slot.is_some_and(|f| f.apart.is_some());
+        let room = || self.found.iter().position(is_doubtful);
+        let place = free.or_else(|| room().filter(|_| finding.apart.is_none()));
+        if let Some(place) = place {
+            self.found[place] = Some(finding);
         }
     }
 

@@ -243,6 +243,15 @@ impl State {
     }
 }
 
+/// How a search goes.
+pub(crate) struct Walk<Skips, OnlyReads> {
+    pub(crate) direction: Direction,
+    /// Classes that are as if they were not there.
+    pub(crate) skips: Skips,
+    /// Classes of which nobody writes: their readers are as good as recursive.
+    pub(crate) only_reads: OnlyReads,
+}
+
 /// An edge of a path that was found, and the kind that makes it strong.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hop {
@@ -495,12 +504,12 @@ impl Graph {
 
     /// Searches along strong paths, nearest classes first, until `is_found` says so.
     ///
-    /// The start itself is asked too. Classes that `skips` are not asked and not passed through.
+    /// The start itself is asked too. Classes that the walk `skips` are not asked and not passed
+    /// through.
     pub(crate) fn find_strong(
         &mut self,
         start: State,
-        direction: Direction,
-        skips: impl Fn(ClassId) -> bool,
+        walk: Walk<impl Fn(ClassId) -> bool, impl Fn(ClassId) -> bool>,
         mut is_found: impl FnMut(State) -> bool,
     ) -> Option<State> {
         self.search.begin();
@@ -509,26 +518,27 @@ impl Graph {
         while let Some(&index) = self.search.queues[0].get(next) {
             next += 1;
             let state = State::from_index(index);
-            if skips(state.class) {
+            if (walk.skips)(state.class) {
                 continue;
             }
             if is_found(state) {
                 return Some(state);
             }
-            self.expand(state, direction);
+            self.expand(state, walk.direction, &walk.only_reads);
         }
         None
     }
 
-    fn expand(&mut self, state: State, direction: Direction) {
+    fn expand(&mut self, state: State, direction: Direction, only_reads: impl Fn(ClassId) -> bool) {
         let mut number = self.first(state.class, direction);
         while number != 0 {
             let edge = &self.edges[number as usize];
             let usable = edge.usable(state.is_restricted, direction);
             if !usable.is_empty() {
+                let class = edge.end(direction);
                 let to = State {
-                    class: edge.end(direction),
-                    is_restricted: !usable.has(direction.freeing()),
+                    class,
+                    is_restricted: !usable.has(direction.freeing()) || only_reads(class),
                 };
                 let via = number * 2 + u32::from(state.is_restricted);
                 self.search.visit(to, via);

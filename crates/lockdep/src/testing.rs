@@ -23,6 +23,8 @@
 //! none             nothing may be held
 //! ```
 
+pub mod model;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::thread;

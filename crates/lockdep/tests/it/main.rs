@@ -13,6 +13,7 @@ mod hook;
 mod locks;
 mod marker;
 mod programs;
+mod programs_random;
 mod readme;
 mod rules;
 mod tasks;
