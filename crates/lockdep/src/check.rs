@@ -134,7 +134,7 @@ impl Check<'_> {
             Some(used),
             other.and_then(|bit| self.core.find_use(end.class, bit)),
         ];
-        self.add_path(&mut finding);
+        self.add_path(&mut finding, &self.core.hops);
         self.findings.add(finding);
     }
 
@@ -160,8 +160,8 @@ impl Check<'_> {
         })
     }
 
-    fn add_path(&self, finding: &mut Finding) {
-        for &hop in &self.core.hops {
+    fn add_path(&self, finding: &mut Finding, path: &[Hop]) {
+        for &hop in path {
             let edge = self.core.graph.edge(hop.edge);
             finding.add_hop(hop, edge.nr_seen, edge.gates);
         }
@@ -282,15 +282,13 @@ impl Check<'_> {
         };
         let graph = &self.core.graph;
         graph.path(end, Direction::Forward, &mut self.core.hops);
-        let mut finding = self.finding(Kind::Circular);
-        finding.act = place.taken;
-        finding.against = Some(place.held);
-        self.add_path(&mut finding);
-        finding.add_hop(Hop { edge: 0, place }, 1, gates);
-        finding.apart = self.apart(&finding);
-        if let Some(class) = self.without_writer(&finding) {
+        let mut finding = self.cycle(place, gates, &self.core.hops);
+        if finding.apart.is_some() {
+            // The shortest is unlikely: there may be a longer one that is not.
+            finding = self.find_likely(place, gates).unwrap_or(finding);
+        }
+        if let Some(Apart::Readers(class)) = finding.apart {
             self.core.writers[class.index() as usize] |= AWAITS_WRITER;
-            finding.apart = Some(Apart::Readers(class));
         }
         self.core.has_doubts |= finding.apart.is_some()
             || finding.hops().any(|(hop, ..)| {
@@ -299,6 +297,44 @@ impl Check<'_> {
                 is_timed || hop.place.provenance != Provenance::Observed
             });
         self.findings.add(finding);
+    }
+
+    /// The cycle of a path and the order that closes it, with what speaks against it.
+    fn cycle(&self, place: Place, gates: [u32; NR_GATES], path: &[Hop]) -> Finding {
+        let mut finding = self.finding(Kind::Circular);
+        finding.act = place.taken;
+        finding.against = Some(place.held);
+        self.add_path(&mut finding, path);
+        finding.add_hop(Hop { edge: 0, place }, 1, gates);
+        finding.apart = match self.without_writer(&finding) {
+            Some(class) => Some(Apart::Readers(class)),
+            None => self.apart(&finding),
+        };
+        finding
+    }
+
+    /// A cycle that nothing speaks against, if one is found in a few steps.
+    fn find_likely(&mut self, place: Place, gates: [u32; NR_GATES]) -> Option<Finding> {
+        let (held, taken) = (place.held.word, place.taken.word);
+        let start = State {
+            class: taken.class(),
+            is_restricted: taken.is_recursive(),
+        };
+        let closes = |state: State| !(held.mode().is_read() && state.is_restricted);
+        let mut hops = std::mem::take(&mut self.core.hops);
+        let mut trail = std::mem::take(&mut self.core.trail);
+        let mut found = None;
+        let accepts = |path: &[Hop]| {
+            let finding = self.cycle(place, gates, path);
+            found = Some(finding).filter(|finding| finding.apart.is_none());
+            found.is_some()
+        };
+        let end = (held.class(), closes);
+        let scratch = (&mut hops, &mut trail);
+        self.core.graph.try_paths(start, end, scratch, accepts);
+        self.core.hops = hops;
+        self.core.trail = trail;
+        found
     }
 
     /// A strong path from what is taken to what is held; `by_seen_writers` takes classes of which
@@ -443,7 +479,7 @@ impl Check<'_> {
                 other.and_then(|other| self.core.find_use(end.class, other)),
             ];
             finding.add_hop(Hop { edge: 0, place }, 1, [0; NR_GATES]);
-            self.add_path(&mut finding);
+            self.add_path(&mut finding, &self.core.hops);
             self.findings.add(finding);
             return;
         }

@@ -64,6 +64,8 @@ pub(crate) struct Core {
     /// The stack of the thread that is looked at.
     pub(crate) stack: Vec<Held>,
     pub(crate) hops: Vec<Hop>,
+    /// Scratch of a search of paths.
+    pub(crate) trail: Vec<u32>,
 }
 
 impl Core {
@@ -82,6 +84,7 @@ impl Core {
             now: 0,
             stack: Vec::with_capacity(20 * 1024),
             hops: Vec::with_capacity(NR_HOPS_MAX),
+            trail: Vec::with_capacity(NR_HOPS_MAX),
         }
     }
 

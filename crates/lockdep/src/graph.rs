@@ -579,6 +579,73 @@ impl Graph {
         hops.reverse();
     }
 
+    /// Goes along strong paths that visit no class twice, from `start` to a class where they close
+    /// a cycle, until one is accepted; gives up after some steps.
+    ///
+    /// `hops` has the path that was accepted; `trail` is scratch.
+    pub(crate) fn try_paths(
+        &self,
+        start: State,
+        end: (ClassId, impl Fn(State) -> bool),
+        (hops, trail): (&mut Vec<Hop>, &mut Vec<u32>),
+        mut accepts: impl FnMut(&[Hop]) -> bool,
+    ) -> bool {
+        const NR_TRIED_MAX: u32 = 4096;
+        hops.clear();
+        trail.clear();
+        let mut state = start;
+        let mut number = self.first(start.class, Direction::Forward);
+        for _ in 0..NR_TRIED_MAX {
+            if number == 0 {
+                let Some(last) = trail.pop() else {
+                    break;
+                };
+                hops.pop();
+                let edge = &self.edges[(last / 2) as usize];
+                state = State {
+                    class: edge.from,
+                    is_restricted: !last.is_multiple_of(2),
+                };
+                number = edge.next_forward;
+                continue;
+            }
+            let edge = &self.edges[number as usize];
+            let usable = edge.usable(state.is_restricted, Direction::Forward);
+            let freeing = Kinds(usable.0 & Direction::Forward.freeing());
+            let to = State {
+                class: edge.to,
+                is_restricted: freeing.is_empty(),
+            };
+            let is_end = to.class == end.0;
+            let is_visited = to.class == start.class
+                || hops
+                    .iter()
+                    .any(|hop| hop.place.taken.word.class() == to.class);
+            let goes_on = !usable.is_empty() && !is_visited && hops.len() + 1 < hops.capacity();
+            if !goes_on || (is_end && !(end.1)(to)) {
+                number = edge.next_forward;
+                continue;
+            }
+            let kind = if freeing.is_empty() { usable } else { freeing }.lowest();
+            hops.push(Hop {
+                edge: number,
+                place: self.places[edge.places[kind.place()] as usize],
+            });
+            if is_end {
+                if accepts(hops) {
+                    return true;
+                }
+                hops.pop();
+                number = edge.next_forward;
+                continue;
+            }
+            trail.push(number * 2 + u32::from(state.is_restricted));
+            state = to;
+            number = self.first(to.class, Direction::Forward);
+        }
+        false
+    }
+
     fn first(&self, class: ClassId, direction: Direction) -> u32 {
         match direction {
             Direction::Forward => self.first_forward[class.index() as usize],
