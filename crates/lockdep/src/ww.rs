@@ -12,7 +12,8 @@
 //!
 //! let validator = Validator::new();
 //! let _entered = validator.enter();
-//! let [tickets, locks] = ["tickets", "buffers"].map(|name| DynamicClass::new(name, Attributes::SLEEP));
+//! let class = |name| DynamicClass::new(name, Attributes::SLEEP);
+//! let [tickets, locks] = ["tickets", "buffers"].map(class);
 //! let family = Family { tickets: tickets.id(), locks: locks.id() };
 //! let buffers = [LockState::new(), LockState::new()];
 //!

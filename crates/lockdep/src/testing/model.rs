@@ -142,7 +142,8 @@ impl Model {
             let writes = Some(&Step::Take(lock, Mode::Exclusive));
             other != thread && waits && steps.get(at) == writes
         });
-        !is_held && !(mode == Mode::Shared && writer_waits)
+        let must_queue = mode == Mode::Shared && writer_waits;
+        !(is_held || must_queue)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `lockdep::sync` has no type for, as thin as can be: the annotation, and nothing that blocks.
+//! What `lockdep::sync` has no type for, as thin as can be: annotations, and nothing that blocks.
 //!
 //! The programs run in orders in which nothing has to be waited for; what would block says so.
 
