@@ -502,7 +502,7 @@ fn skips_usage(class: ClassId) -> bool {
         && registry::attributes(class).lock_type != LockType::Normal
 }
 
-fn is_map(class: ClassId) -> bool {
+pub(crate) fn is_map(class: ClassId) -> bool {
     registry::attributes(class).outer == WaitType::Unchecked
 }
 

@@ -60,8 +60,13 @@ fn add(slots: &[AtomicUsize], instance: usize) {
 }
 
 /// A lock without which a notifier could not have come.
+///
+/// Not a map: one stands for all threads that are inside, so its address says nothing. Not a
+/// recursive reader: who waits inside as a reader does not keep it out.
 fn is_needed(held: &Held) -> bool {
-    check::is_checked(held) && !held.word.has(Word::TRY)
+    let word = held.word;
+    let is_lock = check::is_checked(held) && !check::is_map(word.class());
+    is_lock && !word.has(Word::TRY) && !word.is_recursive()
 }
 
 impl Needs {

@@ -409,6 +409,7 @@ pub(super) const NOTIFIERS: &[(Run, Expected)] = &[
     (a_lock_of_another_object, SILENT),
     (only_the_mutex_of_the_wait, SILENT),
     (a_lock_that_is_only_tried, SILENT),
+    (a_map_that_many_are_in, SILENT),
 ];
 
 /// The condition is fulfilled in silence, and the notifier comes later.
@@ -493,4 +494,23 @@ fn a_lock_that_is_only_tried(stage: &Stage) {
         flag.wait();
     };
     stage.together(vec![body(notifier), body(waiter)]);
+}
+
+/// The notifier is a reader of the map, as the waiter is; that somebody might enter it alone and
+/// wait was declared.
+fn a_map_that_many_are_in(stage: &Stage) {
+    let (touching, flag) = (Map::new("touching"), Flag::new());
+    let inside = |act: &dyn Fn()| {
+        let _touching = touching.read_recursive();
+        act();
+    };
+    let alone = || {
+        let _touching = touching.enter();
+        flag.wait();
+    };
+    stage.together(vec![
+        body(|| inside(&|| flag.set())),
+        body(alone),
+        body(|| inside(&|| flag.wait())),
+    ]);
 }
