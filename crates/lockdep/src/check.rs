@@ -403,6 +403,10 @@ impl Check<'_> {
         if finding.nr_hops > finding.hops().count() {
             return None;
         }
+        let waits = |(hop, ..): (Hop, u32, [u32; NR_GATES])| hop.place.taken.word.has(Word::WAIT);
+        if finding.hops().all(|hop| infers(hop) && waits(hop)) {
+            return Some(Apart::Turns);
+        }
         if finding.hops().any(infers) {
             return self.one_thread(finding).map(Apart::OneThread);
         }

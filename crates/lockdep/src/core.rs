@@ -210,6 +210,9 @@ pub(crate) enum Apart {
     Readers(ClassId),
     /// One thread was seen to wait for an event, and at another time to end the wait.
     OneThread(ClassId),
+    /// Each waits before it ends the next one's wait, and all these waits were seen to end: the
+    /// sides of the same objects would have locked up in every run.
+    Turns,
     /// The thread of the one had ended before that of the other was first seen.
     Time,
 }

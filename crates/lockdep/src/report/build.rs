@@ -111,6 +111,9 @@ fn grade(report: &mut Report, finding: &Finding) {
                 let event = display_name(event);
                 format!("one thread alone was seen to wait for `{event}`, and to end the wait")
             }
+            Apart::Turns => {
+                "these wait for each other in turn, and every wait was ended".to_owned()
+            }
             Apart::Time => "one thread had ended before the other was first seen".to_owned(),
         });
         return;

@@ -7,8 +7,9 @@ use std::thread;
 use lockdep::event::{self, Acquire, HeldAs};
 use lockdep::sync::Mutex;
 use lockdep::testing::World;
+use lockdep::wait::{EventKind, EventState, Limit};
 use lockdep::{
-    Attributes, Checking, DynamicClass, Kind, Mode, Provenance, Report, Severity, Validator,
+    Attributes, Checking, DynamicClass, Kind, Mode, Provenance, Report, Severity, Site, Validator,
     WaitType, context, prime, wait,
 };
 
@@ -421,4 +422,30 @@ fn classes_come_and_go_while_others_are_validated() {
     nest(&[c, a]);
     let kinds: Vec<Kind> = validator.reports().iter().map(|r| r.kind).collect();
     assert_eq!(kinds, [Kind::Circular], "what lasts is remembered");
+}
+
+/// A client and a server: the one asks and waits for the answer, the other waits for the next
+/// question. With several of both, either wait begins while another's lasts.
+#[test]
+fn who_asks_and_answers_in_turn_is_no_circle() {
+    let [asked, answered] = classes(["asked", "answered"]);
+    let site = Site::Unknown;
+    let wait = |class: &DynamicClass| {
+        let event = EventState::new(EventKind::Once);
+        drop(event.wait(class.id(), Limit::Forever, site));
+    };
+    // While somebody waits, another's wait begins and ends before the signal.
+    let signal_after = |waited: &DynamicClass, signalled: &DynamicClass| {
+        let event = EventState::new(EventKind::Once);
+        let waiting = event.wait(signalled.id(), Limit::Forever, site);
+        wait(waited);
+        event.signal(signalled.id(), site);
+        drop(waiting);
+    };
+    let unlikely = (Severity::Unlikely, Kind::Circular);
+    let reports = check(&[unlikely], || {
+        signal_after(&answered, &asked);
+        signal_after(&asked, &answered);
+    });
+    assert!(reports[0].text().contains("in turn"));
 }
