@@ -393,7 +393,9 @@ impl Round<'_> {
                 self.end_survivors();
             }
             let facts = &self.watcher.facts;
-            if hold.is_none() && facts.empty_ns.is_some() && facts.back_ns.is_some() {
+            // A group is empty before the end of its last process can be waited for.
+            let is_back = facts.empty_ns.is_some() && facts.back_ns.is_some();
+            if hold.is_none() && is_back && facts.exit.is_some() {
                 return true;
             }
             if since_kill > self.args.stuck.saturating_mul(1_000_000_000) {

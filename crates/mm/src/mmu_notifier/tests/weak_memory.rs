@@ -185,6 +185,9 @@ fn loom_n28_n54_no_translation_is_stale_beside_two_brackets() {
     });
 }
 
+/// The member whose sequence it is: it chooses the queue.
+const MEMBER: u64 = 1;
+
 /// Who waits is woken by the last who closes, and finds the page changed.
 #[test]
 fn loom_n51_a_waiter_is_woken_and_sees_the_change() {
@@ -196,10 +199,10 @@ fn loom_n51_a_waiter_is_woken_and_sees_the_change() {
         let changer = thread::spawn(move || {
             changes.page.store(1, Ordering::Relaxed);
             if changes.sequence.end() == Ended::Wake {
-                wakes.wake(&changes.sequence);
+                wakes.wake(MEMBER, &changes.sequence);
             }
         });
-        assert_eq!(waits.wait(&world.sequence, None), Some(1));
+        assert_eq!(waits.wait(MEMBER, &world.sequence, None), Some(1));
         assert_eq!(world.page.load(Ordering::Relaxed), 1);
         changer.join().expect("no panic");
     });
