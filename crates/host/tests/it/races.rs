@@ -1,6 +1,7 @@
 //! The lost-write meter: programs write while pages are taken away, and no write may be lost.
 
 use crate::fake::{Fake, MODES, managed};
+use lockdep::sync::Completion;
 use pinless_host::{FaultMode, HostMapping, PrivateMmu, Resolver, attach_thread};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::fault::{FaultError, FaultHandler};
@@ -14,7 +15,12 @@ const NR_ROUNDS: u64 = 1000;
 
 /// Counts up its own word of each page until told to stop; answers how many writes it made and
 /// how many it did not find again.
-fn write_until(mapping: &HostMapping, writer: u64, is_over: &AtomicBool) -> (u64, u64) {
+fn write_until(
+    mapping: &HostMapping,
+    writer: u64,
+    is_over: &AtomicBool,
+    has_begun: &Completion,
+) -> (u64, u64) {
     let _attached = attach_thread().unwrap();
     let offset = |page: u64| page * PAGE_SIZE as u64 + 512 * writer + 64;
     let mut last = [0; NR_PAGES as usize];
@@ -29,6 +35,9 @@ fn write_until(mapping: &HostMapping, writer: u64, is_over: &AtomicBool) -> (u64
             *last = found + 1;
             mapping.store_u64(offset(page), *last).unwrap();
             nr_writes += 1;
+            if nr_writes == 1 {
+                has_begun.complete_all();
+            }
         }
     }
     for (page, last) in (0..).zip(&last) {
@@ -43,12 +52,15 @@ fn race(mapping: &HostMapping, fake: &Fake, protect: bool) -> (u64, u64, u64) {
     let run = PageRun::new(0, NR_PAGES);
     let is_over = AtomicBool::new(false);
     let nr_detached = AtomicU64::new(0);
-    let (is_over, nr_detached) = (&is_over, &nr_detached);
+    let has_begun = Completion::new("test.has_begun");
+    let (is_over, nr_detached, has_begun) = (&is_over, &nr_detached, &has_begun);
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..NR_WRITERS)
-            .map(|writer| scope.spawn(move || write_until(mapping, writer, is_over)))
+            .map(|writer| scope.spawn(move || write_until(mapping, writer, is_over, has_begun)))
             .collect();
         let evictor = scope.spawn(move || {
+            // Or there would be nothing to take away, on a busy machine.
+            has_begun.wait();
             for round in 0..NR_ROUNDS {
                 if protect {
                     mapping.mmu().protect(run, Access::Read).unwrap();
@@ -138,10 +150,11 @@ fn what_detach_says_is_so_whatever_the_kernel_answers() {
             .unwrap();
     }
     let is_over = AtomicBool::new(false);
-    let (mapping, is_over) = (&mapping, &is_over);
+    let has_begun = Completion::new("test.has_begun");
+    let (mapping, is_over, has_begun) = (&mapping, &is_over, &has_begun);
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..NR_WRITERS)
-            .map(|writer| scope.spawn(move || write_until(mapping, writer, is_over)))
+            .map(|writer| scope.spawn(move || write_until(mapping, writer, is_over, has_begun)))
             .collect();
         for round in 0..NR_ROUNDS {
             mmu.protect(run, Access::Read).unwrap();
