@@ -200,6 +200,17 @@ fn bad_use_is_told_in_one_line() {
     check_bad_use(&["run", "--tenants", "1"], "--tenants");
     check_bad_use(&["run", "--inject", "hope"], "skip-notifier");
     check_bad_use(&["run", "--json", "/nowhere/at/all"], "cannot be written");
+    // The file is opened before anything else is looked at.
+    let unwritten = [
+        "run",
+        "--scenario",
+        "oom",
+        "--limit",
+        "64K",
+        "--json",
+        "/nowhere/at/all",
+    ];
+    check_bad_use(&unwritten, "cannot be written");
     check_bad_use(&["walk"], "walk");
     check_bad_use(&[], "pinless run");
 }

@@ -3,53 +3,17 @@
 
 #![cfg(feature = "notifiers")]
 
-use core::cell::Cell;
+mod counting;
+
 use core::time::Duration;
+use counting::nr_allocations;
 use lockdep::sync::{Fence, Mutex, ShortLock};
 use pinless_mm::addr::Vaddr;
 use pinless_mm::mmu_notifier::{
     Context, EndContext, Event, IntervalNotifier, IntervalSubscription, MmId, Notifier, Notifiers,
     Range, Ranges, SETTLE_QUEUE, Subscription,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-
-struct Counting;
-
-thread_local! {
-    /// Allocations of this thread. A constant without a destructor: reading it allocates nothing.
-    static NR_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on unchanged to the system's allocator, which fulfils the contract;
-// counting neither allocates nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: the caller keeps the contract of this very function.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: as in `alloc`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: as in `alloc`.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A device with a lock and a count, which may refuse or settle.
 struct Device {
@@ -127,7 +91,7 @@ fn world(nr: u64, list: Vec<Device>) -> World {
 /// Brackets of both modes, in each other and beside each other, and lookups; how often this thread
 /// allocated meanwhile, and how many brackets were refused.
 fn work(world: &World) -> (u64, u64) {
-    let before = NR_ALLOCATIONS.get();
+    let before = nr_allocations();
     let mut nr_refused = 0;
     let deadline = Duration::from_secs(60);
     for round in 0..200 {
@@ -147,14 +111,14 @@ fn work(world: &World) -> (u64, u64) {
             let _others_may_run = subscription.read_retry(seen, &table);
         }
     }
-    (NR_ALLOCATIONS.get() - before, nr_refused)
+    (nr_allocations() - before, nr_refused)
 }
 
 #[test]
 fn n117_brackets_allocate_nothing() {
-    let before = NR_ALLOCATIONS.get();
+    let before = nr_allocations();
     let nobody = world(0, Vec::new());
-    assert!(NR_ALLOCATIONS.get() > before, "the counter does not count");
+    assert!(nr_allocations() > before, "the counter does not count");
     let settling = Device {
         fences: (0..SETTLE_QUEUE * 2)
             .map(|_| Fence::new("test.fence"))
@@ -214,7 +178,7 @@ fn n118_settling_allocates_nothing() {
     let world = world(3, vec![device]);
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
-            let before = NR_ALLOCATIONS.get();
+            let before = nr_allocations();
             let opened = world.notifiers.start_blockable(
                 page(0),
                 page(9),
@@ -222,7 +186,7 @@ fn n118_settling_allocates_nothing() {
                 Duration::from_secs(60),
             );
             drop(opened.expect("they signal"));
-            NR_ALLOCATIONS.get() - before
+            nr_allocations() - before
         });
         lockdep::sync::spin_wait("test.starts", 0, || {
             world.notifiers.stats().starts_total() > 0

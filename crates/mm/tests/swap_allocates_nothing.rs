@@ -1,46 +1,10 @@
 //! G12 for the compressed store: no store, load or free allocates, alone or contended.
 
-use core::cell::Cell;
+mod counting;
+
+use counting::nr_allocations;
 use pinless_mm::addr::{PAGE_SIZE, PageBuf};
 use pinless_mm::swap::{Owner, Scratch, Zswap};
-use std::alloc::{GlobalAlloc, Layout, System};
-
-struct Counting;
-
-thread_local! {
-    /// Allocations of this thread. A constant without a destructor: reading it allocates nothing.
-    static NR_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on unchanged to the system's allocator, which fulfils the contract;
-// counting neither allocates nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: the caller keeps the contract of this very function.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: as in `alloc`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        NR_ALLOCATIONS.with(|nr| nr.set(nr.get() + 1));
-        // SAFETY: as in `alloc`.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Page `n`: every seventh is one pattern, the others hold more random bytes the larger `n` is.
 fn fill(page: &mut PageBuf, n: u64) {
@@ -62,7 +26,7 @@ fn fill(page: &mut PageBuf, n: u64) {
 
 /// Stores, loads and frees, and says how often this thread allocated meanwhile.
 fn work(store: &Zswap, scratch: &mut Scratch, thread: u32) -> u64 {
-    let before = NR_ALLOCATIONS.get();
+    let before = nr_allocations();
     let mut page = [0; PAGE_SIZE];
     let mut loaded = [0; PAGE_SIZE];
     let mut held = [None; 64];
@@ -84,16 +48,16 @@ fn work(store: &Zswap, scratch: &mut Scratch, thread: u32) -> u64 {
     held.into_iter()
         .flatten()
         .for_each(|(_, stored)| store.free(stored));
-    NR_ALLOCATIONS.get() - before
+    nr_allocations() - before
 }
 
 #[test]
 fn the_store_allocates_nothing_after_start() {
-    let before = NR_ALLOCATIONS.get();
+    let before = nr_allocations();
     // Below what one thread holds at once: it is refused however the threads are scheduled.
     let store = Zswap::new(80_000);
     let mut scratches: Vec<_> = (0..4).map(|_| Scratch::new()).collect();
-    assert!(NR_ALLOCATIONS.get() > before, "the counter does not count");
+    assert!(nr_allocations() > before, "the counter does not count");
     assert_eq!(work(&store, &mut scratches[0], 0), 0);
     assert!(
         store.stats().full > 0,

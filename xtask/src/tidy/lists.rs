@@ -18,12 +18,8 @@ pub(super) const COUNTING_ALLOCATORS: &[(&str, &str)] = &[
         "takes locks in an allocator, to see that the validator does not mind",
     ),
     (
-        "crates/mm/tests/swap_allocates_nothing.rs",
-        "counts what the compressed store allocates: nothing",
-    ),
-    (
-        "crates/mm/tests/notifier_allocates_nothing.rs",
-        "counts what a bracket allocates: nothing",
+        "crates/mm/tests/counting/mod.rs",
+        "counts what the compressed store and a bracket allocate: nothing",
     ),
 ];
 

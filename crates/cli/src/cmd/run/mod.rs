@@ -21,7 +21,8 @@ mod workload;
 
 use crate::args::{Bytes, RunArgs};
 use crate::exit::{self, Exit};
-use crate::render::{json, live::Live, term};
+use crate::render::json::{Json, JsonError};
+use crate::render::{live::Live, term};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use corpus::{Corpus, CorpusError};
@@ -31,7 +32,6 @@ use report::Report;
 use stage::Stage;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -50,10 +50,7 @@ pub(crate) enum RunError {
     Build(BuildError),
     Map(MapError),
     TempFile(io::Error),
-    Json {
-        path: PathBuf,
-        error: io::Error,
-    },
+    Json(JsonError),
     Signals(io::Error),
 }
 
@@ -81,13 +78,7 @@ impl fmt::Display for RunError {
                 "no temporary file can be made in {}: {error}; set TMPDIR",
                 std::env::temp_dir().display()
             ),
-            Self::Json { path, error } => {
-                write!(
-                    f,
-                    "the report cannot be written to {}: {error}",
-                    path.display()
-                )
-            }
+            Self::Json(error) => error.fmt(f),
             Self::Signals(error) => write!(f, "Ctrl-C cannot be caught: {error}"),
         }
     }
@@ -100,21 +91,10 @@ pub(crate) fn main(args: &RunArgs) -> Exit {
     if let Some(scenario) = args.scenario {
         return scenario::main(args, scenario);
     }
-    let ran = json_file(args).and_then(|json| run(args).map(|report| (report, json)));
-    let (report, json) = match ran {
-        Ok(ran) => ran,
+    let report = match run_and_show(args) {
+        Ok(report) => report,
         Err(error) => return exit::bad_use(&error),
     };
-    match json {
-        None => exit::print_text(&term::table(&report)),
-        Some(Json::Stdout) => exit::print_text(&json::text(&report)),
-        Some(Json::File(file, path)) => {
-            exit::print_text(&term::table(&report));
-            if let Err(error) = json::write(&report, file) {
-                return exit::bad_use(&RunError::Json { path, error });
-            }
-        }
-    }
     for line in term::failures(&report) {
         exit::eprint_line(&line);
     }
@@ -125,25 +105,11 @@ pub(crate) fn main(args: &RunArgs) -> Exit {
     }
 }
 
-/// Where the JSON goes.
-enum Json {
-    Stdout,
-    File(File, PathBuf),
-}
-
-/// Opened before the run: to fail after it would be a pity.
-fn json_file(args: &RunArgs) -> Result<Option<Json>, RunError> {
-    let Some(path) = &args.json else {
-        return Ok(None);
-    };
-    if path == Path::new("-") {
-        return Ok(Some(Json::Stdout));
-    }
-    let file = File::create(path).map_err(|error| RunError::Json {
-        path: path.clone(),
-        error,
-    })?;
-    Ok(Some(Json::File(file, path.clone())))
+fn run_and_show(args: &RunArgs) -> Result<Report, RunError> {
+    let json = Json::open(args.json.as_deref()).map_err(RunError::Json)?;
+    let report = run(args)?;
+    json.show(&report, term::table).map_err(RunError::Json)?;
+    Ok(report)
 }
 
 fn run(args: &RunArgs) -> Result<Report, RunError> {

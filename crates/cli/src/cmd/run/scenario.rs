@@ -10,7 +10,8 @@ use super::oom_story::Oom;
 use super::rng::Rng;
 use crate::args::{Bytes, RunArgs, Scenario};
 use crate::exit::{self, Exit};
-use crate::render::{json, side_by_side};
+use crate::render::json::Json;
+use crate::render::side_by_side;
 use core::time::Duration;
 use pinless::oom::Reaping;
 use pinless::{Builder, FaultMode, Mapping, OomReport, PAGE_SIZE, Pinless};
@@ -52,10 +53,19 @@ pub(super) fn main(args: &RunArgs, scenario: Scenario) -> Exit {
     if scenario == Scenario::Oom2018 {
         order.reverse();
     }
-    match tell_both(args, order) {
-        Ok(stories) => show(args, &stories),
+    match tell_and_show(args, order) {
+        Ok(stories) if stories.ok => Exit::Held,
+        Ok(_) => Exit::Failed,
         Err(error) => exit::bad_use(&error),
     }
+}
+
+fn tell_and_show(args: &RunArgs, order: [Reaping; 2]) -> Result<Stories, RunError> {
+    let json = Json::open(args.json.as_deref()).map_err(RunError::Json)?;
+    let stories = tell_both(args, order)?;
+    json.show(&stories, side_by_side::picture)
+        .map_err(RunError::Json)?;
+    Ok(stories)
 }
 
 fn tell_both(args: &RunArgs, order: [Reaping; 2]) -> Result<Stories, RunError> {
@@ -69,24 +79,6 @@ fn tell_both(args: &RunArgs, order: [Reaping; 2]) -> Result<Stories, RunError> {
         limit_bytes: args.limit.0,
         stories,
     })
-}
-
-fn show(args: &RunArgs, stories: &Stories) -> Exit {
-    let written = match super::json_file(args) {
-        Err(error) => return exit::bad_use(&error),
-        Ok(json) => json,
-    };
-    match written {
-        Some(super::Json::Stdout) => exit::print_text(&json::text(stories)),
-        Some(super::Json::File(file, path)) => {
-            exit::print_text(&side_by_side::picture(stories));
-            if let Err(error) = json::write(stories, file) {
-                return exit::bad_use(&RunError::Json { path, error });
-            }
-        }
-        None => exit::print_text(&side_by_side::picture(stories)),
-    }
-    if stories.ok { Exit::Held } else { Exit::Failed }
 }
 
 fn tell(limit: Bytes, reaping: Reaping) -> Result<Story, RunError> {

@@ -16,7 +16,8 @@ mod watch;
 
 use crate::args::{Bytes, TeardownArgs};
 use crate::exit::{self, Exit};
-use crate::render::{json, teardown as term};
+use crate::render::json::{Json, JsonError};
+use crate::render::teardown as term;
 use core::fmt;
 use core::sync::atomic::AtomicBool;
 use pinless_host::Errno;
@@ -26,9 +27,7 @@ use pinless_host::tracefs;
 use progress::Progress;
 use report::{Report, Round, Spread};
 use round::{Outcome, Played};
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use verdict::{Measure, Verdict};
@@ -65,10 +64,7 @@ pub(crate) enum TeardownError {
         limit: Bytes,
     },
     WrongVictim,
-    Json {
-        path: PathBuf,
-        error: io::Error,
-    },
+    Json(JsonError),
     Signals(io::Error),
 }
 
@@ -126,11 +122,7 @@ impl fmt::Display for TeardownError {
                 "the kernel killed the helper that takes up the rest instead of the program: \
                  be root, or let the program grow (--limit-when start)",
             ),
-            Self::Json { path, error } => write!(
-                f,
-                "the report cannot be written to {}: {error}",
-                path.display()
-            ),
+            Self::Json(error) => error.fmt(f),
             Self::Signals(error) => write!(f, "Ctrl-C cannot be caught: {error}"),
         }
     }
@@ -140,21 +132,10 @@ impl std::error::Error for TeardownError {}
 
 /// Plays the rounds, shows the report, and says how it went.
 pub(crate) fn main(args: &TeardownArgs) -> Exit {
-    let ran = json_file(args).and_then(|json| run(args).map(|report| (report, json)));
-    let (report, json) = match ran {
-        Ok(ran) => ran,
+    let report = match run_and_show(args) {
+        Ok(report) => report,
         Err(error) => return exit::bad_use(&error),
     };
-    match json {
-        None => exit::print_text(&term::table(&report)),
-        Some((None, _)) => exit::print_text(&json::text(&report)),
-        Some((Some(file), path)) => {
-            exit::print_text(&term::table(&report));
-            if let Err(error) = json::write(&report, file) {
-                return exit::bad_use(&TeardownError::Json { path, error });
-            }
-        }
-    }
     for line in term::failures(&report) {
         exit::eprint_line(&line);
     }
@@ -165,19 +146,12 @@ pub(crate) fn main(args: &TeardownArgs) -> Exit {
     }
 }
 
-/// Where the JSON goes, opened before the run: a file, or standard output.
-fn json_file(args: &TeardownArgs) -> Result<Option<(Option<File>, PathBuf)>, TeardownError> {
-    let Some(path) = &args.json else {
-        return Ok(None);
-    };
-    let path = path.clone();
-    if path == Path::new("-") {
-        return Ok(Some((None, path)));
-    }
-    match File::create(&path) {
-        Ok(file) => Ok(Some((Some(file), path))),
-        Err(error) => Err(TeardownError::Json { path, error }),
-    }
+fn run_and_show(args: &TeardownArgs) -> Result<Report, TeardownError> {
+    let json = Json::open(args.json.as_deref()).map_err(TeardownError::Json)?;
+    let report = run(args)?;
+    json.show(&report, term::table)
+        .map_err(TeardownError::Json)?;
+    Ok(report)
 }
 
 fn run(args: &TeardownArgs) -> Result<Report, TeardownError> {
