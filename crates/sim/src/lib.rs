@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod file;
 pub mod frames;
 pub mod lock_order;
 pub mod primary_mmu;
@@ -16,6 +17,7 @@ pub mod rng;
 pub mod scheduler;
 
 pub use clock::SimClock;
+pub use file::{FileFaults, SimFile};
 pub use frames::Frames;
 pub use primary_mmu::{MachineFaults, SimMmu};
 pub use rng::Rng;

@@ -4,15 +4,24 @@
 //! under them.
 
 use lockdep::LockOrder;
-use lockdep::lock_order::{map, short, sleeping};
+use lockdep::lock_order::{event, map, short, sleeping};
 
 /// Each class with the classes that may be taken while it is held.
 pub static ORDER: LockOrder = LockOrder::new(&[
     map(
         "mm.touch",
-        &["sim.faults", "sim.frames", "sim.operations", "sim.page"],
+        &[
+            "sim.faults",
+            "sim.file",
+            "sim.file.device",
+            "sim.frames",
+            "sim.operations",
+            "sim.page",
+        ],
     ),
     short("sim.faults"),
+    short("sim.file"),
+    event("sim.file.device"),
     short("sim.frames"),
     short("sim.operations"),
     short("sim.page"),

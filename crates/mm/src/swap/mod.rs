@@ -12,6 +12,7 @@
 //!
 //! Linux counterpart: `mm/zswap.c`, `mm/zsmalloc.c`.
 
+mod backing_file;
 mod codec;
 mod header;
 mod size_class;
@@ -21,6 +22,9 @@ mod zswap;
 #[cfg(test)]
 mod tests;
 
+pub use backing_file::{
+    BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
+};
 pub use codec::Scratch;
 pub use zswap::{Inject, NoRoom, Stats, Zswap};
 
