@@ -15,7 +15,7 @@ use crate::engine::{
     Command, Counters, Fifo, Operation, PageSet, Retry, Rounds, Tlb, fetch, ranges_of, run_of,
     spare,
 };
-use crate::{DeviceStats, DmaDevice, DmaError};
+use crate::{Bug, Bugs, DeviceStats, DmaDevice, DmaError};
 use core::time::Duration;
 use lockdep::sync::{Completion, Fence, RwLock, ShortLock, Waited};
 use lockdep::{Level, context};
@@ -33,6 +33,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// The network card, and its driver.
 pub struct Odp {
     name: Box<str>,
+    bugs: Bugs,
     bus: Arc<dyn Bus>,
     /// The card's table. An access holds it shared to its end; the engine changes it, and so has
     /// waited for the accesses in flight when it answers. Taken before `host`.
@@ -103,6 +104,16 @@ impl Odp {
         bus: Arc<dyn Bus>,
         name: &str,
     ) -> (Arc<Self>, Subscription) {
+        Self::attach_with(notifiers, bus, name, Bugs::NONE)
+    }
+
+    /// The same with faults.
+    pub(crate) fn attach_with(
+        notifiers: &Notifiers,
+        bus: Arc<dyn Bus>,
+        name: &str,
+        bugs: Bugs,
+    ) -> (Arc<Self>, Subscription) {
         let host = Host {
             rounds: Rounds::new(),
             held: PageSet::new(bus.nr_pages()),
@@ -114,6 +125,7 @@ impl Odp {
         let ranges = ranges_of(&*bus);
         let device = Arc::new(Self {
             name: name.into(),
+            bugs,
             card: RwLock::new("devices.odp.card", Tlb::new(bus.nr_pages())),
             bus,
             host: ShortLock::new("devices.odp.host", host),
@@ -129,6 +141,9 @@ impl Odp {
     }
 
     fn invalidate<C: Context>(&self, run: PageRun, cx: &C) -> Result<(), C::Refusal> {
+        if self.bugs.has(Bug::RangeBlind) {
+            cx.would_block()?;
+        }
         let mut host = cx.short(&self.host);
         if host.held.overlaps(run) {
             drop(host);
@@ -220,6 +235,10 @@ impl Odp {
         if host.state != State::Running {
             return Err(DmaError::Stopped);
         }
+        if !host.rounds.is_fresh(PageRun::single(page), sequence) {
+            self.counters.retries.add();
+            return Ok(());
+        }
         let posted = host.fifo.post_map(at, sequence, mapped.clone());
         drop(host);
         self.kick();
@@ -247,8 +266,10 @@ impl Odp {
             Command::Map { at, sequence, done } => {
                 let mut card = self.card.write();
                 let mut host = self.host.lock();
+                // Again: a start may have come since the driver looked, before the card holds it.
                 let is_fresh = host.state == State::Running
-                    && host.rounds.is_fresh(PageRun::single(at.page), sequence);
+                    && (self.bugs.has(Bug::NoSecondCheck)
+                        || host.rounds.is_fresh(PageRun::single(at.page), sequence));
                 if is_fresh {
                     host.held.insert(at.page);
                 }

@@ -13,6 +13,11 @@ use crate::fault::FaultError;
 use crate::primary_mmu::Access;
 use core::fmt;
 
+mod device;
+
+pub use crate::mm_struct::PinError;
+pub use device::{DeviceMemory, DeviceStats, DmaDevice, DmaError, Pinned};
+
 /// A device's translation of one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BusAddr {

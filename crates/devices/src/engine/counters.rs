@@ -66,6 +66,7 @@ impl Counters {
             invalidations: self.invalidations.get(),
             refusals: self.refusals.get(),
             stale: self.stale.get(),
+            ..DeviceStats::default()
         }
     }
 }

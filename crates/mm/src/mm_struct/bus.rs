@@ -3,12 +3,16 @@
 use super::Vma;
 use super::fault::FrameSource;
 use super::vma::Life;
+use super::{Pin, PinError};
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
-use crate::bus::{Bus, BusAddr, Caught, StaleDma};
+use crate::bus::{Bus, BusAddr, Caught, DeviceMemory, Pinned, StaleDma};
 use crate::fault::FaultError;
+use crate::gfp::Gfp;
 use crate::memcg::stat::count;
+use crate::mmu_notifier::Notifiers;
 use crate::page::State;
 use crate::primary_mmu::{Access, DmaFault};
+use std::sync::Arc;
 
 impl Bus for Vma {
     fn base(&self) -> Vaddr {
@@ -44,6 +48,17 @@ impl Bus for Vma {
         self.checked(at, offset, from.len(), |at| {
             self.primary().dma_write(at, from)
         })
+    }
+}
+
+impl DeviceMemory for Vma {
+    fn notifiers(&self) -> &Notifiers {
+        self.mm().notifiers()
+    }
+
+    fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError> {
+        let pin: Pin = Self::pin(&self, run, access, Gfp::Kernel)?;
+        Ok(Box::new(pin))
     }
 }
 

@@ -86,6 +86,11 @@ fn is_passing(error: DmaError, nr_hung: &mut u32) -> bool {
     match error {
         DmaError::Starved => true,
         DmaError::Hung => *nr_hung < HUNG_MAX,
-        DmaError::Stale(_) | DmaError::Fault(_) | DmaError::Stopped => false,
+        DmaError::Stale(_)
+        | DmaError::Fault(_)
+        | DmaError::Pin(_)
+        | DmaError::Unregistered { .. }
+        | DmaError::LimitReached { .. }
+        | DmaError::Stopped => false,
     }
 }
