@@ -6,8 +6,10 @@
 //!
 //! Linux counterpart: `pin_user_pages` with `kmap`.
 
+use crate::fork::is_forked_child;
 use crate::mapping::{AccessError, HostMapping};
 use core::fmt;
+use core::ops::Deref;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::gfp::Gfp;
 use pinless_mm::mm_struct::{Pin, PinError, Vma};
@@ -21,6 +23,8 @@ pub enum GuardError {
     NotTheSamePages,
     /// The pages cannot be pinned.
     Pin(PinError),
+    /// This process is the child of a fork, and has none of its parent's managed memory.
+    ForkedChild,
 }
 
 impl fmt::Display for GuardError {
@@ -30,6 +34,7 @@ impl fmt::Display for GuardError {
                 f.write_str("the address space's mapping is not over the pages of this mapping")
             }
             Self::Pin(error) => error.fmt(f),
+            Self::ForkedChild => AccessError::ForkedChild.fmt(f),
         }
     }
 }
@@ -37,11 +42,14 @@ impl fmt::Display for GuardError {
 impl std::error::Error for GuardError {}
 
 /// Keeps pages of a mapping resident, and reads and writes them without a trap, until dropped.
+///
+/// `M` is how it holds the mapping: by reference, or by a share in it.
 #[derive(Debug)]
 #[must_use = "the pages may be taken back when this is dropped"]
-pub struct Guard<'a> {
-    mapping: &'a HostMapping,
+pub struct Guard<M: Deref<Target = HostMapping>> {
+    /// Before the mapping: a page is let go of while there is one.
     pin: Pin,
+    mapping: M,
 }
 
 impl HostMapping {
@@ -58,18 +66,40 @@ impl HostMapping {
         vma: &Arc<Vma>,
         run: PageRun,
         access: Access,
-    ) -> Result<Guard<'_>, GuardError> {
-        let is_same = vma.base().0 == self.as_ptr().addr() as u64
-            && vma.nr_pages() as usize * PAGE_SIZE == self.len_bytes();
+    ) -> Result<Guard<&Self>, GuardError> {
+        Guard::new(self, vma, run, access)
+    }
+}
+
+impl<M: Deref<Target = HostMapping>> Guard<M> {
+    /// [`HostMapping::guard`], for any way to hold the mapping.
+    ///
+    /// # Errors
+    ///
+    /// See [`GuardError`]; nothing stays pinned.
+    pub fn new(
+        mapping: M,
+        vma: &Arc<Vma>,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Self, GuardError> {
+        if is_forked_child() {
+            return Err(GuardError::ForkedChild);
+        }
+        let is_same = vma.base().0 == mapping.as_ptr().addr() as u64
+            && vma.nr_pages() as usize * PAGE_SIZE == mapping.len_bytes();
         if !is_same {
             return Err(GuardError::NotTheSamePages);
         }
         let pin = vma.pin(run, access, Gfp::Kernel).map_err(GuardError::Pin)?;
-        Ok(Guard { mapping: self, pin })
+        Ok(Self { pin, mapping })
     }
-}
 
-impl Guard<'_> {
+    /// What the guard may do.
+    pub fn access(&self) -> Access {
+        self.pin.access()
+    }
+
     /// The pages.
     pub fn run(&self) -> PageRun {
         self.pin.run()

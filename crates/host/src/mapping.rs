@@ -2,6 +2,7 @@
 
 use crate::errno::Errno;
 use crate::fault_thread::{FaultService, Service};
+use crate::fork::{self, is_forked_child};
 use crate::lock_order;
 use crate::primary_mmu::{CreateError, FaultMode, PrivateMmu};
 use crate::registry::{self, Kind, Registration, Target};
@@ -66,6 +67,13 @@ impl HostMapping {
     /// See [`CreateError`].
     pub fn create(nr_pages: u32, resolver: Resolver) -> Result<Self, CreateError> {
         lock_order::prime();
+        if is_forked_child() {
+            return Err(CreateError::ForkedChild);
+        }
+        fork::mark_owner().map_err(|errno| CreateError::Os {
+            operation: "madvise(MADV_WIPEONFORK)",
+            errno,
+        })?;
         sigbus::install().map_err(|errno| CreateError::Os {
             operation: "sigaction of SIGBUS",
             errno,
@@ -193,7 +201,9 @@ impl HostMapping {
     fn locate(&self, offset: u64, len: usize) -> Result<usize, AccessError> {
         let (base, mapped) = self.mmu.mapping_range();
         let fits = offset <= mapped as u64 && len as u64 <= mapped as u64 - offset;
-        if self.attachment.is_none() {
+        if is_forked_child() {
+            Err(AccessError::ForkedChild)
+        } else if self.attachment.is_none() {
             Err(AccessError::NotAttached)
         } else if fits {
             Ok(base + offset as usize)
@@ -228,6 +238,11 @@ impl HostMapping {
 
 impl Drop for HostMapping {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The memory, the threads and what the descriptors act on are the parent's.
+            core::mem::forget((self.attachment.take(), self.mmu()));
+            return;
+        }
         // First the handlers, then the gate: a thread that waits for a fault goes on when the
         // gate closes, and finds it closed.
         self.attachment = None;
@@ -252,6 +267,8 @@ pub enum AccessError {
     },
     /// Nobody resolves the faults of the mapping yet.
     NotAttached,
+    /// This process is the child of a fork, and has none of its parent's managed memory.
+    ForkedChild,
     /// The memory manager had no page to give.
     Fault {
         /// The byte that was accessed.
@@ -288,6 +305,10 @@ impl fmt::Display for AccessError {
                 write!(f, "offset {offset} is not a multiple of 8")
             }
             Self::NotAttached => f.write_str("nobody resolves the faults of the mapping yet"),
+            Self::ForkedChild => f.write_str(
+                "a child process has none of its parent's managed memory; fork before the first \
+                 mapping, or let the child call exec",
+            ),
             Self::Fault {
                 offset,
                 page,

@@ -37,6 +37,43 @@ pub enum FaultMode {
     InThread,
 }
 
+impl FaultMode {
+    /// Every mode with its name, as programs let their users write it.
+    pub const NAMES: [(&'static str, Self); 2] =
+        [("service", Self::Service), ("in-thread", Self::InThread)];
+}
+
+/// A fault mode that there is not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownFaultMode {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl fmt::Display for UnknownFaultMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "there is no fault mode `{}`; say", self.name)?;
+        for (place, (name, _)) in FaultMode::NAMES.iter().enumerate() {
+            let joint = if place == 0 { "" } else { " or" };
+            write!(f, "{joint} `{name}`")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for UnknownFaultMode {}
+
+impl core::str::FromStr for FaultMode {
+    type Err = UnknownFaultMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFaultMode> {
+        let known = Self::NAMES.iter().find(|(known, _)| *known == name);
+        known
+            .map(|(_, mode)| *mode)
+            .ok_or_else(|| UnknownFaultMode { name: name.into() })
+    }
+}
+
 /// Why a mapping could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CreateError {
@@ -47,6 +84,8 @@ pub enum CreateError {
     Features(Errno),
     /// A mapping has at least one page.
     Empty,
+    /// This process is the child of a fork of one that has mappings.
+    ForkedChild,
     /// A system call failed.
     Os {
         /// The call.
@@ -64,6 +103,10 @@ impl fmt::Display for CreateError {
                 write!(f, "userfaultfd refused the features needed: {errno}")
             }
             Self::Empty => f.write_str("a mapping has at least one page"),
+            Self::ForkedChild => f.write_str(
+                "a child process cannot make mappings when its parent has some; fork before the \
+                 first mapping, or let the child call exec",
+            ),
             Self::Os { operation, errno } => write!(f, "{operation} failed: {errno}"),
         }
     }

@@ -57,6 +57,19 @@ pub struct Capabilities {
     pub source: Source,
 }
 
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "userfaultfd from {}: ", self.source.name())?;
+        f.write_str(if self.serves_kernel_faults() {
+            "service threads resolve every fault, those of system calls and KVM too"
+        } else {
+            "service threads resolve faults of user mode; hand memory to system calls and KVM \
+             through guards"
+        })?;
+        f.write_str("; attached threads resolve their own")
+    }
+}
+
 impl Capabilities {
     /// Whether service threads also resolve faults of system calls and of KVM.
     pub fn serves_kernel_faults(&self) -> bool {
@@ -92,11 +105,7 @@ impl fmt::Display for ProbeError {
                 source,
             } => {
                 let name = feature.name();
-                let source = match source {
-                    Source::Device => "/dev/userfaultfd",
-                    Source::SystemCall => "userfaultfd(2)",
-                    Source::UserModeOnly => "userfaultfd(2) for user mode only",
-                };
+                let source = source.name();
                 write!(f, "{name} does not work here (tried through {source}): ")?;
                 match errno.0 {
                     0 => f.write_str("it has no effect")?,

@@ -116,6 +116,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// The name under which the manuals have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Device => "/dev/userfaultfd",
+            Self::SystemCall => "userfaultfd(2)",
+            Self::UserModeOnly => "userfaultfd(2) for user mode only",
+        }
+    }
+
     /// Whether a system call on an absent page is served like an access of the program.
     pub fn serves_kernel_faults(self) -> bool {
         self != Self::UserModeOnly

@@ -81,8 +81,11 @@ impl std::error::Error for StoreError {}
 impl fmt::Display for FaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Killed => write!(f, "the address space was killed by the OOM killer"),
-            Self::Unmapped => write!(f, "the mapping is gone"),
+            Self::Killed => write!(
+                f,
+                "the address space was killed by the OOM killer; drop it and make a new one"
+            ),
+            Self::Unmapped => write!(f, "the mapping is gone; map it again"),
             Self::Lost { page, cause } => {
                 write!(f, "the contents of page {page} are lost: {cause}")
             }

@@ -1,9 +1,10 @@
 //! Setting up: bounds in, a running system out.
 
-use crate::Pinless;
+use crate::io_count::IoCount;
+use crate::{FaultMode, Pinless};
 use core::fmt;
 use core::time::Duration;
-use pinless_host::{Errno, FaultService, MonotonicClock, ProbeError, probe};
+use pinless_host::{Capabilities, Errno, FaultService, MonotonicClock, ProbeError, probe};
 use pinless_mm::Memcg;
 use pinless_mm::limits::{LimitError, Limits};
 use std::io;
@@ -28,6 +29,8 @@ const WORKERS: [Worker; 3] = [
 pub struct Builder {
     limits: Limits,
     fault_threads: usize,
+    fault_mode: FaultMode,
+    needs_kernel_faults: bool,
 }
 
 /// Why there is no [`Pinless`].
@@ -36,6 +39,8 @@ pub struct Builder {
 pub enum BuildError {
     /// The machine lacks something.
     Probe(ProbeError),
+    /// The machine resolves faults of user mode only, and more was asked for.
+    UserModeOnly,
     /// The bounds make no sense.
     Limit(LimitError),
     /// The service threads cannot be started.
@@ -53,6 +58,11 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Probe(error) => error.fmt(f),
+            Self::UserModeOnly => f.write_str(
+                "faults of system calls and of KVM cannot be resolved here, those of user mode \
+                 can; give access to /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1, or \
+                 reach memory through guards and do without `require_kernel_faults`",
+            ),
             Self::Limit(error) => error.fmt(f),
             Self::FaultService(errno) => write!(
                 f,
@@ -76,6 +86,8 @@ impl Builder {
         Self {
             limits: Limits::new(max_bytes),
             fault_threads: FAULT_THREADS,
+            fault_mode: FaultMode::Service,
+            needs_kernel_faults: false,
         }
     }
 
@@ -117,6 +129,18 @@ impl Builder {
         self
     }
 
+    /// Who resolves the faults of mappings that say nothing of it; service threads otherwise.
+    pub fn fault_mode(mut self, mode: FaultMode) -> Self {
+        self.fault_mode = mode;
+        self
+    }
+
+    /// Builds only where service threads also resolve the faults of system calls and of KVM.
+    pub fn require_kernel_faults(mut self) -> Self {
+        self.needs_kernel_faults = true;
+        self
+    }
+
     /// Probes the machine, sets everything aside, and starts the threads.
     ///
     /// # Errors
@@ -124,7 +148,7 @@ impl Builder {
     /// See [`BuildError`].
     pub fn build(self) -> Result<Pinless, BuildError> {
         self.limits.check().map_err(BuildError::Limit)?;
-        let capabilities = probe().map_err(BuildError::Probe)?;
+        let capabilities = self.probe()?;
         let memcg = Memcg::new(self.limits, Arc::new(MonotonicClock)).map_err(BuildError::Limit)?;
         let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
         // From here on a drop stops and joins what was started.
@@ -132,6 +156,8 @@ impl Builder {
             memcg,
             faults,
             capabilities,
+            fault_mode: self.fault_mode,
+            io: Arc::new(IoCount::default()),
             workers: Vec::with_capacity(WORKERS.len()),
         };
         for (name, run) in WORKERS {
@@ -140,6 +166,14 @@ impl Builder {
             pinless.workers.push(worker);
         }
         Ok(pinless)
+    }
+
+    fn probe(&self) -> Result<Capabilities, BuildError> {
+        let capabilities = probe().map_err(BuildError::Probe)?;
+        if self.needs_kernel_faults && !capabilities.serves_kernel_faults() {
+            return Err(BuildError::UserModeOnly);
+        }
+        Ok(capabilities)
     }
 }
 

@@ -5,40 +5,70 @@
 //! resolve faults. [`Pinless`] is the running whole; dropping it ends the threads.
 //!
 //! ```no_run
-//! use pinless::{Builder, FaultMode};
+//! use pinless::{Access, Advice, PageRun, Pinless};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let pinless = Builder::new(64 << 20).build()?; // 64 MiB of frames at most
+//! let pinless = Pinless::builder(64 << 20).build()?; // 64 MiB of frames at most
 //! let mm = pinless.new_mm("cache");
-//! let memory = pinless.map(&mm, 65536, FaultMode::Service)?; // 256 MiB of it
+//! let memory = pinless.map(&mm, 256 << 20)?; // 256 MiB of memory under them
 //! memory.write_at(4096, b"hello")?; // comes back, wherever the page went meanwhile
+//! memory.advise(memory.all(), Advice::PageOut)?;
+//! let guard = memory.guard(PageRun::single(1), Access::Read)?; // stays while this lives
+//! let mut word = [0; 5];
+//! guard.read(0, &mut word)?;
+//! assert_eq!(&word, b"hello");
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! | what | is |
+//! |---|---|
+//! | budget, counters, reports | [`Memcg`], [`StatSnapshot`], [`OomReport`] |
+//! | address spaces; what is called when one is killed | [`Mm`], [`Mm::set_on_kill`] |
+//! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
+//! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
+//! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`] |
+//! | devices that are there | [`io_uring`] |
+//!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is
-//! `pinless-host`'s. Everything a user needs of both is exported from here.
+//! `pinless-host`'s. Everything a user names of both is exported from here.
 #![forbid(unsafe_code)]
 
 mod builder;
+mod guard;
+mod io_count;
 mod mapping;
+mod options;
 
 pub use builder::{BuildError, Builder};
+pub use guard::{Guard, Io};
 pub use mapping::{MapError, Mapping};
+pub use options::{MAPPING_BYTES_MAX, MapOptions};
 
+pub use lockdep::sync::{self, Fence};
 pub use pinless_host::{
-    AccessError, AttachedThread, Capabilities, FaultMode, Guard, GuardError, ProbeError,
-    attach_thread, io_uring,
+    AccessError, AttachedThread, Capabilities, CreateError, Errno, FaultMode, Feature, GuardError,
+    HostMapping, ProbeError, Source, Unavailable, UnknownFaultMode, attach_thread, io_uring,
 };
-pub use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
+pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
+pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
+pub use pinless_mm::fault::{FaultError, StoreError};
+pub use pinless_mm::gfp::Gfp;
+pub use pinless_mm::histogram::Summary;
 pub use pinless_mm::limits::{LimitError, Limits};
-pub use pinless_mm::mm_struct::{AdviseError, Building, Mlock, MlockError, UnmapError};
+pub use pinless_mm::memcg::{Counter, StatSnapshot};
+pub use pinless_mm::mm_struct::{
+    AdviseError, Building, MapError as BooksError, Mlock, MlockError, PinError, UnmapError,
+};
 pub use pinless_mm::mmu_notifier;
 pub use pinless_mm::oom::{self, OomReport};
-pub use pinless_mm::primary_mmu::{Access, PrimaryMmu};
-pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Vma};
+pub use pinless_mm::page::State;
+pub use pinless_mm::primary_mmu::{Access, DmaFault, MmuError, PrimaryMmu};
+pub use pinless_mm::swap;
+pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
 
-use pinless_host::FaultService;
+use io_count::IoCount;
+use pinless_host::{FaultService, Resolver};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -51,10 +81,17 @@ pub struct Pinless {
     memcg: Arc<Memcg>,
     faults: Arc<FaultService>,
     capabilities: Capabilities,
+    fault_mode: FaultMode,
+    io: Arc<IoCount>,
     workers: Vec<JoinHandle<()>>,
 }
 
 impl Pinless {
+    /// A system with at most `max_bytes` of frames, to be built; the same as [`Builder::new`].
+    pub fn builder(max_bytes: u64) -> Builder {
+        Builder::new(max_bytes)
+    }
+
     /// The memory cgroup: its bounds, counters and reports.
     pub fn memcg(&self) -> &Arc<Memcg> {
         &self.memcg
@@ -65,18 +102,23 @@ impl Pinless {
         self.capabilities
     }
 
+    /// Operations of devices under way on guarded pages, and those that were abandoned: see [`Io`].
+    pub fn io_counts(&self) -> (u64, u64) {
+        (self.io.in_flight(), self.io.abandoned())
+    }
+
     /// A new address space. Its drop tears it down.
     pub fn new_mm(&self, name: &str) -> MmHandle {
         self.memcg.new_mm(name)
     }
 
-    /// Maps `nr_pages` pages that read as zeros.
+    /// Maps memory that reads as zeros: so many bytes, or what [`MapOptions`] say.
     ///
     /// # Errors
     ///
     /// See [`MapError`].
-    pub fn map(&self, mm: &Arc<Mm>, nr_pages: u32, mode: FaultMode) -> Result<Mapping, MapError> {
-        self.map_through(mm, nr_pages, mode, |machine| machine)
+    pub fn map(&self, mm: &Arc<Mm>, options: impl Into<MapOptions>) -> Result<Mapping, MapError> {
+        self.map_through(mm, options, |machine| machine)
     }
 
     /// The same, with `layer` between the memory manager and the machine: for whoever wants to see,
@@ -88,11 +130,15 @@ impl Pinless {
     pub fn map_through(
         &self,
         mm: &Arc<Mm>,
-        nr_pages: u32,
-        mode: FaultMode,
+        options: impl Into<MapOptions>,
         layer: impl FnOnce(Arc<dyn PrimaryMmu>) -> Arc<dyn PrimaryMmu>,
     ) -> Result<Mapping, MapError> {
-        Mapping::create(mm, nr_pages, mapping::resolver(mode, &self.faults), layer)
+        let options = options.into();
+        let resolver = match options.fault_mode_or(self.fault_mode) {
+            FaultMode::Service => Resolver::Service(Arc::clone(&self.faults)),
+            FaultMode::InThread => Resolver::InThread,
+        };
+        Mapping::create(mm, options, resolver, &self.io, layer)
     }
 }
 

@@ -1,30 +1,51 @@
 //! A mapping that belongs to one owner: memory, books and faults in one value.
 
+use crate::guard::Guard;
+use crate::io_count::IoCount;
+use crate::options::{MAPPING_BYTES_MAX, MapOptions};
 use core::fmt;
+use pinless_host::io_uring::{Area, AttachError, Ring};
 use pinless_host::{
-    AccessError, CreateError, Errno, FaultMode, FaultService, Guard, GuardError, HostMapping,
-    Resolver,
+    AccessError, CreateError, Errno, FaultMode, GuardError, HostMapping, Resolver, is_forked_child,
 };
-use pinless_mm::addr::PageRun;
+use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::fault::FaultHandler;
-use pinless_mm::mm_struct::{AdviseError, MapError as BooksError, Mlock, MlockError, UnmapError};
+use pinless_mm::gfp::Gfp;
+use pinless_mm::mm_struct::{
+    AdviseError, MapError as BooksError, Mlock, MlockError, Pin, PinError, UnmapError,
+};
+use pinless_mm::mmu_notifier::{
+    IntervalError, IntervalNotifier, IntervalSubscription, Notifier, Ranges, Subscription,
+};
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 use pinless_mm::{Advice, Mm, Vma};
 use std::sync::Arc;
 
-/// Managed memory. Its drop unmaps it.
+/// Managed memory. Its drop unmaps it, or leaves that to the last of its guards and operations.
 ///
 /// Threads that touch a mapping of [`FaultMode::InThread`] call [`crate::attach_thread`] first.
 #[derive(Debug)]
 pub struct Mapping {
-    vma: Arc<Vma>,
-    host: HostMapping,
+    shared: Arc<Shared>,
+}
+
+/// What a mapping and its guards share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) vma: Arc<Vma>,
+    pub(crate) host: Arc<HostMapping>,
+    pub(crate) io: Arc<IoCount>,
 }
 
 /// Why there is no mapping.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MapError {
+    /// It cannot have this length.
+    Length {
+        /// The bytes that were asked for.
+        len_bytes: u64,
+    },
     /// The machine cannot make it.
     Create(CreateError),
     /// The address space cannot take it.
@@ -36,6 +57,11 @@ pub enum MapError {
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Length { len_bytes } => write!(
+                f,
+                "a mapping of {len_bytes} bytes cannot be made: ask for a multiple of the page \
+                 size, 4096 bytes to {MAPPING_BYTES_MAX} bytes"
+            ),
             Self::Create(error) => error.fmt(f),
             Self::Books(error) => error.fmt(f),
             Self::Attach(errno) => write!(
@@ -49,47 +75,64 @@ impl fmt::Display for MapError {
 
 impl std::error::Error for MapError {}
 
-pub(crate) fn resolver(mode: FaultMode, faults: &Arc<FaultService>) -> Resolver {
-    match mode {
-        FaultMode::Service => Resolver::Service(Arc::clone(faults)),
-        FaultMode::InThread => Resolver::InThread,
-    }
-}
-
 impl Mapping {
     pub(crate) fn create(
         mm: &Arc<Mm>,
-        nr_pages: u32,
+        options: MapOptions,
         resolver: Resolver,
+        io: &Arc<IoCount>,
         layer: impl FnOnce(Arc<dyn PrimaryMmu>) -> Arc<dyn PrimaryMmu>,
     ) -> Result<Self, MapError> {
-        let host = HostMapping::create(nr_pages, resolver).map_err(MapError::Create)?;
+        let len_bytes = options.len_bytes();
+        let nr_pages = options.nr_pages().ok_or(MapError::Length { len_bytes })?;
+        let mut host = HostMapping::create(nr_pages, resolver).map_err(MapError::Create)?;
         let vma = mm.map(layer(host.mmu())).map_err(MapError::Books)?;
-        let handler = Arc::clone(&vma) as Arc<dyn FaultHandler>;
+        let attached = host.attach(Arc::clone(&vma) as Arc<dyn FaultHandler>);
         // Dropped on an error, which unmaps.
-        let mut mapping = Self { vma, host };
-        mapping.host.attach(handler).map_err(MapError::Attach)?;
-        Ok(mapping)
+        let shared = Shared {
+            vma,
+            host: Arc::new(host),
+            io: Arc::clone(io),
+        };
+        attached.map_err(MapError::Attach)?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
-    /// The mapping in the books: pages, states, and the bus that devices use.
+    /// The mapping in the books: pages, states, and the [`Bus`](crate::Bus) that devices use.
     pub fn vma(&self) -> &Arc<Vma> {
-        &self.vma
+        &self.shared.vma
     }
 
-    /// The memory on the machine: for [`io_uring`](crate::io_uring) and system calls.
+    /// The memory on the machine: for who calls the system with it.
     pub fn host(&self) -> &HostMapping {
-        &self.host
+        &self.shared.host
+    }
+
+    /// Who resolves its faults.
+    pub fn fault_mode(&self) -> FaultMode {
+        self.host().mode()
     }
 
     /// Bytes in the mapping.
     pub fn len(&self) -> usize {
-        self.host.len_bytes()
+        self.host().len_bytes()
     }
 
     /// Whether there are none: never.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Pages in the mapping.
+    pub fn nr_pages(&self) -> u32 {
+        self.vma().nr_pages()
+    }
+
+    /// All of its pages.
+    pub fn all(&self) -> PageRun {
+        self.vma().all()
     }
 
     /// Reads from `offset` bytes on.
@@ -98,7 +141,7 @@ impl Mapping {
     ///
     /// See [`AccessError`]; part of `into` may be written.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
-        self.host.read_at(offset, into)
+        self.host().read_at(offset, into)
     }
 
     /// Writes to `offset` bytes on.
@@ -107,7 +150,7 @@ impl Mapping {
     ///
     /// See [`AccessError`]; part of `from` may have been written.
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
-        self.host.write_at(offset, from)
+        self.host().write_at(offset, from)
     }
 
     /// Loads the word at `offset` bytes, with acquire ordering.
@@ -116,7 +159,7 @@ impl Mapping {
     ///
     /// See [`AccessError`].
     pub fn load_u64(&self, offset: u64) -> Result<u64, AccessError> {
-        self.host.load_u64(offset)
+        self.host().load_u64(offset)
     }
 
     /// Stores the word at `offset` bytes, with release ordering.
@@ -125,7 +168,7 @@ impl Mapping {
     ///
     /// See [`AccessError`].
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), AccessError> {
-        self.host.store_u64(offset, value)
+        self.host().store_u64(offset, value)
     }
 
     /// Makes pages resident and keeps them so while the guard lives: no access through it traps.
@@ -133,8 +176,18 @@ impl Mapping {
     /// # Errors
     ///
     /// See [`GuardError`].
-    pub fn guard(&self, run: PageRun, access: Access) -> Result<Guard<'_>, GuardError> {
-        self.host.guard(&self.vma, run, access)
+    pub fn guard(&self, run: PageRun, access: Access) -> Result<Guard, GuardError> {
+        Guard::new(&self.shared, run, access)
+    }
+
+    /// Makes pages resident and keeps them where they are while the answer lives: for a device that
+    /// reaches them through [`Vma`] and its bus.
+    ///
+    /// # Errors
+    ///
+    /// See [`PinError`].
+    pub fn pin(&self, run: PageRun, access: Access) -> Result<Pin, PinError> {
+        self.vma().pin(run, access, Gfp::Kernel)
     }
 
     /// Says what is going to happen to `run`.
@@ -143,7 +196,7 @@ impl Mapping {
     ///
     /// See [`AdviseError`].
     pub fn advise(&self, run: PageRun, advice: Advice) -> Result<(), AdviseError> {
-        self.vma.advise(run, advice)
+        self.vma().advise(run, advice)
     }
 
     /// Makes pages resident and keeps them in their frames while the answer lives; see
@@ -153,23 +206,80 @@ impl Mapping {
     ///
     /// See [`MlockError`].
     pub fn mlock(&self, run: PageRun) -> Result<Mlock, MlockError> {
-        self.vma.mlock(run)
+        self.vma().mlock(run)
+    }
+
+    /// Tells `notifier` of every change of this mapping, from now on.
+    pub fn subscribe<N: Notifier>(&self, name: &str, notifier: Arc<N>) -> Subscription {
+        let (start, end) = self.addresses(self.all());
+        let ranges = Ranges::Only(vec![start..end]);
+        let notifiers = self.vma().mm().notifiers();
+        notifiers.subscribe(name, ranges, notifier)
+    }
+
+    /// Tells `notifier` of every change of `run`, and counts these changes for its sequence.
+    ///
+    /// # Errors
+    ///
+    /// See [`IntervalError`].
+    ///
+    /// # Panics
+    ///
+    /// If `run` leaves the mapping.
+    pub fn subscribe_interval<N: IntervalNotifier>(
+        &self,
+        name: &str,
+        run: PageRun,
+        notifier: Arc<N>,
+    ) -> Result<IntervalSubscription<N>, IntervalError> {
+        let (start, end) = self.addresses(run);
+        let notifiers = self.vma().mm().notifiers();
+        notifiers.subscribe_interval(name, start, end, notifier)
+    }
+
+    /// Lets an io_uring use the mapping through fixed buffers.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`].
+    pub fn attach_to(&self, ring: &Ring) -> Result<Area, AttachError> {
+        ring.attach(self.host(), self.vma())
+    }
+
+    fn addresses(&self, run: PageRun) -> (crate::Vaddr, crate::Vaddr) {
+        let nr_pages = self.nr_pages();
+        let end = |run: PageRun| run.first.checked_add(run.nr);
+        assert!(
+            end(run).is_some_and(|end: PageIndex| end <= nr_pages),
+            "{run} is outside of a mapping of {nr_pages} pages"
+        );
+        let address = |page| self.vma().address(page);
+        (address(run.first), address(run.end()))
     }
 
     /// Unmaps it, and says so if that fails; a drop cannot.
     ///
     /// # Errors
     ///
-    /// See [`UnmapError`]. The mapping is closed all the same; what is pinned, or held by a device
-    /// that does not let go, stays charged until the address space goes.
+    /// See [`UnmapError`]. What is guarded goes with the last guard; what a device holds that does
+    /// not let go stays charged until it does, or the address space goes.
     pub fn unmap(self) -> Result<(), UnmapError> {
-        self.vma.mm().unmap(&self.vma)
+        self.vma().mm().unmap(self.vma())
     }
 }
 
-impl Drop for Mapping {
+impl AsRef<HostMapping> for Mapping {
+    fn as_ref(&self) -> &HostMapping {
+        self.host()
+    }
+}
+
+impl Drop for Shared {
     fn drop(&mut self) {
-        // Unmapped already, or kept by a holder: the address space's teardown comes back to it.
-        let _ = self.vma.mm().unmap(&self.vma);
+        // In a child of a fork there is nothing to unmap, and nobody to tell.
+        if !is_forked_child() {
+            // Unmapped already, or kept by a holder: the address space's teardown comes back to it.
+            let _ = self.vma.mm().unmap(&self.vma);
+        }
     }
 }

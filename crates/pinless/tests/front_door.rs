@@ -4,10 +4,9 @@
 
 use core::time::Duration;
 use pinless::{
-    Access, AccessError, Advice, Builder, FaultMode, GuardError, PAGE_SIZE, PageRun, Pinless,
-    UnmapError,
+    Access, AccessError, Advice, Builder, FaultMode, GuardError, MapOptions, PAGE_SIZE, PageRun,
+    PinError, Pinless, UnmapError,
 };
-use pinless_mm::mm_struct::PinError;
 
 const FRAMES: u64 = 64;
 
@@ -35,7 +34,8 @@ fn memory_comes_back_however_it_is_reached() {
     let nr_pages = 4 * FRAMES as u32;
     for mode in [FaultMode::Service, FaultMode::InThread] {
         let mm = pinless.new_mm("front door");
-        let memory = pinless.map(&mm, nr_pages, mode).expect("a mapping");
+        let options = MapOptions::of_pages(nr_pages).fault_mode(mode);
+        let memory = pinless.map(&mm, options).expect("a mapping");
         assert_eq!(memory.len(), nr_pages as usize * PAGE_SIZE);
         for page in 0..nr_pages {
             memory
@@ -64,7 +64,9 @@ fn memory_comes_back_however_it_is_reached() {
 fn a_guard_keeps_its_pages_and_its_bounds() {
     let Some(pinless) = build() else { return };
     let mm = pinless.new_mm("guarded");
-    let memory = pinless.map(&mm, 16, FaultMode::Service).expect("a mapping");
+    let memory = pinless
+        .map(&mm, MapOptions::of_pages(16))
+        .expect("a mapping");
     let run = PageRun::new(3, 2);
     let guard = memory.guard(run, Access::Write).expect("two frames");
     let last = guard.len_bytes() as u64 - 4;
@@ -139,4 +141,47 @@ fn threads_have_names_and_end_with_their_owner() {
 fn a_limit_below_the_reserve_is_refused() {
     let error = Builder::new(100).build().expect_err("no room");
     assert!(error.to_string().contains("too small"), "{error}");
+}
+
+/// G11, G16: what a device still uses is parked, not freed, whatever its owner drops.
+#[test]
+fn an_operation_outlives_guard_mapping_and_address_space() {
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("parked");
+    let memory = pinless
+        .map(&mm, MapOptions::of_pages(8))
+        .expect("a mapping");
+    memory.store_u64(offset_of(2), 0xD1CE).expect("a frame");
+    let guard = memory.guard(PageRun::new(2, 1), Access::Write);
+    let guard = guard.expect("a frame");
+    let io = guard.begin_io().expect("one more pin");
+    assert_eq!((io.as_ptr(), io.run()), (guard.as_ptr(), guard.run()));
+    assert_eq!(pinless.io_counts(), (1, 0));
+    drop(guard);
+    drop(memory);
+    drop(mm);
+    assert_eq!(pinless.memcg().frames().usage(), 1, "the page is parked");
+    io.complete();
+    assert_eq!(
+        pinless.memcg().frames().usage(),
+        0,
+        "and goes with its user"
+    );
+    assert_eq!(pinless.io_counts(), (0, 0));
+}
+
+/// Whoever forgets to say that a device is done loses memory, and never data.
+#[test]
+fn an_operation_whose_end_nobody_tells_keeps_its_pages() {
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("abandoned");
+    let memory = pinless
+        .map(&mm, MapOptions::of_pages(8))
+        .expect("a mapping");
+    let guard = memory.guard(PageRun::new(2, 3), Access::Write);
+    drop(guard.expect("three frames").begin_io().expect("more pins"));
+    drop(memory);
+    drop(mm);
+    assert_eq!(pinless.memcg().frames().usage(), 3, "parked for good");
+    assert_eq!(pinless.io_counts(), (0, 1));
 }

@@ -52,3 +52,51 @@ fn the_clock_goes_forward() {
         last = now;
     }
 }
+
+/// Lets no userfaultfd be made in this process any more, as sandboxes do.
+fn forbid_userfaultfd() {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    /// Asks `/dev/userfaultfd` for a descriptor.
+    const USERFAULTFD_IOC_NEW: u32 = 0xAA00;
+    let op = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut filter = [
+        op(LOAD, 0, 0, 0), // the number of the call
+        op(JUMP_EQUAL, libc::SYS_userfaultfd as u32, 3, 0),
+        op(JUMP_EQUAL, libc::SYS_ioctl as u32, 0, 3),
+        op(LOAD, 24, 0, 0), // the low half of its second argument
+        op(JUMP_EQUAL, USERFAULTFD_IOC_NEW, 0, 1),
+        op(RETURN, refuse, 0, 0),
+        op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the program lives until the call returns, and the kernel checks it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_machine_without_userfaultfd_says_how_to_get_it() {
+    let test = "probes::a_machine_without_userfaultfd_says_how_to_get_it";
+    let output = crate::child::run(test, "no_userfaultfd", || {
+        forbid_userfaultfd();
+        let refused = probe().expect_err("there is no way left");
+        assert!(matches!(refused, ProbeError::Unavailable(_)), "{refused:?}");
+        let words = refused.to_string();
+        for part in ["Operation not permitted", "vm.unprivileged_userfaultfd=1"] {
+            assert!(words.contains(part), "{part:?} in {words:?}");
+        }
+    });
+    crate::child::assert_ended_well(&output);
+}

@@ -28,7 +28,10 @@ pub enum MapError {
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Killed => write!(f, "the address space was killed by the OOM killer"),
+            Self::Killed => write!(
+                f,
+                "the address space was killed by the OOM killer; drop it and make a new one"
+            ),
             Self::Exited => write!(f, "the address space was torn down; make a new one"),
             Self::Overlap => write!(f, "the addresses belong to another mapping already"),
             Self::Length { nr_pages } => write!(

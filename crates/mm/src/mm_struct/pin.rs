@@ -32,6 +32,13 @@ pub enum PinError {
         /// The page.
         page: PageIndex,
     },
+    /// The run has more pages than the memory cgroup has frames: it can never be pinned at once.
+    AboveLimit {
+        /// The pages of the run.
+        nr_pages: u32,
+        /// The frames that there are.
+        frames_max: u64,
+    },
     /// The run leaves the mapping.
     OutOfRange {
         /// The run.
@@ -46,6 +53,14 @@ impl fmt::Display for PinError {
         match self {
             Self::Fault { page, error } => write!(f, "page {page} cannot be pinned: {error}"),
             Self::TooManyPins { page } => write!(f, "page {page} has too many pins already"),
+            Self::AboveLimit {
+                nr_pages,
+                frames_max,
+            } => write!(
+                f,
+                "{nr_pages} pages cannot be pinned at once under a limit of {frames_max} frames; \
+                 pin fewer at a time, or raise `max`"
+            ),
             Self::OutOfRange { run, nr_pages } => {
                 write!(f, "{run} is outside of a mapping of {nr_pages} pages")
             }
@@ -81,6 +96,13 @@ impl Vma {
             return Err(PinError::OutOfRange {
                 run,
                 nr_pages: self.nr_pages(),
+            });
+        }
+        let frames_max = self.memcg().frames().max();
+        if u64::from(run.nr) > frames_max {
+            return Err(PinError::AboveLimit {
+                nr_pages: run.nr,
+                frames_max,
             });
         }
         self.mm().notifiers().note_touch();

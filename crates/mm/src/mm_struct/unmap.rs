@@ -26,7 +26,10 @@ pub enum UnmapError {
 impl fmt::Display for UnmapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotMapped => write!(f, "the mapping is not mapped in this address space"),
+            Self::NotMapped => write!(
+                f,
+                "the mapping is not mapped in this address space; unmap it once, in its own"
+            ),
             Self::Pinned { page } => {
                 write!(
                     f,

@@ -58,7 +58,11 @@ impl fmt::Display for BracketError {
                     waited.as_millis()
                 )
             }
-            Self::Panicked { holder } => write!(f, "a callback of `{holder}` panicked"),
+            Self::Panicked { holder } => write!(
+                f,
+                "a callback of `{holder}` panicked, and nothing was changed; mend it, or drop its \
+                 subscription"
+            ),
         }
     }
 }

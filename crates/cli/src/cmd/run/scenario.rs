@@ -14,7 +14,7 @@ use crate::render::json::Json;
 use crate::render::side_by_side;
 use core::time::Duration;
 use pinless::oom::Reaping;
-use pinless::{Builder, FaultMode, Mapping, OomReport, PAGE_SIZE, Pinless};
+use pinless::{Builder, MapOptions, Mapping, OomReport, PAGE_SIZE, Pinless};
 use pinless_devices::{DmaDevice, Template};
 use serde::Serialize;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ fn tell(limit: Bytes, reaping: Reaping) -> Result<Story, RunError> {
     pinless.memcg().set_reaping(reaping);
     let (leaker, bystander) = (pinless.new_mm("leaker"), pinless.new_mm("bystander"));
     let map = |mm, nr_pages| {
-        let mapping = pinless.map(mm, nr_pages, FaultMode::Service);
+        let mapping = pinless.map(mm, MapOptions::of_pages(nr_pages));
         mapping.map_err(RunError::Map)
     };
     // Room for what the store takes when nothing can be compressed, and then some.

@@ -17,7 +17,7 @@ use crate::render::live::{Figures, Live};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use pinless::io_uring::SetupError;
-use pinless::{Builder, FaultMode, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
+use pinless::{Builder, MapOptions, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
 use pinless_mm::swap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -282,7 +282,7 @@ impl Stage {
     ) -> Vec<ScopedJoinHandle<'scope, Option<()>>> {
         static NOBODYS: Tally = Tally::new();
         let (tenant, nr_pages) = (self.leaker(), self.plan.leak_pages());
-        let mapping = match self.pinless.map(&tenant.mm, nr_pages, FaultMode::Service) {
+        let mapping = match self.pinless.map(&tenant.mm, MapOptions::of_pages(nr_pages)) {
             Ok(mapping) => self.leaked.get_or_init(|| mapping),
             Err(error) => {
                 self.fail("leak", &error.to_string());

@@ -8,7 +8,7 @@ use super::witness::{self, Watched, Witness};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pinless::io_uring::{Area, Kind, Ring, SetupError};
 use pinless::mmu_notifier::{Ranges, Subscription};
-use pinless::{Mapping, MmHandle, PAGE_SIZE, Pinless};
+use pinless::{MapOptions, Mapping, MmHandle, PAGE_SIZE, Pinless};
 use pinless_devices::{DmaDevice, Odp, Template};
 use pinless_mm::bus::Bus;
 use std::fs::File;
@@ -111,9 +111,10 @@ impl Tenant {
         let name = format!("tenant-{index}");
         let access = plan.access_of(index);
         let mm = pinless.new_mm(&name);
+        let options = MapOptions::of_pages(plan.tenant_pages).fault_mode(access.fault_mode());
         let mut witness = None;
         let mapping = pinless
-            .map_through(&mm, plan.tenant_pages, access.fault_mode(), |machine| {
+            .map_through(&mm, options, |machine| {
                 let new = Witness::new(machine.base(), machine.nr_pages());
                 witness = Some(Arc::clone(&new));
                 Arc::new(Watched {
