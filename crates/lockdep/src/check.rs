@@ -5,7 +5,8 @@
 //!
 //! Linux counterpart: validate_chain() and mark_usage() in kernel/locking/lockdep.c.
 
-use crate::core::{Apart, Core, Finding, Findings, Use, step_of};
+use crate::core::{Core, Use, step_of};
+use crate::finding::{Apart, Draft, Finding, Findings, HopSeen};
 use crate::graph::{
     Direction, Hop, Kinds, NR_GATES, Place, Provenance, Recorded, State, Step, Walk,
 };
@@ -53,8 +54,8 @@ impl Check<'_> {
         }
     }
 
-    fn finding(&self, kind: Kind) -> Finding {
-        Finding::new(kind, self.new, self.thread).with_held(&self.core.stack)
+    fn finding(&self, kind: Kind) -> Draft {
+        Draft::new(kind, self.new, self.thread, &self.core.stack)
     }
 
     /// Whether a lock that waits like this may be taken here.
@@ -81,9 +82,8 @@ impl Check<'_> {
             }
         }
         if outer > limit {
-            let mut finding = self.finding(Kind::WaitContext);
-            finding.against = by;
-            self.findings.add(finding);
+            let finding = self.finding(Kind::WaitContext);
+            self.findings.add(finding.against(by));
         }
     }
 
@@ -97,10 +97,9 @@ impl Check<'_> {
         let opposites = bit.opposites();
         let same = self.core.usage(class);
         if let Some(other) = same.bits().find(|&other| opposites.has(other)) {
-            let mut finding = self.finding(Kind::InconsistentUsage);
-            finding.act = step;
-            finding.uses = [Some(used), self.core.find_use(class, other)];
-            self.findings.add(finding);
+            let finding = self.finding(Kind::InconsistentUsage).act(step);
+            let uses = [Some(used), self.core.find_use(class, other)];
+            self.findings.add(finding.uses(uses));
             return;
         }
         let opposites = bit.opposites_afar();
@@ -128,14 +127,10 @@ impl Check<'_> {
         self.core.graph.path(end, direction, &mut self.core.hops);
         let seen = self.core.usage(end.class).seen_from(end.is_restricted);
         let other = seen.bits().find(|&bit| opposites.has(bit));
-        let mut finding = self.finding(Kind::IrqInversion);
-        finding.act = used.step;
-        finding.uses = [
-            Some(used),
-            other.and_then(|bit| self.core.find_use(end.class, bit)),
-        ];
-        self.add_path(&mut finding, &self.core.hops);
-        self.findings.add(finding);
+        let finding = self.finding(Kind::IrqInversion).act(used.step);
+        let other = other.and_then(|bit| self.core.find_use(end.class, bit));
+        let finding = self.add_path(finding, &self.core.hops);
+        self.findings.add(finding.uses([Some(used), other]));
     }
 
     /// A class along strong paths that was used in one of these ways, other than `but`.
@@ -160,11 +155,11 @@ impl Check<'_> {
         })
     }
 
-    fn add_path(&self, finding: &mut Finding, path: &[Hop]) {
-        for &hop in path {
+    fn add_path(&self, finding: Draft, path: &[Hop]) -> Draft {
+        path.iter().fold(finding, |finding, &hop| {
             let edge = self.core.graph.edge(hop.edge);
-            finding.add_hop(hop, edge.nr_seen, edge.gates);
-        }
+            finding.hop((hop, edge.nr_seen, edge.gates))
+        })
     }
 
     /// The same class again, and the orders from what is held.
@@ -173,9 +168,8 @@ impl Check<'_> {
         let same = |held: &&Held| held.word.class() == new.class();
         if let Some(held) = self.core.stack.iter().find(same).copied() {
             if self.is_recursion(&held) {
-                let mut finding = self.finding(Kind::Recursive);
-                finding.against = Some(step_of(&held));
-                self.findings.add(finding);
+                let finding = self.finding(Kind::Recursive);
+                self.findings.add(finding.against(Some(step_of(&held))));
                 return;
             }
             if new.has(Word::NESTED) && !self.core.is_strict {
@@ -247,9 +241,8 @@ impl Check<'_> {
         self.check_cycle(place, gates);
         self.check_levels(place);
         if self.core.graph.record(place, gates) == Recorded::Full {
-            let mut finding = self.finding(Kind::Limit);
-            finding.note = "orders";
-            self.findings.add(finding);
+            let finding = self.finding(Kind::Limit);
+            self.findings.add(finding.note("orders"));
         }
     }
 
@@ -283,10 +276,18 @@ impl Check<'_> {
         let graph = &self.core.graph;
         graph.path(end, Direction::Forward, &mut self.core.hops);
         let mut finding = self.cycle(place, gates, &self.core.hops);
-        if finding.apart.is_some() {
+        if !finding.is_likely() {
             // The shortest is unlikely: there may be a longer one that is not.
             finding = self.find_likely(place, gates).unwrap_or(finding);
         }
+        if let Some(found) = finding.get() {
+            self.note_doubts(found);
+        }
+        self.findings.add(finding);
+    }
+
+    /// Remembers what may refute what speaks against a cycle.
+    fn note_doubts(&mut self, finding: &Finding) {
         if let Some(Apart::Readers(class)) = finding.apart {
             self.core.writers[class.index() as usize] |= AWAITS_WRITER;
         }
@@ -296,25 +297,23 @@ impl Check<'_> {
                 let is_timed = held.word.has(Word::TIMED) || taken.word.has(Word::TIMED);
                 is_timed || hop.place.provenance != Provenance::Observed
             });
-        self.findings.add(finding);
     }
 
     /// The cycle of a path and the order that closes it, with what speaks against it.
-    fn cycle(&self, place: Place, gates: [u32; NR_GATES], path: &[Hop]) -> Finding {
-        let mut finding = self.finding(Kind::Circular);
-        finding.act = place.taken;
-        finding.against = Some(place.held);
-        self.add_path(&mut finding, path);
-        finding.add_hop(Hop { edge: 0, place }, 1, gates);
-        finding.apart = match self.without_writer(&finding) {
-            Some(class) => Some(Apart::Readers(class)),
-            None => self.apart(&finding),
-        };
-        finding
+    fn cycle(&self, place: Place, gates: [u32; NR_GATES], path: &[Hop]) -> Draft {
+        let finding = self.finding(Kind::Circular);
+        let finding = finding.act(place.taken).against(Some(place.held));
+        let finding = self.add_path(finding, path);
+        let finding = finding.hop((Hop { edge: 0, place }, 1, gates));
+        let apart = finding.get().and_then(|found| {
+            let readers = self.without_writer(found).map(Apart::Readers);
+            readers.or_else(|| self.apart(found))
+        });
+        finding.apart(apart)
     }
 
     /// A cycle that nothing speaks against, if one is found in a few steps.
-    fn find_likely(&mut self, place: Place, gates: [u32; NR_GATES]) -> Option<Finding> {
+    fn find_likely(&mut self, place: Place, gates: [u32; NR_GATES]) -> Option<Draft> {
         let (held, taken) = (place.held.word, place.taken.word);
         let start = State {
             class: taken.class(),
@@ -326,7 +325,7 @@ impl Check<'_> {
         let mut found = None;
         let accepts = |path: &[Hop]| {
             let finding = self.cycle(place, gates, path);
-            found = Some(finding).filter(|finding| finding.apart.is_none());
+            found = Some(finding).filter(Draft::is_likely);
             found.is_some()
         };
         let end = (held.class(), closes);
@@ -398,12 +397,11 @@ impl Check<'_> {
     /// own locks do not keep out.
     fn apart(&self, finding: &Finding) -> Option<Apart> {
         // Who ends a wait is not kept out by what the waiter holds: it never gets there.
-        let infers =
-            |(hop, ..): (Hop, u32, [u32; NR_GATES])| hop.place.provenance == Provenance::Inferred;
+        let infers = |(hop, ..): HopSeen| hop.place.provenance == Provenance::Inferred;
         if finding.nr_hops > finding.hops().count() {
             return None;
         }
-        let waits = |(hop, ..): (Hop, u32, [u32; NR_GATES])| hop.place.taken.word.has(Word::WAIT);
+        let waits = |(hop, ..): HopSeen| hop.place.taken.word.has(Word::WAIT);
         if finding.hops().all(|hop| infers(hop) && waits(hop)) {
             return Some(Apart::Turns);
         }
@@ -476,15 +474,14 @@ impl Check<'_> {
             graph.path(end, Direction::Forward, &mut self.core.hops);
             let seen = self.core.usage(end.class).seen_from(end.is_restricted);
             let other = seen.bits().find(|&other| opposites.has(other));
-            let mut finding = self.finding(Kind::IrqOrder);
-            finding.against = Some(place.held);
-            finding.uses = [
+            let uses = [
                 self.core.find_use(safe.class, bit),
                 other.and_then(|other| self.core.find_use(end.class, other)),
             ];
-            finding.add_hop(Hop { edge: 0, place }, 1, [0; NR_GATES]);
-            self.add_path(&mut finding, &self.core.hops);
-            self.findings.add(finding);
+            let finding = self.finding(Kind::IrqOrder).against(Some(place.held));
+            let finding = finding.hop((Hop { edge: 0, place }, 1, [0; NR_GATES]));
+            let finding = self.add_path(finding, &self.core.hops);
+            self.findings.add(finding.uses(uses));
             return;
         }
     }

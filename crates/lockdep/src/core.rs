@@ -1,15 +1,12 @@
 //! What a validator has seen, behind its one lock.
 
-use crate::graph::{Graph, Hop, NR_GATES, Place, Step};
+use crate::finding::NR_HOPS_MAX;
+use crate::graph::{Graph, Hop, Place, Step};
 use crate::needs::{NR_NOTIFIERS_MAX, Notifier};
 use crate::task::{Held, Site};
 use crate::usage::{Usage, UsageBit};
 use crate::word::{ClassId, Word};
 
-/// How many steps of a cycle a report shows.
-pub(crate) const NR_HOPS_MAX: usize = 24;
-/// How many held locks a report shows.
-pub(crate) const NR_HELD_MAX: usize = 24;
 const NR_USES_MAX: usize = 8 * 1024;
 const NR_THREADS_MAX: usize = 16 * 1024;
 const NAME_BYTES: usize = 16;
@@ -180,86 +177,6 @@ fn thread_name() -> [u8; NAME_BYTES] {
     name
 }
 
-/// What is wrong, in a form that needs no memory but its own: no text is made under the lock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Finding {
-    pub(crate) kind: crate::report::Kind,
-    /// What was about to happen.
-    pub(crate) act: Step,
-    pub(crate) thread: u32,
-    /// What it is in conflict with, if that is held by the same thread.
-    pub(crate) against: Option<Step>,
-    hops: [Option<(Hop, u32, [u32; NR_GATES])>; NR_HOPS_MAX],
-    pub(crate) nr_hops: usize,
-    /// For usage: taken in a level, and held where that level can come.
-    pub(crate) uses: [Option<Use>; 2],
-    held: [Option<Step>; NR_HELD_MAX],
-    pub(crate) nr_held: usize,
-    /// Whether the cycle has two orders that a common lock or time keeps apart.
-    pub(crate) apart: Option<Apart>,
-    /// What else there is to say.
-    pub(crate) note: &'static str,
-}
-
-/// Why two orders of a cycle cannot meet, as far as was seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Apart {
-    /// Both were always seen under a lock of this class, held alone.
-    Gate(ClassId),
-    /// Readers meet readers of this class, and nobody was seen to write.
-    Readers(ClassId),
-    /// One thread was seen to wait for an event, and at another time to end the wait.
-    OneThread(ClassId),
-    /// Each waits before it ends the next one's wait, and all these waits were seen to end: the
-    /// sides of the same objects would have locked up in every run.
-    Turns,
-    /// The thread of the one had ended before that of the other was first seen.
-    Time,
-}
-
-impl Finding {
-    pub(crate) fn new(kind: crate::report::Kind, act: Step, thread: u32) -> Self {
-        Self {
-            kind,
-            act,
-            thread,
-            against: None,
-            hops: [None; NR_HOPS_MAX],
-            nr_hops: 0,
-            uses: [None; 2],
-            held: [None; NR_HELD_MAX],
-            nr_held: 0,
-            apart: None,
-            note: "",
-        }
-    }
-
-    pub(crate) fn with_held(mut self, stack: &[Held]) -> Self {
-        self.nr_held = stack.len();
-        for (slot, held) in self.held.iter_mut().zip(stack.iter().rev()) {
-            *slot = Some(step_of(held));
-        }
-        self
-    }
-
-    /// Adds an order that is part of the conflict; beyond the room there is, it is only counted.
-    pub(crate) fn add_hop(&mut self, hop: Hop, nr_seen: u32, gates: [u32; NR_GATES]) {
-        if let Some(slot) = self.hops.get_mut(self.nr_hops) {
-            *slot = Some((hop, nr_seen, gates));
-        }
-        self.nr_hops += 1;
-    }
-
-    pub(crate) fn hops(&self) -> impl Iterator<Item = (Hop, u32, [u32; NR_GATES])> + '_ {
-        self.hops.iter().flatten().copied()
-    }
-
-    /// What the thread held, the last taken first.
-    pub(crate) fn held(&self) -> impl Iterator<Item = Step> + '_ {
-        self.held.iter().flatten().copied()
-    }
-}
-
 pub(crate) fn step_of(held: &Held) -> Step {
     Step {
         word: held.word,
@@ -278,31 +195,5 @@ pub(crate) fn declared(from: Word, to: Word) -> Place {
         taken: step(to),
         thread: 0,
         provenance: crate::graph::Provenance::Declared,
-    }
-}
-
-/// Findings of one event; of more than fit, those that are unlikely are dropped first.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Findings {
-    found: [Option<Finding>; 2],
-}
-
-impl Findings {
-    pub(crate) fn add(&mut self, finding: Finding) {
-        let free = self.found.iter().position(Option::is_none);
-        let is_doubtful = |slot: &Option<Finding>| slot.is_some_and(|f| f.apart.is_some());
-        let room = || self.found.iter().position(is_doubtful);
-        let place = free.or_else(|| room().filter(|_| finding.apart.is_none()));
-        if let Some(place) = place {
-            self.found[place] = Some(finding);
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.found[0].is_none()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Finding> {
-        self.found.iter().flatten()
     }
 }

@@ -25,7 +25,8 @@ use std::panic::Location;
 
 use crate::check;
 use crate::context::Sections;
-use crate::core::{Findings, step_of};
+use crate::core::step_of;
+use crate::finding::Findings;
 use crate::hooks::{self, Hooks};
 use crate::registry::{self, Attributes, Checking};
 use crate::report::Kind;
@@ -180,24 +181,27 @@ fn push_slowly(task: &Task, held: Held, nest: Option<usize>) {
         registry::mark_taken_by_reports(held.word.class());
         return;
     };
-    let mut findings = Findings::default();
-    let panics = with_current(|inner| {
+    let panics_for = with_current(|inner| {
         inner.report_pending(task, Some(held.word.class()));
+        let mut findings = Findings::default();
         inner.push(task, held, nest, &mut findings);
-        !findings.is_empty() && inner.report(&findings)
+        report(inner, findings)
     });
     drop(work);
-    if panics {
+    if let Some(headline) = panics_for {
         // The lock is not taken: nobody will release it.
         release_quietly(task, held.instance);
-        panic_for(&findings);
+        panic!("lockdep: {headline}");
     }
 }
 
-#[cold]
-fn panic_for(findings: &Findings) {
-    let kind = findings.iter().next().map_or("", |f| f.kind.headline());
-    panic!("lockdep: {kind}");
+/// Reports what was found; for what the thread should panic, if it should.
+fn report(inner: &Inner, findings: Findings) -> Option<&'static str> {
+    if findings.is_empty() {
+        return None;
+    }
+    let headline = findings.headline();
+    inner.report(findings).then_some(headline)
 }
 
 /// Does something with the validator of the thread, and reports what it finds.
@@ -209,18 +213,18 @@ pub(crate) fn work(act: impl FnOnce(&Inner, &Task, &mut Findings)) {
         let Some(work) = task.begin_work() else {
             return;
         };
-        let mut findings = Findings::default();
-        let panics = with_current(|inner| {
+        let panics_for = with_current(|inner| {
             inner.report_pending(task, None);
+            let mut findings = Findings::default();
             if task.epoch() != hooks::epoch_now() {
                 inner.rechain(task, 0, &mut findings);
             }
             act(inner, task, &mut findings);
-            !findings.is_empty() && inner.report(&findings)
+            report(inner, findings)
         });
         drop(work);
-        if panics {
-            panic_for(&findings);
+        if let Some(headline) = panics_for {
+            panic!("lockdep: {headline}");
         }
     });
 }
@@ -269,9 +273,8 @@ impl Inner {
             task.remember(held.word, held.site, wait::generation());
         } else {
             task.nr_lost.set(task.nr_lost.get() + 1);
-            let mut finding = self.finding(task, Kind::Limit, &held);
-            finding.note = "held locks";
-            findings.add(finding);
+            let finding = self.finding(task, Kind::Limit, &held);
+            findings.add(finding.note("held locks"));
         }
     }
 
@@ -293,9 +296,8 @@ impl Inner {
             (check::instance(&core.stack, held, nest, order), against)
         };
         if let Some(kind) = kind {
-            let mut finding = self.finding(task, kind, held);
-            finding.against = against;
-            findings.add(finding);
+            let finding = self.finding(task, kind, held);
+            findings.add(finding.against(against));
         }
     }
 }
@@ -349,9 +351,7 @@ fn release_slowly(instance: usize, site: Site) {
         with_current(|inner| {
             let mut findings = Findings::default();
             inner.release(task, instance, site, &mut findings);
-            if !findings.is_empty() {
-                inner.report(&findings);
-            }
+            report(inner, findings);
             // Not here: a release may be told before it is done.
             inner.stay_slow(task);
         });
@@ -397,9 +397,8 @@ impl Inner {
             return;
         }
         if held.counts.pin() != 0 {
-            let mut finding = self.finding(task, Kind::Pin, &held);
-            finding.note = "a pinned lock is released";
-            findings.add(finding);
+            let finding = self.finding(task, Kind::Pin, &held);
+            findings.add(finding.note("a pinned lock is released"));
         }
         self.remove(task, at, findings);
     }
@@ -413,9 +412,8 @@ impl Inner {
             return;
         }
         let word = Word::new(ClassId::of_key(0), Mode::Exclusive, 0, task.context());
-        let mut finding = self.finding(task, Kind::BadUnlock, &Held::new(instance, word, site));
-        finding.note = "not held by this thread";
-        findings.add(finding);
+        let finding = self.finding(task, Kind::BadUnlock, &Held::new(instance, word, site));
+        findings.add(finding.note("not held by this thread"));
     }
 
     /// Takes an entry out, and validates what was above it again, as new chains.
@@ -517,9 +515,8 @@ fn change_held(
         };
         let mut held = task.get(at);
         if let Some(note) = change(&mut held) {
-            let mut finding = inner.finding(task, kind, &held);
-            finding.note = note;
-            findings.add(finding);
+            let finding = inner.finding(task, kind, &held);
+            findings.add(finding.note(note));
         }
         task.set(at, held);
         task.set_chain(held.before);
@@ -575,9 +572,8 @@ fn change_pin(instance: usize, note: &'static str, change: impl FnOnce(u32) -> O
         }
         let nobody = Word::new(ClassId::of_key(0), Mode::Exclusive, 0, task.context());
         let held = held.unwrap_or(Held::new(instance, nobody, Site::Unknown));
-        let mut finding = inner.finding(task, Kind::Pin, &held);
-        finding.note = note;
-        findings.add(finding);
+        let finding = inner.finding(task, Kind::Pin, &held);
+        findings.add(finding.note(note));
     });
 }
 
@@ -591,9 +587,8 @@ pub fn check_freed(start: usize, len: usize) {
             return;
         };
         let act = Held { site, ..held };
-        let mut finding = inner.finding(task, Kind::HeldFreed, &act);
-        finding.against = Some(step_of(&held));
-        findings.add(finding);
+        let finding = inner.finding(task, Kind::HeldFreed, &act);
+        findings.add(finding.against(Some(step_of(&held))));
     });
 }
 
@@ -606,9 +601,8 @@ pub fn check_none_held() {
             return;
         };
         let act = Held { site, ..held };
-        let mut finding = inner.finding(task, Kind::HeldAtExit, &act);
-        finding.against = Some(step_of(&held));
-        findings.add(finding);
+        let finding = inner.finding(task, Kind::HeldAtExit, &act);
+        findings.add(finding.against(Some(step_of(&held))));
     });
 }
 

@@ -127,6 +127,14 @@ pub(crate) struct Step {
     pub(crate) site: Site,
 }
 
+impl Step {
+    /// That of no lock.
+    pub(crate) const NOBODY: Self = Self {
+        word: Word::NONE,
+        site: Site::Unknown,
+    };
+}
+
 impl std::fmt::Debug for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} at {:?}", self.word.class().index(), self.site)

@@ -136,9 +136,8 @@ fn check_waiting(site: Site) {
         let Some(held) = task.iter().rfind(blocks) else {
             return;
         };
-        let mut finding = inner.finding(task, Kind::HeldAtExit, &Held { site, ..held });
-        finding.against = Some(step_of(&held));
-        finding.note = "a guard is held across an await: the task waits, and its thread goes on";
-        findings.add(finding);
+        let finding = inner.finding(task, Kind::HeldAtExit, &Held { site, ..held });
+        let note = "a guard is held across an await: the task waits, and its thread goes on";
+        findings.add(finding.against(Some(step_of(&held))).note(note));
     });
 }

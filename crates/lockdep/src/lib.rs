@@ -59,6 +59,7 @@ mod chain;
 mod check;
 mod class;
 mod core;
+mod finding;
 mod graph;
 mod handed;
 mod hooks;

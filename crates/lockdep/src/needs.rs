@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::chain;
 use crate::check::{self, Check};
-use crate::core::{Core, Findings, step_of};
+use crate::core::{Core, step_of};
+use crate::finding::Findings;
 use crate::graph::{NR_GATES, Place, Provenance, Step};
 use crate::task::{Held, Site, Task};
 use crate::validator::Inner;

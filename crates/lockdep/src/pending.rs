@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::core::Findings;
+use crate::finding::Findings;
 use crate::registry;
 use crate::sync::raw::RawLock;
 use crate::task::Task;
@@ -33,19 +33,15 @@ impl Pending {
         }
     }
 
-    /// Keeps findings if they must wait; whether they must.
-    pub(crate) fn keep(&self, task: &Task, found: &Findings) -> bool {
-        if !holds_what_reports_take(task) {
-            return false;
-        }
+    /// Keeps findings that must wait.
+    pub(crate) fn keep(&self, task: &Task, found: Findings) {
         let mut findings = self.findings.lock();
         if findings.len() < NR_PENDING_MAX {
-            findings.push(found.clone());
+            findings.push(found);
             self.nr.store(findings.len(), Ordering::Relaxed);
         }
         drop(findings);
         task.slow_down();
-        true
     }
 
     /// Findings that waited, the oldest first, if they can be reported here.
@@ -53,8 +49,7 @@ impl Pending {
         if self.nr.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        if holds_what_reports_take(task) || about_to_take.is_some_and(registry::is_taken_by_reports)
-        {
+        if must_wait(task) || about_to_take.is_some_and(registry::is_taken_by_reports) {
             task.slow_down();
             return None;
         }
@@ -70,7 +65,8 @@ impl Pending {
     }
 }
 
-fn holds_what_reports_take(task: &Task) -> bool {
+/// Whether the thread holds what a report may need.
+pub(crate) fn must_wait(task: &Task) -> bool {
     task.iter()
         .any(|held| registry::is_taken_by_reports(held.word.class()))
 }

@@ -14,7 +14,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::chain::{self, Added, ChainId, ChainSet};
 use crate::check::Check;
-use crate::core::{Core, Finding, Findings, step_of};
+use crate::core::{Core, step_of};
+use crate::finding::{self, Draft, Findings};
 use crate::hooks;
 use crate::pending::{self, Pending};
 use crate::report::{self, Delivery, Kind, Policy, Report, Severity, Sink, ThreadNames};
@@ -91,6 +92,7 @@ pub(crate) fn global() -> &'static Inner {
     GLOBAL.get_or_init(|| {
         crate::registry::start();
         crate::spill::start();
+        finding::start();
         pending::meet_allocator();
         let setting = std::env::var("LOCKDEP").unwrap_or_default();
         let policy = match setting.as_str() {
@@ -275,28 +277,26 @@ impl Inner {
         }
     }
 
-    pub(crate) fn finding(&self, task: &Task, kind: Kind, held: &Held) -> Finding {
+    pub(crate) fn finding(&self, task: &Task, kind: Kind, held: &Held) -> Draft {
         let mut core = self.core.lock();
         let thread = Self::thread(task, &mut core);
         core.stack.clear();
         let room = core.stack.capacity();
         core.stack.extend(task.iter().take(room));
-        Finding::new(kind, step_of(held), thread).with_held(&core.stack)
+        Draft::new(kind, step_of(held), thread, &core.stack)
     }
 
     /// Keeps and hands on what was found; says whether the thread should panic.
     #[cold]
-    pub(crate) fn report(&self, findings: &Findings) -> bool {
-        if task::with(|task| self.pending.keep(task, findings)) {
-            let reports = self.reports.lock();
-            let is_printed = reports.delivery.prints();
-            drop(reports);
-            if is_printed {
-                pending::announce(findings);
-            }
-            return false;
+    pub(crate) fn report(&self, findings: Findings) -> bool {
+        if !task::with(pending::must_wait) {
+            return self.report_now(&findings);
         }
-        self.report_now(findings)
+        if self.reports.lock().delivery.prints() {
+            pending::announce(&findings);
+        }
+        task::with(|task| self.pending.keep(task, findings));
+        false
     }
 
     /// Reports what had to wait, if this thread holds nothing that a report needs, nor is about to.
@@ -365,6 +365,7 @@ impl Validator {
         let inner = Inner::new(ChainSet::private(), Policy::Silent);
         crate::registry::start();
         crate::spill::start();
+        finding::start();
         Self(Some(Arc::new(inner)))
     }
 

@@ -14,8 +14,8 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::chain;
-use crate::core::Findings;
 use crate::event;
+use crate::finding::Findings;
 use crate::graph::{NR_GATES, Place, Provenance, Step};
 use crate::hooks;
 use crate::map::Map;

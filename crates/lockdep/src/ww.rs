@@ -241,8 +241,7 @@ fn report_at(class: ClassId, instance: usize, site: Site, note: &'static str) {
     event::work(|inner, task, findings| {
         let word = Word::new(class, Mode::Exclusive, 0, task.context());
         let held = Held::new(instance, word, site);
-        let mut finding = inner.finding(task, Kind::WoundWait, &held);
-        finding.note = note;
-        findings.add(finding);
+        let finding = inner.finding(task, Kind::WoundWait, &held);
+        findings.add(finding.note(note));
     });
 }

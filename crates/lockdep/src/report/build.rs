@@ -1,7 +1,8 @@
 //! From a finding, which is only numbers, to a report.
 
 use super::{Acquisition, Kind, Moment, Order, Report, Severity};
-use crate::core::{Apart, Core, Finding};
+use crate::core::Core;
+use crate::finding::{Apart, Finding, NR_HOPS_MAX};
 use crate::graph::{Provenance, Step};
 use crate::registry::display_name;
 use crate::word::{ClassId, Word};
@@ -12,7 +13,7 @@ pub(crate) struct ThreadNames(Vec<(u32, crate::core::Thread)>);
 impl ThreadNames {
     /// Room for all that a finding can mention; made before the lock is taken.
     pub(crate) fn new() -> Self {
-        Self(Vec::with_capacity(2 * crate::core::NR_HOPS_MAX + 8))
+        Self(Vec::with_capacity(2 * NR_HOPS_MAX + 8))
     }
 
     pub(crate) fn collect(&mut self, core: &Core, finding: &Finding) {

@@ -16,5 +16,6 @@ mod programs;
 mod programs_random;
 mod readme;
 mod rules;
+mod stack;
 mod tasks;
 mod world;
