@@ -20,6 +20,7 @@ const NR_HELD_MAX: usize = 24;
 const NR_BOXES: usize = 48;
 
 /// Boxes that nobody uses.
+#[expect(clippy::vec_box, reason = "the boxes themselves are handed out")]
 static SPARE: RawLock<Vec<Box<Finding>>> = RawLock::new(Vec::new());
 
 /// Makes the boxes, so that later calls do not allocate.
