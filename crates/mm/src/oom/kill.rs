@@ -33,8 +33,9 @@ impl Memcg {
     }
 
     /// Kills an address space because somebody wants it to (the kernel's `cgroup.kill`): from now
-    /// on every access to it ends in an error, and the reaper takes its memory. False when it was
-    /// killed before. Neither waits nor allocates; what it set with [`Mm::set_on_kill`] is called.
+    /// on every fault in it ends in an error, and the reaper takes its memory, so that soon every
+    /// access does. False when it was killed before, or lives in another memory cgroup. Neither
+    /// waits nor allocates; what it set with [`Mm::set_on_kill`] is called.
     pub fn kill(&self, mm: &Arc<Mm>) -> bool {
         let mut state = self.oom.state.lock();
         if mm.is_killed() || !core::ptr::eq(Arc::as_ptr(mm.memcg()), self) {

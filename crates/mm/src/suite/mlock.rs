@@ -85,7 +85,7 @@ pub(super) fn a_lock_ends_with_the_last_that_covers_a_page(machine: &dyn Machine
 }
 
 /// A lock protects from reclaim, not from the end of its owner.
-pub(super) fn the_reaper_takes_locked_pages(machine: &dyn Machine) {
+pub(super) fn n73_the_reaper_takes_locked_pages(machine: &dyn Machine) {
     let world = World::with_limits(machine, limits(32));
     let mm = world.memcg.new_mm("victim");
     let mapping = world.map(&mm, 512);

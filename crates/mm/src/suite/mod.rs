@@ -168,14 +168,16 @@ cases! {
     mayfail::mayfail_marked_pages_are_never_asked_for,
     mlock::locked_pages_are_never_evicted,
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
-    mlock::the_reaper_takes_locked_pages,
+    mlock::n73_the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
-    oom::the_leaker_is_killed_and_the_others_live,
-    oom::a_group_is_killed_together,
+    oom::n72_n78_n82_the_leaker_is_killed_and_the_others_live,
+    oom::n80_a_group_is_killed_together,
+    oom::n64_n67_who_is_killed_by_request_gives_everything_back,
+    oom::n59_n60_n62_the_worst_comes_first_and_of_equals_the_later,
     #[cfg(feature = "notifiers")]
-    oom_devices::what_a_device_holds_is_left_behind_by_name,
+    oom_devices::n70_n71_what_a_device_holds_is_left_behind_by_name,
     #[cfg(feature = "notifiers")]
-    oom_devices::no_second_victim_before_the_first_is_reaped,
+    oom_devices::n61_n75_no_second_victim_before_the_first_is_reaped,
     #[cfg(feature = "notifiers")]
     oom_devices::nobody_is_killed_while_advice_is_carried_out,
     #[cfg(feature = "notifiers")]

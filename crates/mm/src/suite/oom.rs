@@ -4,6 +4,7 @@ use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
 use crate::addr::PAGE_SIZE;
 use crate::fault::FaultError;
 use crate::limits::Limits;
+use crate::memcg::Memcg;
 use crate::oom::Reason;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
@@ -30,7 +31,7 @@ pub(super) fn limits(frames: u64) -> Limits {
 }
 
 /// G7, G16.
-pub(super) fn the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
+pub(super) fn n72_n78_n82_the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
     let world = World::with_limits(machine, limits(32));
     let (good, bad) = (world.memcg.new_mm("good"), world.memcg.new_mm("bad"));
     let (kept, leaked) = (world.map(&good, 16), world.map(&bad, 512));
@@ -69,7 +70,7 @@ pub(super) fn the_leaker_is_killed_and_the_others_live(machine: &dyn Machine) {
 }
 
 /// Kernel counterpart: `memory.oom.group`; one report each, all reaped before anybody else goes.
-pub(super) fn a_group_is_killed_together(machine: &dyn Machine) {
+pub(super) fn n80_a_group_is_killed_together(machine: &dyn Machine) {
     let mut limits = limits(32);
     limits.oom_group = true;
     let world = World::with_limits(machine, limits);
@@ -105,4 +106,87 @@ pub(super) fn a_group_is_killed_together(machine: &dyn Machine) {
     world.wait_until("both are told", || nr_called.load(Ordering::Relaxed) == 2);
     assert_eq!(read_page(&*maps[2], 3)[0], 7);
     assert_eq!(maps[1].read(0, &mut [0]), Err(FaultError::Killed));
+}
+
+/// Kernel counterpart: `cgroup.kill`, for one address space.
+pub(super) fn n64_n67_who_is_killed_by_request_gives_everything_back(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let [asked, other] = ["asked", "other"].map(|name| world.memcg.new_mm(name));
+    let (given, kept) = (world.map(&asked, 64), world.map(&other, 8));
+    let mut rng = Rng(91);
+    for page in 0..48 {
+        write_page(&*given, page, &rng.half_compressible());
+    }
+    let contents = rng.incompressible();
+    write_page(&*kept, 0, &contents);
+    let nr_called = Arc::new(AtomicU64::new(0));
+    let (calls, memcg) = (Arc::clone(&nr_called), Arc::clone(&world.memcg));
+    asked.set_on_kill(move || {
+        // Counted before anybody is told of it.
+        assert_eq!(memcg.stat().oom_kill, 1);
+        calls.fetch_add(1, Ordering::Relaxed);
+    });
+    let elsewhere = Memcg::new(limits(8), machine.clock()).expect("limits that leave a reserve");
+    assert!(!elsewhere.kill(&asked), "it lives in another memory cgroup");
+    assert!(!asked.is_killed());
+    assert!(world.memcg.kill(&asked));
+    assert!(!world.memcg.kill(&asked), "once is enough");
+    let killed = Err(FaultError::Killed);
+    assert_eq!(given.write(offset_of(63), &[1]), killed, "never touched");
+    world.wait_until_reaped();
+    for page in [0, 47, 63] {
+        assert_eq!(given.read(offset_of(page), &mut [0]), killed);
+        assert_eq!(given.write(offset_of(page), &[1]), killed);
+    }
+    let reports = world.memcg.oom_reports();
+    let told: Vec<_> = reports.iter().map(|r| (&*r.victim, r.reason)).collect();
+    assert_eq!(told, [("asked", Reason::Asked)]);
+    let report = &reports[0];
+    let freed = report.freed_frames + report.freed_swapped;
+    assert_eq!((report.held.0 + report.held.1, freed), (48, 48), "{report}");
+    assert_eq!(report.skipped, []);
+    assert_eq!((asked.nr_frames(), asked.nr_swapped()), (0, 0));
+    assert_eq!(world.memcg.frames().usage(), other.nr_frames());
+    assert!(!other.is_killed() && read_page(&*kept, 0) == contents);
+    assert_eq!(nr_called.load(Ordering::Relaxed), 1);
+}
+
+/// Pages count, whether in frames or stored, and the adjustment; nobody is killed for the answer.
+pub(super) fn n59_n60_n62_the_worst_comes_first_and_of_equals_the_later(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    // Name, pages, adjustment in thousandths of the limit of 32 frames.
+    let rows = [
+        ("empty", 0, 500),
+        ("small", 3, 0),
+        ("equal", 3, 0),
+        ("large", 20, 0),
+        ("spared", 22, -1000),
+        ("favoured", 12, -250),
+        ("blamed", 1, 500),
+        ("killed", 24, 1000),
+    ];
+    let mms = rows.map(|(name, nr_pages, adj)| {
+        let mm = world.memcg.new_mm(name);
+        mm.set_oom_score_adj(adj);
+        let mapping = world.map(&mm, 32);
+        for page in 0..nr_pages {
+            write_page(&*mapping, page, &[1]);
+        }
+        (mm, mapping)
+    });
+    assert!(world.memcg.kill(&mms[7].0));
+    let worst = world.memcg.worst();
+    let told: Vec<_> = worst.iter().map(|of| (&*of.name, of.badness)).collect();
+    let expected = [
+        ("large", 20),
+        ("blamed", 1 + 16),
+        ("favoured", 12 - 8),
+        ("equal", 3),
+        ("small", 3),
+    ];
+    assert_eq!(told, expected);
+    let held = worst.iter().map(|of| of.frames + of.swapped);
+    assert!(held.eq([20, 1, 12, 3, 3]));
+    assert_eq!(world.memcg.stat().oom_kill, 1);
+    world.wait_until_reaped();
 }

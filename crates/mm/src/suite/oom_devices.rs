@@ -31,7 +31,7 @@ impl Notifier for Holder {
 }
 
 /// G8: the reaper takes what it can, and names who holds the rest.
-pub(super) fn what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) {
+pub(super) fn n70_n71_what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) {
     let world = World::with_limits(machine, limits(32));
     let mm = world.memcg.new_mm("victim");
     let mapping = world.map(&mm, 512);
@@ -63,7 +63,7 @@ pub(super) fn what_a_device_holds_is_left_behind_by_name(machine: &dyn Machine) 
 }
 
 /// G9.
-pub(super) fn no_second_victim_before_the_first_is_reaped(machine: &dyn Machine) {
+pub(super) fn n61_n75_no_second_victim_before_the_first_is_reaped(machine: &dyn Machine) {
     let limits = Limits {
         reap_passes: 10_000,
         ..limits(32)

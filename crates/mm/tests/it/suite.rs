@@ -3,7 +3,7 @@
 use crate::machine::{OnTasks, OnThreads};
 use lockdep::{Policy, Validator};
 use pinless_mm::lock_order::ORDER;
-use pinless_mm::suite::CASES;
+use pinless_mm::suite::{CASES, Case};
 use pinless_sim::{Options, Sim};
 
 /// Seeds for each case: a few for every change, many at night.
@@ -21,11 +21,17 @@ fn check_lock_order() {
     assert_eq!(ORDER.contradictions(&seen), [""; 0]);
 }
 
+/// All cases, or those whose names contain `PINLESS_CASE`: for whoever works on one.
+fn cases() -> impl Iterator<Item = &'static Case> {
+    let wanted = std::env::var("PINLESS_CASE").unwrap_or_default();
+    CASES.iter().filter(move |case| case.name.contains(&wanted))
+}
+
 #[test]
 fn the_suite_holds_under_schedules() {
     // Warnings, too: what the schedules show can be repeated.
     Validator::global().set_policy(Policy::Strict);
-    for case in CASES {
+    for case in cases() {
         for seed in 0..NR_SEEDS {
             let options = Options {
                 steps_max: STEPS_MAX,
@@ -44,7 +50,7 @@ const NEEDS_TIME: &str = "a_fault_without_frames_ends_in_an_error";
 #[test]
 fn the_suite_holds_on_threads() {
     assert!(CASES.iter().any(|case| case.name == NEEDS_TIME));
-    for case in CASES.iter().filter(|case| case.name != NEEDS_TIME) {
+    for case in cases().filter(|case| case.name != NEEDS_TIME) {
         (case.run)(&OnThreads::new());
     }
     check_lock_order();
