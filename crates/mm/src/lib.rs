@@ -15,6 +15,7 @@ pub mod primary_mmu;
 
 pub mod page;
 mod wait;
+pub mod watch;
 
 pub mod mm_struct;
 

@@ -30,6 +30,16 @@ pub const REFUSED_QUEUE_MAX: usize = 256;
 /// Ranges that count as pinned because their holder did not answer in time.
 pub const STUCK_MAX: usize = 64;
 
+/// Threads of a memory cgroup that can be watched while they run callbacks.
+pub const SEATS: usize = 16;
+
+/// Spare threads that whoever sets a memory cgroup up should start: a callback that hangs can hold
+/// each of the three workers, and one more has to watch.
+pub const SPARES: usize = 4;
+
+/// Convictions that are kept; older ones are dropped.
+pub const CONVICTIONS_MAX: usize = 64;
+
 /// Threads that may compress at the same time.
 pub const SCRATCHES: usize = 4;
 
@@ -51,6 +61,13 @@ pub struct Limits {
     pub reap_passes: u32,
     /// The pause between two passes of the reaper.
     pub reap_interval: Duration,
+    /// How long a callback may take that may block, before a spare steps in for its worker. Below
+    /// twice [`settle_deadline`](Self::settle_deadline): what takes longer is no reason to put a
+    /// kill off.
+    pub callback_budget: Duration,
+    /// How long one may take that may not block. Far above what it needs: a busy machine takes the
+    /// processor away, and whoever is convicted for that is left out until it returns.
+    pub nonblock_budget: Duration,
 }
 
 impl Limits {
@@ -64,6 +81,8 @@ impl Limits {
             oom_group: false,
             reap_passes: 10,
             reap_interval: Duration::from_millis(100),
+            callback_budget: Duration::from_secs(2),
+            nonblock_budget: Duration::from_millis(500),
         }
     }
 

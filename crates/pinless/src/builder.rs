@@ -6,7 +6,7 @@ use core::fmt;
 use core::time::Duration;
 use pinless_host::{Capabilities, Errno, FaultService, MonotonicClock, ProbeError, probe};
 use pinless_mm::Memcg;
-use pinless_mm::limits::{LimitError, Limits};
+use pinless_mm::limits::{LimitError, Limits, SPARES};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,13 +14,14 @@ use std::thread::JoinHandle;
 /// Threads that resolve faults, when nobody says how many.
 const FAULT_THREADS: usize = 2;
 
-/// A worker's name and its loop.
-type Worker = (&'static str, fn(&Memcg));
+/// A worker's name, its loop, and how many there are.
+type Worker = (&'static str, fn(&Memcg), usize);
 
-const WORKERS: [Worker; 3] = [
-    ("pinless-reclaim", Memcg::run_reclaim),
-    ("pinless-settle", Memcg::run_settle),
-    ("pinless-reaper", Memcg::run_reaper),
+const WORKERS: [Worker; 4] = [
+    ("pinless-reclaim", Memcg::run_reclaim, 1),
+    ("pinless-settle", Memcg::run_settle, 1),
+    ("pinless-reaper", Memcg::run_reaper, 1),
+    ("pinless-spare", Memcg::run_spare, SPARES),
 ];
 
 /// What a [`Pinless`] is to be like.
@@ -116,6 +117,14 @@ impl Builder {
         self
     }
 
+    /// How long a callback may take that may block, and one that may not, before it is convicted
+    /// and a spare thread steps in for the worker that is in it.
+    pub fn callback_budgets(mut self, blockable: Duration, nonblock: Duration) -> Self {
+        self.limits.callback_budget = blockable;
+        self.limits.nonblock_budget = nonblock;
+        self
+    }
+
     /// Whether all address spaces are killed together when memory runs out (`memory.oom.group`).
     pub fn oom_group(mut self, together: bool) -> Self {
         self.limits.oom_group = together;
@@ -158,12 +167,14 @@ impl Builder {
             capabilities,
             fault_mode: self.fault_mode,
             io: Arc::new(IoCount::default()),
-            workers: Vec::with_capacity(WORKERS.len()),
+            workers: Vec::new(),
         };
-        for (name, run) in WORKERS {
-            let worker = spawn(name, run, Arc::clone(&pinless.memcg))
-                .map_err(|error| BuildError::Thread { name, error })?;
-            pinless.workers.push(worker);
+        for (name, run, nr) in WORKERS {
+            for _ in 0..nr {
+                let worker = spawn(name, run, Arc::clone(&pinless.memcg))
+                    .map_err(|error| BuildError::Thread { name, error })?;
+                pinless.workers.push(worker);
+            }
         }
         Ok(pinless)
     }

@@ -65,6 +65,7 @@ pub use pinless_mm::oom::{self, OomReport};
 pub use pinless_mm::page::State;
 pub use pinless_mm::primary_mmu::{Access, DmaFault, MmuError, PrimaryMmu};
 pub use pinless_mm::swap;
+pub use pinless_mm::watch::Conviction;
 pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
 
 use io_count::IoCount;

@@ -279,7 +279,7 @@ fn hung_device_keeps_what_it_holds_until_released() {
                     BracketError::Stuck { holder, fence, .. } => {
                         assert_eq!((&*holder, fence.is_signalled()), ("device", false));
                     }
-                    BracketError::Panicked { .. } => panic!("{driver:?} panicked"),
+                    other => panic!("{driver:?}: {other}"),
                 }
             }
             assert_eq!(machine.notifiers.stats().stuck, attempts as u64);

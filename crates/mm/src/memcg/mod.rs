@@ -2,13 +2,15 @@
 //!
 //! A [`Memcg`] bounds the frames of its address spaces (`max`) and the bytes of its compressed
 //! store (`zswap.max`). It owns no thread: whoever sets it up gives it threads that call
-//! [`Memcg::run_reclaim`], [`Memcg::run_settle`] and [`Memcg::run_reaper`].
+//! [`Memcg::run_reclaim`], [`Memcg::run_settle`] and [`Memcg::run_reaper`], and a few that call
+//! [`Memcg::run_spare`].
 //!
 //! Linux counterpart: `mm/memcontrol.c`.
 
 pub(crate) mod counter;
 pub(crate) mod frames;
 pub(crate) mod stat;
+mod workers;
 
 pub use counter::Counter;
 pub use stat::StatSnapshot;
@@ -22,6 +24,7 @@ use crate::mmu_notifier::MmId;
 use crate::oom;
 use crate::reclaim;
 use crate::swap::Zswap;
+use crate::watch::Watch;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use frames::{Frames, NoFrame};
 use lockdep::sync::RwLock;
@@ -41,6 +44,7 @@ pub struct Memcg {
     pub(crate) mms: RwLock<BTreeMap<MmId, Weak<Mm>>>,
     pub(crate) reclaim: reclaim::Control,
     pub(crate) oom: oom::Control,
+    pub(crate) watch: Arc<Watch>,
     stopped: AtomicBool,
     next_id: AtomicU64,
 }
@@ -67,6 +71,7 @@ impl Memcg {
         let frames_max = limits.frames_max();
         Ok(Arc::new(Self {
             marks: Marks::new(frames_max),
+            watch: Watch::new(&limits, &clock),
             frames: Frames::new(frames_max),
             zswap: Zswap::new(limits.zswap_max_bytes),
             clock,
@@ -109,6 +114,7 @@ impl Memcg {
         self.reclaim.wake_all();
         self.oom.wake_reaper();
         self.frames.wake_all();
+        self.watch.wake_all();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

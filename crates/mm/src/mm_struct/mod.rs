@@ -32,10 +32,12 @@ pub(crate) use zap::{Scope, ZapOutcome};
 
 use crate::memcg::Memcg;
 use crate::mmu_notifier::{MmId, Notifiers};
+use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use lockdep::sync::RwLock;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 #[cfg(doc)]
@@ -172,20 +174,25 @@ impl Mm {
 
     /// Sets what is called once when the OOM killer chooses this address space.
     ///
-    /// It runs on the thread that found the memory cgroup out of memory: it must not block,
-    /// touch managed memory, or allocate.
+    /// It runs on the thread that found the memory cgroup out of memory: it must not block, touch
+    /// managed memory, or allocate any. A panic of it goes nowhere.
     pub fn set_on_kill(&self, on_kill: impl Fn() + Send + Sync + 'static) {
         *self.on_kill.write() = Some(Box::new(on_kill));
     }
 
     /// Calls what was set, the first time.
-    pub(crate) fn call_on_kill(&self) {
+    pub(crate) fn call_on_kill(self: &Arc<Self>) {
         // Relaxed: it only chooses who calls.
         if self.was_told.swap(true, Ordering::Relaxed) {
             return;
         }
         if let Some(on_kill) = &*self.on_kill.read() {
-            on_kill();
+            let _watched = Watched::enter(Callback::OnKill, self);
+            // Unwind safe: nothing of ours is borrowed. What was thrown is foreign, and its drop
+            // might throw again.
+            if let Err(thrown) = catch_unwind(AssertUnwindSafe(on_kill)) {
+                core::mem::forget(thrown);
+            }
         }
     }
 
@@ -201,6 +208,17 @@ impl Mm {
     pub fn vmas(&self) -> Vec<Arc<Vma>> {
         self.vmas.read().clone()
     }
+}
+
+/// What is called on its behalf when it is killed comes once, so nobody has to be kept from it.
+impl Suspect for Mm {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn convict(&self) {}
+
+    fn acquit(&self) {}
 }
 
 /// A lock is held by somebody else.

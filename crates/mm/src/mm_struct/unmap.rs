@@ -6,6 +6,7 @@ use super::vma::Life;
 use super::{Mm, Scope, Vma};
 use crate::addr::PageIndex;
 use crate::mmu_notifier::{BracketError, Event};
+use crate::reclaim::Awaited;
 use core::fmt;
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ impl Mm {
             .pending
             .begin(self.memcg().clock.now_ns());
         self.mark_exited();
+        let _sitting = self.memcg().watch.sit(None);
         let released = self
             .notifiers()
             .release(self.memcg().limits.settle_deadline);
@@ -99,11 +101,12 @@ impl Mm {
         for vma in self.vmas() {
             self.memcg().forget_vma(&vma);
         }
-        let fence = match error {
-            BracketError::Stuck { fence, .. } => Some(fence),
-            BracketError::Panicked { .. } => None,
+        let awaited = match error {
+            BracketError::Stuck { fence, .. } => Awaited::Fence(fence),
+            BracketError::Overdue { .. } => Awaited::Return,
+            BracketError::Panicked { .. } => Awaited::Nothing,
         };
-        self.memcg().reclaim.parked.push(Arc::clone(self), fence);
+        self.memcg().reclaim.parked.push(Arc::clone(self), awaited);
         self.memcg().reclaim.refused.wake_all();
     }
 

@@ -9,7 +9,7 @@ mod range;
 use crate::addr::Vaddr;
 use core::time::Duration;
 
-pub use error::{BracketError, Refused};
+pub use error::{BracketError, Cause, Refused};
 pub use range::{Event, MmId, Mode, Owner, Range};
 
 /// Those who are told when one address space changes: nobody.

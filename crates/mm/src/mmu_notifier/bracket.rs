@@ -4,7 +4,7 @@
 
 use super::callback::{self, InCallback, running_callback};
 use super::context::{Blockable, EndContext, NonBlock, Settling, Unsettled};
-use super::error::{BracketError, Refused};
+use super::error::{BracketError, Cause, Refused};
 use super::member::{How, Member};
 use super::misuse::Misuse;
 use super::range::{Mode, Range};
@@ -13,6 +13,7 @@ use super::stats::{Inject, add_one};
 use super::tree::Only;
 use super::version::{Common, Version};
 use crate::gfp::Notifying;
+use crate::watch::{Callback, Watched};
 use core::fmt;
 use core::ops::ControlFlow;
 use core::time::Duration;
@@ -124,13 +125,13 @@ impl Started {
 }
 
 #[inline]
-fn end_one(member: &Member, range: &Range, how: How, common: &Common) {
+fn end_one(member: &Arc<Member>, range: &Range, how: How, common: &Common) {
     let is_forgotten = how == How::GivenUp && member.is_interval();
     if is_forgotten && common.counters.injected() == Inject::ForgetIntervals {
         return;
     }
     // A panic was counted; whoever comes next gets its end all the same.
-    let _: Option<()> = contain(common, range.mode, member, || {
+    let _: Option<()> = contain_member(common, range.mode, Callback::End, member, || {
         let _inside = Notifying::nonblock();
         member.callbacks().end(range, &EndContext::new());
     });
@@ -141,8 +142,24 @@ fn end_one(member: &Member, range: &Range, how: How, common: &Common) {
 enum Stopped {
     Refused(Arc<str>),
     Panicked(Arc<str>),
+    /// An earlier call has not returned; it was not called.
+    Overdue(Arc<str>),
     /// The deadline of what earlier ones settled has passed.
     Late,
+}
+
+impl Stopped {
+    /// What a bracket that may not block is refused with.
+    #[cold]
+    fn refused(self) -> Option<Refused> {
+        let (holder, cause) = match self {
+            Self::Refused(holder) => (holder, Cause::WouldBlock),
+            Self::Panicked(holder) => (holder, Cause::Panicked),
+            Self::Overdue(holder) => (holder, Cause::Overdue),
+            Self::Late => return None,
+        };
+        Some(Refused { holder, cause })
+    }
 }
 
 /// Calls `start` of each whom the range concerns, until one stops it. Returns those who were
@@ -152,7 +169,7 @@ fn start_each(
     version: &Version,
     range: &Range,
     fault: Inject,
-    mut start: impl FnMut(&Member, usize) -> ControlFlow<Stopped>,
+    mut start: impl FnMut(&Arc<Member>, usize) -> ControlFlow<Stopped>,
 ) -> (usize, Only, Option<Stopped>) {
     let mut nr = 0;
     let mut only = Only::NOBODY;
@@ -212,19 +229,24 @@ impl Registry {
         }
         let cx = NonBlock::new();
         let (nr, only, stopped) = start_each(handle.version(), range, fault, |member, _| {
-            let answer = contain(common, range.mode, member, || {
+            if member.is_overdue() {
+                return ControlFlow::Break(Stopped::Overdue(Arc::clone(member.name())));
+            }
+            let callback = Callback::StartNonBlock;
+            let answer = contain_member(common, range.mode, callback, member, || {
                 let _inside = Notifying::nonblock();
                 member.callbacks().start_nonblock(range, &cx)
             });
             match answer {
                 Some(Ok(())) => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(Stopped::Refused(Arc::clone(member.name()))),
+                Some(Err(_)) => ControlFlow::Break(Stopped::Refused(Arc::clone(member.name()))),
+                None => ControlFlow::Break(Stopped::Panicked(Arc::clone(member.name()))),
             }
         });
-        if let Some(Stopped::Refused(holder) | Stopped::Panicked(holder)) = stopped {
+        if let Some(refused) = stopped.and_then(Stopped::refused) {
             add_one(&counters.refusals);
             Started { handle, nr, only }.end(range, How::GivenUp);
-            return Err(Refused { holder });
+            return Err(refused);
         }
         Ok(due(handle, nr, only, range, fault))
     }
@@ -250,8 +272,12 @@ impl Registry {
             if settling.has_failed() {
                 return ControlFlow::Break(Stopped::Late);
             }
+            if member.is_overdue() {
+                return ControlFlow::Break(Stopped::Overdue(Arc::clone(member.name())));
+            }
             settling.enter(nr);
-            let answer = contain(common, range.mode, member, || {
+            let callback = Callback::StartBlockable;
+            let answer = contain_member(common, range.mode, callback, member, || {
                 let _inside = Notifying::blockable();
                 member.callbacks().start_blockable(range, &cx);
             });
@@ -264,6 +290,7 @@ impl Registry {
             Some(Stopped::Refused(holder) | Stopped::Panicked(holder)) => {
                 Some(BracketError::Panicked { holder })
             }
+            Some(Stopped::Overdue(holder)) => Some(BracketError::Overdue { holder }),
             Some(Stopped::Late) | None => settling
                 .wait()
                 .err()
@@ -289,7 +316,8 @@ impl Registry {
         let _: ControlFlow<()> = version.visit_all(&mut |member| {
             settling.enter(nr);
             nr += 1;
-            let answer = contain(&version.common, Mode::Blockable, &**member, || {
+            let (common, callback) = (&version.common, Callback::Release);
+            let answer = contain_member(common, Mode::Blockable, callback, member, || {
                 member.callbacks().release(&cx);
             });
             if answer.is_none() {
@@ -337,6 +365,20 @@ fn stuck(
         fence,
         waited,
     }
+}
+
+/// Runs a callback of a member, which is convicted if it overstays its budget in a worker; `None`
+/// if it panicked, which is counted.
+#[inline]
+pub(super) fn contain_member<R>(
+    common: &Common,
+    mode: Mode,
+    callback: Callback,
+    member: &Arc<Member>,
+    call: impl Fn() -> R,
+) -> Option<R> {
+    let _watched = Watched::enter(callback, member);
+    contain(common, mode, &**member, call)
 }
 
 /// Runs a callback of `whose`; `None` if it panicked, which is counted.

@@ -12,11 +12,35 @@ use std::sync::Arc;
 pub struct Refused {
     /// The name of the subscription.
     pub holder: Arc<str>,
+    /// How it came to be.
+    pub cause: Cause,
+}
+
+/// How a bracket came to be refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The subscription would have had to wait.
+    WouldBlock,
+    /// Its callback panicked.
+    Panicked,
+    /// An earlier callback of it has not returned in its time; it was not called again.
+    Overdue,
+}
+
+impl Cause {
+    /// The cause as the end of a sentence that begins with the name of the subscription.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::WouldBlock => "would have to wait",
+            Self::Panicked => "panicked",
+            Self::Overdue => "does not return",
+        }
+    }
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` would have to wait", self.holder)
+        write!(f, "`{}` {}", self.holder, self.cause.text())
     }
 }
 
@@ -37,13 +61,20 @@ pub enum BracketError {
         /// The name of the subscription.
         holder: Arc<str>,
     },
+    /// An earlier callback of it has not returned in its time; it was not called again.
+    Overdue {
+        /// The name of the subscription.
+        holder: Arc<str>,
+    },
 }
 
 impl BracketError {
     /// The name of the subscription at fault.
     pub fn holder(&self) -> &Arc<str> {
         match self {
-            Self::Stuck { holder, .. } | Self::Panicked { holder } => holder,
+            Self::Stuck { holder, .. } | Self::Panicked { holder } | Self::Overdue { holder } => {
+                holder
+            }
         }
     }
 }
@@ -62,6 +93,11 @@ impl fmt::Display for BracketError {
                 f,
                 "a callback of `{holder}` panicked, and nothing was changed; mend it, or drop its \
                  subscription"
+            ),
+            Self::Overdue { holder } => write!(
+                f,
+                "a callback of `{holder}` has not returned, so it was not called; wait for it, or \
+                 mend it"
             ),
         }
     }

@@ -4,7 +4,7 @@
 //! Linux counterpart: mmu_notifier_clear_flush_young(), mmu_notifier_test_young() and
 //! mmu_notifier_arch_invalidate_secondary_tlbs()
 
-use super::bracket::contain;
+use super::bracket::{contain, contain_member};
 use super::context::EndContext;
 use super::member::Member;
 use super::notifiers::Notifiers;
@@ -12,6 +12,7 @@ use super::range::{Event, Mode, Range};
 use super::registry::Registry;
 use crate::addr::Vaddr;
 use crate::gfp::Notifying;
+use crate::watch::Callback;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::ControlFlow;
@@ -196,7 +197,10 @@ impl Notifiers {
         let cx = EndContext::new();
         let mut is_young = false;
         let _: ControlFlow<()> = handle.version().visit(&range, |member: &Arc<Member>| {
-            let answer = contain(common, Mode::NonBlock, &**member, || {
+            if member.is_overdue() {
+                return ControlFlow::Continue(());
+            }
+            let answer = contain_member(common, Mode::NonBlock, Callback::Young, member, || {
                 let _inside = Notifying::nonblock();
                 call(member, &range, &cx)
             });

@@ -8,6 +8,8 @@ use super::sequence::{Ended, Sequence};
 use super::stats::Inject;
 use super::subscription::Ranges;
 use super::version::Common;
+use crate::watch::Suspect;
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -74,6 +76,8 @@ pub(super) enum Place {
 pub(super) struct Member {
     sequence: Sequence,
     callbacks: Arc<dyn Callbacks>,
+    /// Calls of it that have not returned in their time.
+    nr_overdue: AtomicU32,
     owner: Option<Owner>,
     target: Target,
     id: u64,
@@ -90,6 +94,7 @@ impl Member {
     ) -> Self {
         Self {
             id,
+            nr_overdue: AtomicU32::new(0),
             sequence: Sequence::new_open(0),
             owner: notifier.owner(),
             callbacks: notifier,
@@ -100,6 +105,12 @@ impl Member {
 
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Whether a call of it has not returned in its time: then it is not called.
+    #[inline]
+    pub(super) fn is_overdue(&self) -> bool {
+        self.nr_overdue.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn place(&self) -> Place {
@@ -179,6 +190,20 @@ impl Member {
         if ended == Ended::Wake && common.counters.injected() != Inject::LoseWakeUp {
             self.wake(common);
         }
+    }
+}
+
+impl Suspect for Member {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn convict(&self) {
+        self.nr_overdue.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn acquit(&self) {
+        self.nr_overdue.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -96,7 +96,7 @@ pub use ability::{Ability, Attached, Immovable};
 pub use bracket::Invalidation;
 pub use callback::running_callback;
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
-pub use error::{BracketError, Refused};
+pub use error::{BracketError, Cause, Refused};
 pub use hooks::{TlbContext, TlbSubscription, TlbUser};
 pub use interval::{
     IntervalError, IntervalNotifier, IntervalSubscription, Seen, UpdateLock, Witness,

@@ -61,11 +61,12 @@ impl Memcg {
         considered
     }
 
+    /// The reaper goes first: it waits for nobody who is told.
     fn tell_of_kill(&self) {
-        self.call_on_kill();
+        self.oom.wake.notify_all();
         // Whoever waits for a frame on a victim's behalf stops waiting.
         self.frames.wake_all();
-        self.oom.wake.notify_all();
+        self.call_on_kill();
     }
 
     /// Tells each victim that has not been told. No lock is held while one is.

@@ -11,7 +11,7 @@ mod kill;
 mod reaper;
 mod report;
 
-pub use report::{Considered, OomReport, Reason, Skipped};
+pub use report::{Considered, Held, OomReport, Reason, Skipped};
 use report::{REPORTS_MAX, Reports};
 
 use crate::mm_struct::Mm;

@@ -7,12 +7,13 @@
 //! Linux counterpart: `oom_reap_task`, `__oom_reap_task_mm`.
 
 use super::Reaping;
-use super::report::{SKIPPED_MAX, Skipped};
+use super::report::{Held, SKIPPED_MAX, Skipped};
 use crate::addr::PageRun;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::memcg::Memcg;
 use crate::mm_struct::{Busy, Mm, Scope, Vma, VmaId, ZapOutcome};
 use crate::mmu_notifier::{Event, MmId};
+use crate::watch::is_replaced;
 use std::sync::Arc;
 
 /// What one pass over a victim did.
@@ -29,16 +30,14 @@ impl ReapPass {
         self.first_page_ns = None;
     }
 
-    fn skip(&mut self, holder: &Arc<str>, pages: u64) {
-        if let Some(known) = self
-            .skipped
-            .iter_mut()
-            .find(|known| known.holder == *holder)
-        {
+    fn skip(&mut self, holder: &Arc<str>, how: Held, pages: u64) {
+        let is_known = |known: &&mut Skipped| known.holder == *holder && known.how == how;
+        if let Some(known) = self.skipped.iter_mut().find(is_known) {
             known.pages += pages;
         } else if self.skipped.len() < SKIPPED_MAX {
             self.skipped.push(Skipped {
                 holder: Arc::clone(holder),
+                how,
                 pages,
             });
         }
@@ -53,9 +52,8 @@ struct Holders {
 }
 
 impl Memcg {
-    /// The loop of the reaper, until [`Memcg::stop`]. One thread. It waits for no device, takes
-    /// no lock of a victim but by trying, and allocates nothing while it frees.
-    pub fn run_reaper(&self) {
+    /// The loop of [`Memcg::run_reaper`].
+    pub(crate) fn reap_until_over(&self) {
         let holders = Holders {
             pin: Arc::from("a pin"),
             user: Arc::from("a thread in a fault"),
@@ -77,7 +75,7 @@ impl Memcg {
     fn next_victim(&self) -> Option<Work> {
         let mut state = self.oom.state.lock();
         loop {
-            if self.is_stopped() {
+            if self.is_over() {
                 return None;
             }
             if let Some(victim) = &state.victim {
@@ -94,12 +92,17 @@ impl Memcg {
         let reaping = self.oom.state.lock().reaping;
         if reaping == Reaping::GivesUp && victim.notifiers().has_subscriptions() {
             pass.clear();
-            pass.skip(&holders.notifier, victim.nr_frames() + victim.nr_swapped());
+            let pages = victim.nr_frames() + victim.nr_swapped();
+            pass.skip(&holders.notifier, Held::NotAsked, pages);
             self.record(victim.id(), pass, 1, true);
             return self.finish_victim();
         }
         for attempt in 1..=self.limits.reap_passes {
             self.reap_pass(victim, pass, holders);
+            if is_replaced() {
+                // Somebody else began again.
+                return;
+            }
             let is_clean = pass.skipped.is_empty();
             let is_last = is_clean || attempt == self.limits.reap_passes;
             self.record(victim.id(), pass, attempt, is_last);
@@ -130,6 +133,9 @@ impl Memcg {
             let victim = self.oom.state.lock().leftovers.get(index).cloned();
             let Some(victim) = victim else { break };
             self.reap_pass(&victim, pass, holders);
+            if is_replaced() {
+                return;
+            }
             let mut state = self.oom.state.lock();
             if let Some(report) = state.reports.last_of(victim.id()) {
                 report.freed_frames += pass.outcome.frames;
@@ -145,10 +151,10 @@ impl Memcg {
             let vma = match victim.try_vma_after(last) {
                 Ok(Some(vma)) => vma,
                 Ok(None) => return,
-                Err(Busy) => return pass.skip(&holders.user, 1),
+                Err(Busy) => return pass.skip(&holders.user, Held::InUse, 1),
             };
             let mut first = 0;
-            while first < vma.nr_pages() {
+            while first < vma.nr_pages() && !is_replaced() {
                 let nr = REAP_CHUNK_PAGES.min(vma.nr_pages() - first);
                 self.reap_run(&vma, PageRun::new(first, nr), pass, holders);
                 first += nr;
@@ -158,7 +164,7 @@ impl Memcg {
     }
 
     fn reap_run(&self, vma: &Vma, run: PageRun, pass: &mut ReapPass, holders: &Holders) {
-        if !vma.has_contents(run) {
+        if is_replaced() || !vma.has_contents(run) {
             return;
         }
         let (start, end) = (vma.address(run.first), vma.address(run.end()));
@@ -167,21 +173,23 @@ impl Memcg {
             .notifiers()
             .start_nonblock(start, end, Event::Unmap)
         {
+            // It took long to open. Whoever does this work now finds what the device let go of.
+            Ok(_bracket) if is_replaced() => {}
             Ok(_bracket) => {
                 let outcome = vma.zap_told(run, Scope::Reap);
                 if pass.first_page_ns.is_none() && outcome.frames + outcome.swapped > 0 {
                     pass.first_page_ns = Some(self.clock.now_ns());
                 }
                 if outcome.pinned > 0 {
-                    pass.skip(&holders.pin, outcome.pinned);
+                    pass.skip(&holders.pin, Held::Pinned, outcome.pinned);
                 }
                 if outcome.busy > 0 {
-                    pass.skip(&holders.user, outcome.busy);
+                    pass.skip(&holders.user, Held::InUse, outcome.busy);
                 }
                 pass.outcome += outcome;
             }
             Err(refused) if run.nr == 1 => {
-                pass.skip(&refused.holder, 1);
+                pass.skip(&refused.holder, Held::Refused(refused.cause), 1);
             }
             Err(_) => {
                 let half = run.nr / 2;

@@ -1,6 +1,6 @@
 //! What is told of a kill.
 
-use crate::mmu_notifier::MmId;
+use crate::mmu_notifier::{Cause, MmId};
 use core::fmt;
 use std::sync::Arc;
 
@@ -15,8 +15,23 @@ pub(super) const SKIPPED_MAX: usize = 8;
 pub struct Skipped {
     /// The name of the subscription, or what else held the memory.
     pub holder: Arc<str>,
+    /// How it held it.
+    pub how: Held,
     /// Pages left behind because of it, in the last pass.
     pub pages: u64,
+}
+
+/// How memory was held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// A subscription refused, in this way.
+    Refused(Cause),
+    /// It was not asked at all; see [`Reaping::GivesUp`](super::Reaping::GivesUp).
+    NotAsked,
+    /// By pins.
+    Pinned,
+    /// A thread was in the middle of a fault, or changed the mappings.
+    InUse,
 }
 
 /// Candidates that one report can name.
@@ -147,8 +162,12 @@ impl fmt::Display for OomReport {
             [] => write!(f, "nobody held anything back"),
             skipped => {
                 write!(f, "left behind:")?;
-                for Skipped { holder, pages } in skipped {
-                    write!(f, " {pages} pages held by {holder};")?;
+                for Skipped { holder, how, pages } in skipped {
+                    write!(f, " {pages} pages held by {holder}")?;
+                    match how {
+                        Held::Refused(cause) => write!(f, ", which {};", cause.text())?,
+                        Held::NotAsked | Held::Pinned | Held::InUse => write!(f, ";")?,
+                    }
                 }
                 Ok(())
             }
@@ -265,6 +284,7 @@ mod tests {
             assert_eq!(newest.badness, badness);
             let holder = Skipped {
                 holder: "gpu".into(),
+                how: Held::Refused(Cause::WouldBlock),
                 pages: 1,
             };
             newest.skipped.resize(SKIPPED_MAX, holder);

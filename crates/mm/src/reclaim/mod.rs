@@ -26,12 +26,14 @@ use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::oom::Verdict;
 use crate::swap::Scratch;
+use crate::watch;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 use hands::{Hand, Hands};
 use lockdep::sync::{Condvar, Mutex};
-use pending::Pending;
+use pending::{Begun, Pending};
 use retired::Retired;
+pub(crate) use settle::Awaited;
 use settle::{Parked, RefusedQueue, StuckTable};
 use shed::KeptCopies;
 
@@ -75,8 +77,8 @@ pub(crate) struct Control {
     pub(crate) nr_standby: AtomicU64,
     /// Windows of all mappings.
     pub(crate) nr_windows: AtomicU64,
-    /// Faults and pieces of reclaim that some thread works on now, none of which waits for long:
-    /// those that began in an even epoch, and those of an odd one.
+    /// Faults, with the pieces of reclaim in them, that some thread works on now, none of which
+    /// waits for long: those that began in an even epoch, and those of an odd one.
     in_flight: [AtomicU64; 2],
     epoch: AtomicUsize,
 }
@@ -250,6 +252,26 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// A piece of reclaim: memory has not run out before it is done, unless it calls devices and does
+/// not come back from one.
+#[expect(dead_code, reason = "held for their destructors")]
+enum UnderWay<'a> {
+    Counted(InFlight<'a>),
+    Timed(Begun<'a>),
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(memcg: &'a Memcg, effort: Effort) -> Self {
+        let control = &memcg.reclaim;
+        match effort {
+            Effort::Fault => Self::Counted(InFlight::new(control)),
+            Effort::Direct | Effort::Worker | Effort::LastResort => {
+                Self::Timed(control.pending.begin(memcg.clock.now_ns()))
+            }
+        }
+    }
+}
+
 impl Control {
     /// From here on what begins is counted apart from what has begun, unless something is left of
     /// the epoch before: then that is waited for first.
@@ -267,11 +289,10 @@ impl Control {
 }
 
 impl Memcg {
-    /// The loop of a reclaim worker: keeps free frames between the marks, until
-    /// [`Memcg::stop`]. One thread is enough; more may run.
-    pub fn run_reclaim(&self) {
+    /// The loop of [`Memcg::run_reclaim`].
+    pub(crate) fn reclaim_until_over(&self) {
         let mut stall = Stall::default();
-        while !self.is_stopped() {
+        while !self.is_over() {
             self.reclaim.retired.destroy();
             let pass = self.reclaim_pass(self.marks.high, stall.effort());
             if pass == Pass::Done || self.frames.nr_waiting() == 0 {
@@ -309,7 +330,7 @@ impl Memcg {
         let nr_freed_before = self.frames.nr_freed();
         let mut front_is_idle = false;
         let mut stalls = 0;
-        while self.frames.counter().free() < target_free && !self.is_stopped() {
+        while self.frames.counter().free() < target_free && !self.is_over() {
             let standby = self.reclaim.nr_standby.load(Ordering::Relaxed);
             if !front_is_idle && standby < wanted {
                 front_is_idle = !self.advance(Hand::Front, wanted - standby, effort);
@@ -339,7 +360,7 @@ impl Memcg {
     fn detach_all(&self, effort: Effort) -> bool {
         let mut windows = 0;
         while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
-            && !self.is_stopped()
+            && !self.is_over()
             && self.advance(Hand::Front, u64::from(WINDOW_PAGES), effort)
         {
             windows += 1;
@@ -353,7 +374,7 @@ impl Memcg {
         let mut lap = self.start_lap(hand, effort);
         let wanted = wanted.min(effort.pages_at_once());
         loop {
-            let in_flight = InFlight::new(&self.reclaim);
+            let under_way = UnderWay::begin(self, effort);
             let Some((vma, run)) = self.next_run(hand, &mut lap, wanted) else {
                 return false;
             };
@@ -362,12 +383,15 @@ impl Memcg {
                 Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
                 Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
             };
-            drop(in_flight);
+            drop(under_way);
             if effort == Effort::Fault && self.reclaim.retired.let_go(vma) {
                 self.reclaim.kick();
             }
             if done > 0 {
                 return true;
+            }
+            if watch::is_replaced() {
+                return false;
             }
         }
     }

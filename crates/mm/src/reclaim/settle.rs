@@ -11,6 +11,7 @@ use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::mm_struct::{Mm, VmaId};
 use crate::mmu_notifier::BracketError;
+use crate::watch;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use lockdep::sync::{Condvar, Fence, Mutex};
@@ -113,6 +114,13 @@ impl RefusedQueue {
         }
     }
 
+    /// What the worker was in that had this post before will not be done soon.
+    fn give_up_on_begun(&self) {
+        if self.begun_ns.load(Ordering::Relaxed) != 0 {
+            self.done();
+        }
+    }
+
     fn done(&self) {
         self.begun_ns.store(0, Ordering::Relaxed);
         self.nr_done.fetch_add(1, Ordering::Relaxed);
@@ -203,10 +211,31 @@ impl StuckTable {
     }
 }
 
-/// Address spaces whose teardown waits for a device, each with what the device owes.
+/// What a teardown waits for.
+#[derive(Debug)]
+pub(crate) enum Awaited {
+    /// What the device owes.
+    Fence(Fence),
+    /// A callback that has not returned: it is looked whether it has.
+    Return,
+    /// Nothing: a callback panicked.
+    Nothing,
+}
+
+impl Awaited {
+    fn may_be_over(&self) -> bool {
+        match self {
+            Self::Fence(fence) => fence.is_signalled(),
+            Self::Return => true,
+            Self::Nothing => false,
+        }
+    }
+}
+
+/// Address spaces whose teardown waits for a device.
 #[derive(Debug)]
 pub(crate) struct Parked {
-    entries: Mutex<Vec<(Arc<Mm>, Option<Fence>)>>,
+    entries: Mutex<Vec<(Arc<Mm>, Awaited)>>,
     nr: AtomicU64,
 }
 
@@ -218,8 +247,8 @@ impl Parked {
         }
     }
 
-    pub(crate) fn push(&self, mm: Arc<Mm>, fence: Option<Fence>) {
-        self.entries.lock().push((mm, fence));
+    pub(crate) fn push(&self, mm: Arc<Mm>, awaited: Awaited) {
+        self.entries.lock().push((mm, awaited));
         self.nr.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -227,11 +256,10 @@ impl Parked {
         self.nr.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes out one whose device has answered.
+    /// Takes out one whose device has answered, as far as can be said.
     fn take_answered(&self) -> Option<Arc<Mm>> {
         let mut entries = self.entries.lock();
-        let has_answered =
-            |(_, fence): &(_, Option<Fence>)| fence.as_ref().is_some_and(Fence::is_signalled);
+        let has_answered = |(_, awaited): &(_, Awaited)| awaited.may_be_over();
         let index = entries.iter().position(has_answered)?;
         self.nr.fetch_sub(1, Ordering::Relaxed);
         Some(entries.swap_remove(index).0)
@@ -239,17 +267,20 @@ impl Parked {
 }
 
 impl Memcg {
-    /// The loop of the worker that waits for devices, until [`Memcg::stop`]. One thread; no fault
-    /// ever waits for it.
-    pub fn run_settle(&self) {
-        loop {
+    /// The loop of [`Memcg::run_settle`].
+    pub(crate) fn settle_until_over(&self) {
+        // Whoever was replaced in the middle of a window does not count it.
+        self.reclaim.refused.give_up_on_begun();
+        while !watch::is_replaced() {
             let work = self.reclaim.refused.next(self);
             self.reclaim.stuck.prune();
             match work {
                 Work::Stop => return,
                 Work::Settle(refused) => {
                     self.settle(refused);
-                    self.reclaim.refused.done();
+                    if !watch::is_replaced() {
+                        self.reclaim.refused.done();
+                    }
                 }
                 Work::LookAtParked => {
                     while let Some(mm) = self.reclaim.parked.take_answered() {
@@ -279,6 +310,8 @@ impl Memcg {
                 let (holder, fence) = match error {
                     BracketError::Stuck { holder, fence, .. } => (holder, Some(fence)),
                     BracketError::Panicked { holder } => (holder, None),
+                    // Refused without being called, for as long as it does not return.
+                    BracketError::Overdue { .. } => return,
                 };
                 let (vma, run) = (refused.vma, refused.run);
                 self.reclaim.stuck.push(Stuck {

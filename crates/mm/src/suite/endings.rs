@@ -304,7 +304,6 @@ pub(super) fn a_pin_of_a_dead_victim_gives_its_frames_back(machine: &dyn Machine
 }
 
 /// Keeps the reaper in its callback while it is closed.
-#[derive(Default)]
 struct Gate {
     is_closed: AtomicBool,
     has_reaper: AtomicBool,
@@ -335,7 +334,10 @@ pub(super) fn the_reaper_skips_no_mapping(machine: &dyn Machine) {
     let world = World::with_limits(machine, limits);
     let mm = world.memcg.new_mm("victim");
     let [first, second, third] = [4, 4, 128].map(|nr_pages| world.map(&mm, nr_pages));
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(Gate {
+        is_closed: AtomicBool::new(true),
+        has_reaper: AtomicBool::new(false),
+    });
     let vma = second.vma();
     let watched = Ranges::Only(vec![vma.base()..vma.address(vma.nr_pages())]);
     let subscription = mm.notifiers().subscribe("slow", watched, Arc::clone(&gate));
@@ -344,8 +346,6 @@ pub(super) fn the_reaper_skips_no_mapping(machine: &dyn Machine) {
         write_page(&*first, page, &rng.incompressible());
         write_page(&*second, page, &rng.incompressible());
     }
-    let closes = Arc::clone(&gate);
-    mm.set_on_kill(move || closes.is_closed.store(true, Ordering::Relaxed));
     leak(&*third, 128, 34);
     world.wait_until("the reaper is in the middle", || {
         gate.has_reaper.load(Ordering::Relaxed)

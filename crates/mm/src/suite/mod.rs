@@ -7,6 +7,8 @@
 mod basics;
 mod concurrent;
 #[cfg(feature = "notifiers")]
+mod convicts;
+#[cfg(feature = "notifiers")]
 mod devices;
 #[cfg(feature = "notifiers")]
 mod endings;
@@ -29,7 +31,7 @@ mod secondary;
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
 use crate::fault::FaultError;
-use crate::limits::Limits;
+use crate::limits::{Limits, SPARES};
 use crate::memcg::Memcg;
 use crate::mm_struct::{Mm, Vma};
 use std::sync::Arc;
@@ -187,6 +189,22 @@ cases! {
     #[cfg(feature = "notifiers")]
     oom_devices::a_reaper_that_gives_up_kills_a_second,
     #[cfg(feature = "notifiers")]
+    convicts::n74_a_stuck_reaper_is_left_behind,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_reclaimer_is_left_behind,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_settler_is_left_behind,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_reaction_to_a_kill_is_left_behind,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_release_is_named,
+    #[cfg(feature = "notifiers")]
+    convicts::a_panic_under_the_reaper_is_contained,
+    #[cfg(feature = "notifiers")]
+    convicts::who_maps_again_while_it_is_reaped_gets_nothing,
+    #[cfg(feature = "notifiers")]
+    convicts::nobody_is_convicted_who_returns,
+    #[cfg(feature = "notifiers")]
     refused::a_willing_device_beside_a_hung_one_lets_go,
     #[cfg(feature = "notifiers")]
     refused::a_window_refused_once_is_not_lost_beside_a_hung_device,
@@ -232,14 +250,16 @@ impl<'a> World<'a> {
             ("settle", Memcg::run_settle),
             ("reaper", Memcg::run_reaper),
         ];
-        let workers = loops.map(|(name, run)| {
+        let spares = core::iter::repeat_n(("spare", Memcg::run_spare as fn(&Memcg)), SPARES);
+        let start = |(name, run): Worker| {
             let memcg = Arc::clone(&memcg);
             machine.spawn(name, Box::new(move || run(&memcg)))
-        });
+        };
+        let workers = loops.into_iter().chain(spares).map(start).collect();
         Self {
             machine,
             memcg,
-            workers: workers.into(),
+            workers,
         }
     }
 

@@ -40,10 +40,11 @@ pub(super) fn n72_n78_n82_the_leaker_is_killed_and_the_others_live(machine: &dyn
     for page in 0..16 {
         write_page(&*kept, page, &contents[page as usize]);
     }
-    static CALLED: AtomicBool = AtomicBool::new(false);
-    bad.set_on_kill(|| CALLED.store(true, Ordering::Relaxed));
+    let was_told = Arc::new(AtomicBool::new(false));
+    let tells = Arc::clone(&was_told);
+    bad.set_on_kill(move || tells.store(true, Ordering::Relaxed));
     leak(&*leaked, 512, 22);
-    assert!(CALLED.load(Ordering::Relaxed));
+    world.wait_until("it is told", || was_told.load(Ordering::Relaxed));
     assert!(bad.is_killed() && !good.is_killed());
     world.wait_until_reaped();
     let reports = world.memcg.oom_reports();
@@ -148,7 +149,7 @@ pub(super) fn n64_n67_who_is_killed_by_request_gives_everything_back(machine: &d
     assert_eq!((asked.nr_frames(), asked.nr_swapped()), (0, 0));
     assert_eq!(world.memcg.frames().usage(), other.nr_frames());
     assert!(!other.is_killed() && read_page(&*kept, 0) == contents);
-    assert_eq!(nr_called.load(Ordering::Relaxed), 1);
+    assert_eq!(nr_called.load(Ordering::Relaxed), 1, "told in this thread");
 }
 
 /// Pages count, whether in frames or stored, and the adjustment; nobody is killed for the answer.

@@ -1,0 +1,357 @@
+//! Callbacks that do not return, and others that break the contract, while memory is needed.
+
+use super::oom::{leak, limits};
+use super::{Machine, Mapping, Rng, World, offset_of, write_page};
+use crate::addr::PageRun;
+use crate::bus::{Bus, BusAddr};
+use crate::fault::FaultError;
+use crate::limits::Limits;
+use crate::mm_struct::MmHandle;
+use crate::mmu_notifier::{
+    Blockable, Cause, Context, EndContext, Event, Mode, Notifier, Range, Ranges, Subscription,
+};
+use crate::oom::Held;
+use crate::primary_mmu::Access;
+use crate::watch::{Callback, Conviction, Post};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::Arc;
+
+/// Far above what a callback takes that returns.
+const BUDGET: Duration = Duration::from_millis(100);
+
+fn hasty(frames: u64) -> Limits {
+    Limits {
+        callback_budget: BUDGET,
+        nonblock_budget: BUDGET,
+        settle_deadline: BUDGET,
+        reap_passes: 3,
+        ..limits(frames)
+    }
+}
+
+/// Stays in one of its callbacks while it is closed.
+struct Rude {
+    callback: Callback,
+    event: Event,
+    is_closed: AtomicBool,
+    is_in: AtomicBool,
+}
+
+impl Rude {
+    fn new(callback: Callback, event: Event) -> Arc<Self> {
+        Arc::new(Self {
+            callback,
+            event,
+            is_closed: AtomicBool::new(true),
+            is_in: AtomicBool::new(false),
+        })
+    }
+
+    fn subscribe(self: &Arc<Self>, mapping: &dyn Mapping, pages: PageRun) -> Subscription {
+        let vma = mapping.vma();
+        let range = vma.address(pages.first)..vma.address(pages.end());
+        let notifiers = vma.mm().notifiers();
+        notifiers.subscribe("rude", Ranges::Only(vec![range]), Arc::clone(self))
+    }
+
+    fn open(&self) {
+        self.is_closed.store(false, Ordering::Relaxed);
+    }
+
+    fn stay(&self) {
+        for _ in 0..40_000 {
+            if !self.is_closed.load(Ordering::Relaxed) {
+                break;
+            }
+            self.is_in.store(true, Ordering::Relaxed);
+            lockdep::sync::sleep("suite.rude", Duration::from_micros(500));
+        }
+        self.is_in.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Notifier for Rude {
+    fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        let (callback, is_mine) = match cx.mode() {
+            Mode::NonBlock => (Callback::StartNonBlock, range.event == self.event),
+            Mode::Blockable => (Callback::StartBlockable, true),
+        };
+        if self.callback == Callback::StartBlockable {
+            cx.would_block()?;
+        }
+        if callback == self.callback && is_mine {
+            self.stay();
+        }
+        Ok(())
+    }
+
+    fn end(&self, range: &Range, _cx: &EndContext<'_>) {
+        if self.callback == Callback::End && range.event == self.event {
+            self.stay();
+        }
+    }
+
+    fn release(&self, _cx: &Blockable<'_>) {
+        if self.callback == Callback::Release {
+            self.stay();
+        }
+    }
+}
+
+/// The callback that does not return, told of by name.
+#[track_caller]
+fn wait_for_conviction(world: &World<'_>, post: Option<Post>, callback: Callback) -> Conviction {
+    let mut found = None;
+    world.wait_until("somebody is convicted", || {
+        let convictions = world.memcg.convictions();
+        found = convictions.into_iter().find(|of| of.lasted_ns.is_none());
+        found.is_some()
+    });
+    let found = found.expect("waited for");
+    assert_eq!((found.post, found.callback), (post, callback), "{found}");
+    assert!(found.overdue_ns >= BUDGET.as_nanos() as u64, "{found}");
+    found
+}
+
+/// Once the callback has returned, this is told too.
+#[track_caller]
+fn wait_for_return(world: &World<'_>) {
+    world.wait_until("it returns", || {
+        let convictions = world.memcg.convictions();
+        convictions.iter().all(|of| of.lasted_ns.is_some())
+    });
+}
+
+fn fill(mapping: &dyn Mapping, nr_pages: u32, seed: u64) {
+    let mut rng = Rng(seed);
+    for page in 0..nr_pages {
+        write_page(mapping, page, &rng.incompressible());
+    }
+}
+
+fn nr_pages_of(mm: &MmHandle) -> u64 {
+    mm.nr_frames() + mm.nr_swapped()
+}
+
+/// G8: a spare takes over from a reaper that is stuck, and takes all but what the device holds.
+pub(super) fn n74_a_stuck_reaper_is_left_behind(machine: &dyn Machine) {
+    for callback in [Callback::StartNonBlock, Callback::End] {
+        let world = World::with_limits(machine, hasty(64));
+        let [first, second] = ["first", "second"].map(|name| world.memcg.new_mm(name));
+        let maps = [&first, &second].map(|mm| world.map(mm, 24));
+        for mapping in &maps {
+            fill(&**mapping, 24, 101);
+        }
+        let rude = Rude::new(callback, Event::Unmap);
+        let subscription = rude.subscribe(&*maps[0], PageRun::new(2, 3));
+        assert!(world.memcg.kill(&first));
+        let convict = wait_for_conviction(&world, Some(Post::Reaper), callback);
+        assert_eq!(&*convict.holder, "rude");
+        world.wait_until_reaped();
+        let report = &world.memcg.oom_reports()[0];
+        let left = nr_pages_of(&first);
+        let named: Vec<_> = report.skipped.iter().map(|s| (&*s.holder, s.how)).collect();
+        if callback == Callback::StartNonBlock {
+            assert_eq!((left, report.skipped[0].pages), (3, 3), "{report}");
+            assert_eq!(named, [("rude", Held::Refused(Cause::Overdue))]);
+        } else {
+            // The change was made; only its end is stuck.
+            assert_eq!((left, named), (0, Vec::new()), "{report}");
+        }
+        // Who is killed next has a reaper.
+        assert!(world.memcg.kill(&second));
+        world.wait_until_reaped();
+        assert_eq!(nr_pages_of(&second), 0);
+        assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+        rude.open();
+        wait_for_return(&world);
+        world.wait_until("what it held comes back", || nr_pages_of(&first) == 0);
+        drop(subscription);
+    }
+}
+
+/// G8: so it is with the worker that reclaims, and what that was doing keeps nobody from a kill.
+pub(super) fn a_stuck_reclaimer_is_left_behind(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let [held, other] = ["held", "other"].map(|name| world.memcg.new_mm(name));
+    let (small, large) = (world.map(&held, 4), world.map(&other, 512));
+    let rude = Rude::new(Callback::StartNonBlock, Event::Clear);
+    let subscription = rude.subscribe(&*small, PageRun::new(0, 4));
+    fill(&*small, 4, 102);
+    // Goes on with another worker, until there is nothing left but to kill.
+    leak(&*large, 512, 103);
+    assert!(other.is_killed() && !held.is_killed());
+    wait_for_conviction(&world, Some(Post::Reclaim), Callback::StartNonBlock);
+    world.wait_until_reaped();
+    assert_eq!(nr_pages_of(&other), 0);
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    wait_for_return(&world);
+    drop(subscription);
+}
+
+/// Refuses where it may not block, and lets go where it may.
+struct Waits;
+
+impl Notifier for Waits {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.would_block()
+    }
+}
+
+/// G8: and with the one that waits for devices. Another device that wants to be waited for is.
+pub(super) fn a_stuck_settler_is_left_behind(machine: &dyn Machine) {
+    let mut limits = hasty(32);
+    limits.zswap_max_bytes = 16 * limits.max_bytes;
+    let world = World::with_limits(machine, limits);
+    let [held, other] = ["held", "other"].map(|name| world.memcg.new_mm(name));
+    let (small, large) = (world.map(&held, 4), world.map(&other, 96));
+    let rude = Rude::new(Callback::StartBlockable, Event::Clear);
+    let subscription = rude.subscribe(&*small, PageRun::new(0, 4));
+    let waits = other
+        .notifiers()
+        .subscribe("waits", Ranges::WholeMm, Arc::new(Waits));
+    fill(&*small, 4, 104);
+    let writer = {
+        let large = Arc::clone(&large);
+        world.spawn("writer", move || fill(&*large, 96, 105))
+    };
+    wait_for_conviction(&world, Some(Post::Settle), Callback::StartBlockable);
+    writer();
+    assert_eq!(world.memcg.stat().oom_kill, 0, "all of it could be stored");
+    rude.open();
+    wait_for_return(&world);
+    drop((subscription, waits));
+}
+
+/// G8: who reacts to a kill and does not come back keeps neither the reaper nor anybody else.
+pub(super) fn a_stuck_reaction_to_a_kill_is_left_behind(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let [good, bad] = ["good", "bad"].map(|name| world.memcg.new_mm(name));
+    let (kept, leaked) = (world.map(&good, 16), world.map(&bad, 512));
+    let rude = Rude::new(Callback::OnKill, Event::Unmap);
+    let stays = Arc::clone(&rude);
+    bad.set_on_kill(move || stays.stay());
+    leak(&*leaked, 512, 106);
+    let convict = wait_for_conviction(&world, Some(Post::Reclaim), Callback::OnKill);
+    assert_eq!(&*convict.holder, "bad");
+    world.wait_until_reaped();
+    fill(&*kept, 16, 107);
+    assert_eq!((nr_pages_of(&bad), world.memcg.stat().oom_kill), (0, 1));
+    rude.open();
+    wait_for_return(&world);
+}
+
+/// G8: a thread of the program that is stuck in a release is named, and what it tears down can be
+/// had all the same, without it.
+pub(super) fn a_stuck_release_is_named(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let mm = world.memcg.new_mm("exiting");
+    let shared = mm.share();
+    let mapping = world.map(&mm, 24);
+    fill(&*mapping, 24, 108);
+    let rude = Rude::new(Callback::Release, Event::Unmap);
+    let subscription = rude.subscribe(&*mapping, PageRun::new(2, 3));
+    let exit = world.spawn("exit", move || drop(mm));
+    wait_for_conviction(&world, None, Callback::Release);
+    // It is the worst, although it is about to go: nobody can say when.
+    assert!(world.memcg.kill(&shared));
+    world.wait_until_reaped();
+    let report = &world.memcg.oom_reports()[0];
+    assert_eq!(&*report.skipped[0].holder, "rude", "{report}");
+    assert_eq!(shared.nr_frames() + shared.nr_swapped(), 3);
+    rude.open();
+    exit();
+    world.wait_until("everything is free", || world.memcg.frames().usage() == 0);
+    drop(subscription);
+}
+
+/// Panics in the starts of unmaps.
+struct Panics;
+
+impl Notifier for Panics {
+    fn start<C: Context>(&self, range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        assert_ne!(range.event, Event::Unmap, "a bug of the device");
+        Ok(())
+    }
+}
+
+/// G8: it is contained, and named; the rest comes back.
+pub(super) fn a_panic_under_the_reaper_is_contained(machine: &dyn Machine) {
+    let limits = Limits {
+        // The message of a panic takes its time.
+        nonblock_budget: Duration::from_secs(60),
+        ..hasty(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 24);
+    fill(&*mapping, 24, 109);
+    let vma = mapping.vma();
+    let range = vma.address(7)..vma.address(8);
+    let subscription =
+        mm.notifiers()
+            .subscribe("fragile", Ranges::Only(vec![range]), Arc::new(Panics));
+    mm.set_on_kill(|| panic!("a bug of the program"));
+    assert!(world.memcg.kill(&mm));
+    world.wait_until_reaped();
+    let report = &world.memcg.oom_reports()[0];
+    let named: Vec<_> = report.skipped.iter().map(|s| (&*s.holder, s.how)).collect();
+    assert_eq!(named, [("fragile", Held::Refused(Cause::Panicked))]);
+    assert_eq!(nr_pages_of(&mm), 1, "{report}");
+    // Each single page was asked for, in each pass.
+    assert!(mm.notifiers().stats().panics >= 3);
+    drop(subscription);
+}
+
+/// G16: a device that asks for its pages again as soon as they are taken gets none.
+pub(super) fn who_maps_again_while_it_is_reaped_gets_nothing(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 24);
+    fill(&*mapping, 24, 110);
+    let nr_asked = Arc::new(AtomicU64::new(0));
+    let device = {
+        let (vma, nr_asked) = (Arc::clone(mapping.vma()), Arc::clone(&nr_asked));
+        world.spawn("device", move || {
+            let nowhere = BusAddr {
+                page: 0,
+                generation: 0,
+                access: Access::Write,
+            };
+            for round in 0.. {
+                nr_asked.fetch_add(1, Ordering::Relaxed);
+                let run = PageRun::single(round % 24);
+                match vma.fault_range(run, Access::Write, &mut [nowhere]) {
+                    Ok(()) => lockdep::sync::sleep("suite.device", Duration::from_micros(100)),
+                    Err(FaultError::Killed) => return,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+    };
+    world.wait_until("it asks", || nr_asked.load(Ordering::Relaxed) > 30);
+    assert!(world.memcg.kill(&mm));
+    device();
+    world.wait_until_reaped();
+    let report = &world.memcg.oom_reports()[0];
+    assert_eq!((nr_pages_of(&mm), report.skipped.len()), (0, 0), "{report}");
+    let written = mapping.write(offset_of(0), &[1]);
+    assert_eq!(written, Err(FaultError::Killed));
+}
+
+/// The other way round: nobody is convicted who returns, however often it refuses.
+pub(super) fn nobody_is_convicted_who_returns(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 512);
+    let subscription = mm
+        .notifiers()
+        .subscribe("waits", Ranges::WholeMm, Arc::new(Waits));
+    leak(&*mapping, 512, 111);
+    world.wait_until_reaped();
+    let convictions = world.memcg.convictions();
+    assert!(convictions.is_empty(), "{convictions:?}");
+    drop(subscription);
+}
