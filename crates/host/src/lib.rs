@@ -21,6 +21,8 @@ mod fork;
 mod guard;
 pub mod io_uring;
 pub mod kmsg;
+#[cfg(feature = "kvm")]
+pub mod kvm;
 pub mod lock_order;
 mod mapping;
 pub mod memcg;

@@ -12,6 +12,8 @@ use core::fmt;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::gfp::might_touch;
+#[cfg(feature = "kvm")]
+use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
 
 /// Who resolves the faults of a mapping.
@@ -196,6 +198,24 @@ impl HostMapping {
         // SAFETY: as in `write_at`; the address is aligned (`locate_word`).
         unsafe { uaccess::store_u64(address as *mut u64, value) }
             .map_err(|fault| self.failed(fault))
+    }
+
+    /// Has the page at `offset` bytes filled, as an access by this thread would.
+    #[cfg(feature = "kvm")]
+    pub(crate) fn fault_in(&self, offset: u64, access: Access) -> Result<(), AccessError> {
+        let address = self.locate(offset, 1)?;
+        might_touch();
+        let found = registry::lookup(address).ok_or(AccessError::NotAttached)?;
+        let Kind::Managed { handler, .. } = &found.target().kind else {
+            return Err(AccessError::NotAttached);
+        };
+        let page = (offset / PAGE_SIZE as u64) as PageIndex;
+        let filled = handler.fault(page, access);
+        filled.map_err(|error| AccessError::Fault {
+            offset,
+            page,
+            error,
+        })
     }
 
     fn locate(&self, offset: u64, len: usize) -> Result<usize, AccessError> {

@@ -181,6 +181,9 @@ fn refuse(trap: &mut Trap<'_>, cause: Cause) -> Verdict {
     if uaccess::contains(trap.instruction()) {
         trap.go_on_at(uaccess::fixup());
         Verdict::GoOn
+    } else if thread::is_in_guest() {
+        // The access was a guest's. The signal has ended its run, and what was noted says why.
+        Verdict::GoOn
     } else {
         Verdict::HandOn
     }

@@ -28,7 +28,7 @@
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
 //! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`] |
-//! | devices that are there | [`io_uring`] |
+//! | devices that are there | [`io_uring`], [`kvm`] |
 //!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is
 //! `pinless-host`'s. Everything a user names of both is exported from here.
@@ -46,6 +46,8 @@ pub use mapping::{MapError, Mapping};
 pub use options::{MAPPING_BYTES_MAX, MapOptions};
 
 pub use lockdep::sync::{self, Fence};
+#[cfg(feature = "kvm")]
+pub use pinless_host::kvm;
 pub use pinless_host::{
     AccessError, AttachedThread, Capabilities, CreateError, Errno, FaultMode, Feature, GuardError,
     HostMapping, ProbeError, Source, Unavailable, UnknownFaultMode, attach_thread, io_uring,
