@@ -1,7 +1,7 @@
 //! Instructions that KVM could not fetch, because their page was not there.
 //!
-//! A fetch has no exit of its own: where KVM emulates, a page that it cannot read ends the run as an
-//! instruction that it cannot emulate.
+//! A fetch has no exit of its own: where KVM emulates, a page that it cannot read ends the run as
+//! an instruction that it cannot emulate.
 
 use kvm_ioctls::VcpuFd;
 

@@ -91,9 +91,10 @@ impl Vcpu {
         let _: &AttachedThread = thread;
         loop {
             self.finish_access()?;
+            let fd = &raw mut self.fd;
             // SAFETY: a borrow of this round's own. An exit that borrows from it is either returned
             // at once, under the lifetime of `self`, or dropped before the next round.
-            let fd = unsafe { &mut *(&raw mut self.fd) };
+            let fd = unsafe { &mut *fd };
             let outside = thread::enter_guest();
             let exit = fd.run();
             drop(outside);

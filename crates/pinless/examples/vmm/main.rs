@@ -4,9 +4,9 @@
 //! cargo run --release -p pinless --example vmm -- 64 service 8
 //! ```
 //!
-//! Arguments: MiB of guest memory, who resolves its faults (`service` or `in-thread`), and how often
-//! the guest writes all of its memory. Meanwhile another thread has memory paged out. Then the
-//! address space is killed, and the processor's loop ends.
+//! Arguments: MiB of guest memory, who resolves its faults (`service` or `in-thread`), and how
+//! often the guest writes all of its memory. Meanwhile another thread has memory paged out. Then
+//! the address space is killed, and the processor's loop ends.
 
 #![expect(clippy::print_stdout, reason = "an example tells what it does")]
 
