@@ -49,8 +49,9 @@ pub use lockdep::sync::{self, Fence};
 #[cfg(feature = "kvm")]
 pub use pinless_host::kvm;
 pub use pinless_host::{
-    AccessError, AttachedThread, Capabilities, CreateError, Errno, FaultMode, Feature, GuardError,
-    HostMapping, ProbeError, Source, Unavailable, UnknownFaultMode, attach_thread, io_uring,
+    AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, Feature,
+    GuardError, HostMapping, ProbeError, Share, ShareError, Source, Unavailable, UnknownFaultMode,
+    attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
@@ -72,6 +73,7 @@ pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
 
 use io_count::IoCount;
 use pinless_host::{FaultService, Resolver};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -142,6 +144,17 @@ impl Pinless {
             FaultMode::InThread => Resolver::InThread,
         };
         Mapping::create(mm, options, resolver, &self.io, layer)
+    }
+
+    /// Lets the process at the other end of `stream`, which calls [`Client::join`], use a mapping
+    /// that was made with [`MapOptions::shared`], until the answer is dropped. See
+    /// [`HostMapping::share`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ShareError`].
+    pub fn share(&self, mapping: &Mapping, stream: UnixStream) -> Result<Share, ShareError> {
+        mapping.host().share(stream, &self.faults)
     }
 }
 

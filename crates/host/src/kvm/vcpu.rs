@@ -6,7 +6,7 @@ use super::memory::Vm;
 use crate::errno::Errno;
 use crate::mapping::AccessError;
 use crate::thread::{self, AttachedThread};
-use crate::uaccess::{Cause, UserFault};
+use crate::uaccess::UserFault;
 use core::fmt;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -131,16 +131,7 @@ impl Vcpu {
             return RunError::NoAddress;
         };
         let offset = self.vm.find(gpa).map_or(0, |(_, offset)| offset);
-        let page = (offset / PAGE_SIZE as u64) as u32;
-        let error = match fault.cause {
-            Cause::Fault(error) => AccessError::Fault {
-                offset,
-                page,
-                error,
-            },
-            Cause::StaleDma => AccessError::StaleDma { offset, page },
-            Cause::ThreadNotAttached => AccessError::ThreadNotAttached { offset },
-        };
+        let error = AccessError::at(offset, fault.cause);
         RunError::Memory { gpa, error }
     }
 

@@ -10,4 +10,5 @@ mod operations;
 mod pins;
 mod probes;
 mod races;
+mod sharing;
 mod signals;
