@@ -51,6 +51,16 @@ impl Histogram {
         self.buckets[bucket_of(ns)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds what another one recorded.
+    pub(crate) fn absorb(&self, other: &Self) {
+        for (mine, theirs) in self.buckets.iter().zip(&other.buckets) {
+            match theirs.load(Ordering::Relaxed) {
+                0 => {}
+                nr => drop(mine.fetch_add(nr, Ordering::Relaxed)),
+            }
+        }
+    }
+
     /// Count and quantiles of what was recorded so far.
     pub fn summary(&self) -> Summary {
         let counts: Vec<u64> = self

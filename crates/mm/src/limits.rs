@@ -1,6 +1,7 @@
 //! Every bound of the memory manager in one place.
 
 use crate::addr::PAGE_SIZE;
+use crate::memcg::Knob;
 use core::fmt;
 use core::time::Duration;
 
@@ -43,13 +44,39 @@ pub const CONVICTIONS_MAX: usize = 64;
 /// Threads that may compress at the same time.
 pub const SCRATCHES: usize = 4;
 
+/// The longest that a thread is held up for one frame that it takes above `high`.
+pub const THROTTLE_MAX: Duration = Duration::from_millis(100);
+
+/// What is shorter is not worth a sleep.
+pub const THROTTLE_MIN: Duration = Duration::from_micros(500);
+
+/// The least that is kept of `total.max`: two pages that no codec makes smaller, with headers.
+pub const TOTAL_RESERVE_MIN: u64 = 3 * PAGE_SIZE as u64;
+
+/// What frames leave free of a `total.max`: for the moment in which a page is in a frame and in
+/// the store both. Without it, a memory cgroup that is full of frames could not store one.
+pub(crate) fn total_reserve(total_max_bytes: u64) -> u64 {
+    (total_max_bytes / 16).clamp(TOTAL_RESERVE_MIN, 1 << 20)
+}
+
 /// The bounds of one [`Memcg`](crate::Memcg).
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Frames (resident and standby) in bytes, the kernel's `memory.max`.
     pub max_bytes: u64,
+    /// Frames in bytes above which threads that take more are held up (`memory.high`).
+    pub high_bytes: u64,
+    /// Frames in bytes that reclaim on behalf of a memory cgroup above this one leaves alone while
+    /// it finds others (`memory.low`).
+    pub low_bytes: u64,
+    /// Frames in bytes that such reclaim leaves alone (`memory.min`).
+    pub min_bytes: u64,
     /// Compressed bytes, the kernel's `memory.zswap.max`.
     pub zswap_max_bytes: u64,
+    /// Stored pages, in bytes that they have in a frame (`memory.swap.max`).
+    pub swap_max_bytes: u64,
+    /// Frames and compressed bytes together. The kernel has no such bound.
+    pub total_max_bytes: u64,
     /// How long a fault waits for a frame before it ends in an error.
     pub fault_deadline: Duration,
     /// How long a blockable bracket waits for the devices it told.
@@ -71,11 +98,17 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The default bounds for `max_bytes` of frames: twice as much compressed.
+    /// The default bounds for `max_bytes` of frames: twice as much compressed, nothing protected,
+    /// and nothing else bounded.
     pub fn new(max_bytes: u64) -> Self {
         Self {
             max_bytes,
+            high_bytes: u64::MAX,
+            low_bytes: 0,
+            min_bytes: 0,
             zswap_max_bytes: max_bytes.saturating_mul(2),
+            swap_max_bytes: u64::MAX,
+            total_max_bytes: u64::MAX,
             fault_deadline: Duration::from_secs(10),
             settle_deadline: Duration::from_secs(2),
             oom_group: false,
@@ -91,20 +124,41 @@ impl Limits {
         self.max_bytes / PAGE_SIZE as u64
     }
 
+    /// Stored pages under `swap.max`.
+    pub fn swap_max_pages(&self) -> u64 {
+        self.swap_max_bytes / PAGE_SIZE as u64
+    }
+
     /// Checks the bounds against each other.
     ///
     /// # Errors
     ///
     /// See [`LimitError`].
     pub fn check(&self) -> Result<(), LimitError> {
-        let (max_bytes, zswap_max_bytes) = (self.max_bytes, self.zswap_max_bytes);
-        if self.frames_max() < FRAMES_MIN {
-            return Err(LimitError::TooSmall { max_bytes });
+        Self::check_knob(Knob::Max, self.max_bytes)?;
+        Self::check_knob(Knob::ZswapMax, self.zswap_max_bytes)?;
+        Self::check_knob(Knob::TotalMax, self.total_max_bytes)
+    }
+
+    /// Checks a value for one of the bounds.
+    pub(crate) fn check_knob(knob: Knob, bytes: u64) -> Result<(), LimitError> {
+        let page_bytes = PAGE_SIZE as u64;
+        match knob {
+            Knob::Max if bytes / page_bytes < FRAMES_MIN => {
+                Err(LimitError::TooSmall { max_bytes: bytes })
+            }
+            Knob::TotalMax
+                if bytes.saturating_sub(total_reserve(bytes)) / page_bytes < FRAMES_MIN =>
+            {
+                Err(LimitError::TotalTooSmall {
+                    total_max_bytes: bytes,
+                })
+            }
+            Knob::ZswapMax if bytes > ZSWAP_BYTES_MAX => Err(LimitError::StoreTooLarge {
+                zswap_max_bytes: bytes,
+            }),
+            _ => Ok(()),
         }
-        if zswap_max_bytes > ZSWAP_BYTES_MAX {
-            return Err(LimitError::StoreTooLarge { zswap_max_bytes });
-        }
-        Ok(())
     }
 }
 
@@ -116,7 +170,13 @@ pub enum LimitError {
         /// The bound that was asked for.
         max_bytes: u64,
     },
-    /// The compressed store is larger than its slots can be numbered.
+    /// `total.max` leaves no room to work in.
+    TotalTooSmall {
+        /// The bound that was asked for.
+        total_max_bytes: u64,
+    },
+    /// The compressed store is larger than its slots can be numbered, or than what was set aside at
+    /// the start.
     StoreTooLarge {
         /// The bound that was asked for.
         zswap_max_bytes: u64,
@@ -131,10 +191,16 @@ impl fmt::Display for LimitError {
                 "a limit of {max_bytes} bytes is too small: reclaim needs at least {} bytes",
                 FRAMES_MIN * PAGE_SIZE as u64
             ),
+            Self::TotalTooSmall { total_max_bytes } => write!(
+                f,
+                "a limit of {total_max_bytes} bytes on everything is too small: reclaim needs at \
+                 least {} bytes",
+                FRAMES_MIN * PAGE_SIZE as u64 + TOTAL_RESERVE_MIN
+            ),
             Self::StoreTooLarge { zswap_max_bytes } => write!(
                 f,
                 "a compressed store of {zswap_max_bytes} bytes is too large: at most \
-                 {ZSWAP_BYTES_MAX} bytes can be numbered"
+                 {ZSWAP_BYTES_MAX} bytes can be numbered, and no more than it had at the start"
             ),
         }
     }

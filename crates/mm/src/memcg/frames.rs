@@ -2,29 +2,32 @@
 
 use super::counter::Counter;
 use crate::env::Clock;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
 use lockdep::sync::{Condvar, Mutex};
 use lockdep::{Level, context};
 
-/// The frames of a memory cgroup and the queue of those who wait for one.
+/// The frames of one level and the queue of those who wait for one.
 #[derive(Debug)]
 pub(crate) struct Frames {
     counter: Counter,
     nr_waiting: AtomicU64,
+    nr_throttled: AtomicU64,
     /// Frames that came back so far; only grows.
     nr_freed: AtomicU64,
-    queue: Mutex<()>,
+    /// How often those who wait were woken.
+    queue: Mutex<u64>,
     freed: Condvar,
 }
 
-/// A charge that could not be had.
+/// What somebody waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum NoFrame {
-    /// The deadline passed.
-    TimedOut(Duration),
-    /// The one who waited must not go on.
-    Cancelled,
+pub(crate) enum WaitFor {
+    /// A frame: without one he cannot go on.
+    Frame,
+    /// That less is in use: he goes on in any case.
+    Room,
 }
 
 impl Frames {
@@ -32,18 +35,15 @@ impl Frames {
         Self {
             counter: Counter::new(max),
             nr_waiting: AtomicU64::new(0),
+            nr_throttled: AtomicU64::new(0),
             nr_freed: AtomicU64::new(0),
-            queue: Mutex::new("mm.frames", ()),
+            queue: Mutex::new("mm.frames", 0),
             freed: Condvar::new("mm.frames.freed"),
         }
     }
 
     pub(crate) fn counter(&self) -> &Counter {
         &self.counter
-    }
-
-    pub(crate) fn try_charge(&self, n: u64) -> bool {
-        self.counter.try_charge(n).is_some()
     }
 
     pub(crate) fn nr_waiting(&self) -> u64 {
@@ -56,61 +56,78 @@ impl Frames {
     }
 
     pub(crate) fn uncharge(&self, n: u64) {
-        if n == 0 {
-            return;
+        if n > 0 {
+            self.nr_freed.fetch_add(n, Ordering::Relaxed);
+            self.undo(n);
         }
+    }
+
+    /// Takes back a charge of which nothing came.
+    pub(crate) fn undo(&self, n: u64) {
         self.counter.uncharge(n);
-        self.nr_freed.fetch_add(n, Ordering::Relaxed);
-        // SeqCst fence: pairs with the one in `charge_wait`. Either this thread sees the waiter,
-        // or the waiter's next look sees the frames.
+        // SeqCst fence: pairs with the one in `wait`. Either this thread sees the waiter, or the
+        // waiter's next look sees the frames.
         fence(Ordering::SeqCst);
-        if self.nr_waiting() > 0 {
+        if self.nr_waiting() + self.nr_throttled.load(Ordering::Relaxed) > 0 {
             self.wake_all();
         }
     }
 
     /// Makes everybody who waits look again.
     pub(crate) fn wake_all(&self) {
-        drop(self.queue.lock());
+        *self.queue.lock() += 1;
         // Nobody waits for this thread: any frame would do, and reclaim owes one. To the validator
         // the signal comes from outside of the thread's own work, as an interrupt's does.
         let _outside = context::enter(Level::Soft);
         self.freed.notify_all();
     }
 
-    /// Charges one frame, waiting up to `deadline` for it. `is_cancelled` is asked whenever
-    /// something may have changed; `kick` is called once it is known that somebody waits.
-    pub(crate) fn charge_wait(
+    /// Calls `attempt` now and whenever something may have changed, until it is done with or
+    /// `until_ns` has come: then there is no answer. `kick` is called once it is known that
+    /// somebody waits. Neither is called with a lock held.
+    pub(crate) fn wait<R>(
         &self,
-        clock: &dyn Clock,
-        deadline: Duration,
-        is_cancelled: impl Fn() -> bool,
+        what: WaitFor,
+        (clock, until_ns): (&dyn Clock, u64),
+        mut attempt: impl FnMut() -> ControlFlow<R>,
         kick: impl FnOnce(),
-    ) -> Result<(), NoFrame> {
-        let started_ns = clock.now_ns();
-        self.nr_waiting.fetch_add(1, Ordering::Relaxed);
+    ) -> Option<R> {
+        let nr = match what {
+            WaitFor::Frame => &self.nr_waiting,
+            WaitFor::Room => &self.nr_throttled,
+        };
+        nr.fetch_add(1, Ordering::Relaxed);
         // SeqCst fence: pairs with the one in `wait_for_work`. A worker that took the last kick
         // sees this waiter, or this kick comes after it and is not dropped.
         fence(Ordering::SeqCst);
         kick();
-        let mut guard = self.queue.lock();
         let result = loop {
-            // SeqCst fence: pairs with the one in `uncharge`.
+            let nr_woken = *self.queue.lock();
+            // SeqCst fence: pairs with the one in `undo`.
             fence(Ordering::SeqCst);
-            if is_cancelled() {
-                break Err(NoFrame::Cancelled);
+            if let ControlFlow::Break(result) = attempt() {
+                break Some(result);
             }
-            if self.try_charge(1) {
-                break Ok(());
+            if !self.sleep_since(nr_woken, (clock, until_ns)) {
+                break None;
             }
-            let waited = Duration::from_nanos(clock.now_ns().saturating_sub(started_ns));
-            let Some(left) = deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
-                break Err(NoFrame::TimedOut(waited));
-            };
-            guard = self.freed.wait_timeout(guard, left).0;
         };
-        drop(guard);
-        self.nr_waiting.fetch_sub(1, Ordering::Relaxed);
+        nr.fetch_sub(1, Ordering::Relaxed);
         result
+    }
+
+    /// Sleeps until those who wait are woken once more than `nr_woken` times; false when
+    /// `until_ns` has come before.
+    fn sleep_since(&self, nr_woken: u64, (clock, until_ns): (&dyn Clock, u64)) -> bool {
+        let mut queue = self.queue.lock();
+        while *queue == nr_woken {
+            let left_ns = until_ns.saturating_sub(clock.now_ns());
+            if left_ns == 0 {
+                return false;
+            }
+            let left = Duration::from_nanos(left_ns);
+            queue = self.freed.wait_timeout(queue, left).0;
+        }
+        true
     }
 }

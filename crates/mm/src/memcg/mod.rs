@@ -1,22 +1,29 @@
 //! Memory cgroups: a budget, and those who live in it.
 //!
 //! A [`Memcg`] bounds the frames of its address spaces (`max`) and the bytes of its compressed
-//! store (`zswap.max`). It owns no thread: whoever sets it up gives it threads that call
-//! [`Memcg::run_reclaim`], [`Memcg::run_settle`] and [`Memcg::run_reaper`], and a few that call
-//! [`Memcg::run_spare`].
+//! store (`zswap.max`). It may have others in it ([`Memcg::new_child`]). The tree owns no thread:
+//! whoever sets it up gives it threads that call [`Memcg::run_reclaim`], [`Memcg::run_settle`] and
+//! [`Memcg::run_reaper`] of the root, and a few that call [`Memcg::run_spare`].
 //!
 //! Linux counterpart: `mm/memcontrol.c`.
 
+mod charge;
 pub(crate) mod counter;
+mod files;
 pub(crate) mod frames;
+mod knob;
+mod protect;
 pub(crate) mod stat;
+mod store_charges;
+mod tree;
 mod workers;
 
 pub use counter::Counter;
+pub use knob::{Knob, SetLimitError};
+pub(crate) use protect::Protection;
 pub use stat::StatSnapshot;
 
 use crate::env::Clock;
-use crate::fault::FaultError;
 use crate::limits::{LimitError, Limits, Marks};
 use crate::lock_order;
 use crate::mm_struct::{Mm, Vma, VmaId};
@@ -25,28 +32,50 @@ use crate::oom;
 use crate::reclaim;
 use crate::swap::Zswap;
 use crate::watch::Watch;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use frames::{Frames, NoFrame};
+use core::sync::atomic::{AtomicBool, Ordering};
+use frames::Frames;
+use knob::Knobs;
 use lockdep::sync::RwLock;
-use stat::{Stat, count};
+use stat::Stat;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use store_charges::StoreCharges;
+use tree::Tree;
 
 /// A memory cgroup.
 pub struct Memcg {
+    name: Arc<str>,
+    parent: Option<Arc<Memcg>>,
+    /// Those below that have an address space.
+    children: RwLock<Vec<Arc<Memcg>>>,
+    /// All below, for what they counted.
+    known: RwLock<Vec<Weak<Memcg>>>,
     pub(crate) limits: Limits,
-    pub(crate) marks: Marks,
+    knobs: Knobs,
+    is_changing: AtomicBool,
     pub(crate) frames: Frames,
-    pub(crate) zswap: Zswap,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store_charges: StoreCharges,
     pub(crate) stat: Stat,
+    /// Of this level and of all below, as [`Memcg::mms`].
     pub(crate) vmas: RwLock<BTreeMap<VmaId, Arc<Vma>>>,
     pub(crate) mms: RwLock<BTreeMap<MmId, Weak<Mm>>>,
-    pub(crate) reclaim: reclaim::Control,
-    pub(crate) oom: oom::Control,
+    pub(crate) domain: reclaim::Domain,
+    tree: Arc<Tree>,
+    pub(crate) zswap: Arc<Zswap>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) reclaim: Arc<reclaim::Control>,
+    pub(crate) oom: Arc<oom::Control>,
     pub(crate) watch: Arc<Watch>,
-    stopped: AtomicBool,
-    next_id: AtomicU64,
+}
+
+/// What all levels of a tree share.
+struct Common {
+    tree: Arc<Tree>,
+    zswap: Arc<Zswap>,
+    clock: Arc<dyn Clock>,
+    reclaim: Arc<reclaim::Control>,
+    oom: Arc<oom::Control>,
+    watch: Arc<Watch>,
 }
 
 impl core::fmt::Debug for Memcg {
@@ -59,8 +88,8 @@ impl core::fmt::Debug for Memcg {
 }
 
 impl Memcg {
-    /// A memory cgroup with the given bounds. Everything that its paths need later is reserved
-    /// here.
+    /// A memory cgroup with the given bounds, in no other. Everything that its paths need later is
+    /// reserved here.
     ///
     /// # Errors
     ///
@@ -68,25 +97,50 @@ impl Memcg {
     pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Result<Arc<Self>, LimitError> {
         limits.check()?;
         lock_order::ORDER.prime();
-        let frames_max = limits.frames_max();
-        Ok(Arc::new(Self {
-            marks: Marks::new(frames_max),
+        let common = Common {
+            tree: Arc::new(Tree::new()),
+            zswap: Arc::new(Zswap::new(limits.zswap_max_bytes)),
             watch: Watch::new(&limits, &clock),
-            frames: Frames::new(frames_max),
-            zswap: Zswap::new(limits.zswap_max_bytes),
             clock,
+            reclaim: Arc::new(reclaim::Control::new()),
+            oom: Arc::new(oom::Control::new()),
+        };
+        Ok(Arc::new(Self::level("", limits, None, common)))
+    }
+
+    fn level(name: &str, limits: Limits, parent: Option<Arc<Self>>, common: Common) -> Self {
+        let Common {
+            tree,
+            zswap,
+            clock,
+            reclaim,
+            oom,
+            watch,
+        } = common;
+        Self {
+            name: Arc::from(name),
+            parent,
+            children: RwLock::new("mm.memcg.children", Vec::new()),
+            known: RwLock::new("mm.memcg.known", Vec::new()),
+            knobs: Knobs::new(&limits),
+            is_changing: AtomicBool::new(false),
+            frames: Frames::new(limits.frames_max()),
+            store_charges: StoreCharges::new(&limits),
             stat: Stat::default(),
             vmas: RwLock::new("mm.memcg.vmas", BTreeMap::new()),
             mms: RwLock::new("mm.memcg.mms", BTreeMap::new()),
-            reclaim: reclaim::Control::new(),
-            oom: oom::Control::new(),
-            stopped: AtomicBool::new(false),
-            next_id: AtomicU64::new(1),
+            domain: reclaim::Domain::new(),
             limits,
-        }))
+            tree,
+            zswap,
+            clock,
+            reclaim,
+            oom,
+            watch,
+        }
     }
 
-    /// The bounds.
+    /// The bounds that it was made with; see [`Memcg::set_limit`].
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -96,87 +150,51 @@ impl Memcg {
         self.frames.counter()
     }
 
-    /// The compressed store.
+    /// Stored pages that are charged now, at most, and their bound.
+    pub fn swap(&self) -> &Counter {
+        &self.store_charges.swap_pages
+    }
+
+    /// Compressed bytes that are charged now, at most, and their bound.
+    pub fn zswap_bytes(&self) -> &Counter {
+        &self.store_charges.zswap_bytes
+    }
+
+    /// Frames and compressed bytes that are charged now, at most, and their bound; in bytes.
+    pub fn total(&self) -> &Counter {
+        &self.store_charges.total_bytes
+    }
+
+    /// The marks for the bound of today.
+    pub(crate) fn marks(&self) -> Marks {
+        Marks::new(self.frames.counter().max())
+    }
+
+    /// The compressed store, which is one for the whole tree.
     pub fn zswap(&self) -> &Zswap {
         &self.zswap
     }
 
-    /// The counters.
-    pub fn stat(&self) -> StatSnapshot {
-        self.stat.snapshot()
-    }
-
-    /// Ends the worker loops; nothing is reclaimed after this but by those who allocate.
+    /// Ends the worker loops of the whole tree; nothing is reclaimed after this but by those who
+    /// allocate.
     pub fn stop(&self) {
         // Release: pairs with the Acquire in `is_stopped`; what came before the stop is seen by a
         // loop that ends because of it.
-        self.stopped.store(true, Ordering::Release);
+        self.tree.stopped.store(true, Ordering::Release);
         self.reclaim.wake_all();
         self.oom.wake_reaper();
-        self.frames.wake_all();
+        self.wake_waiters();
         self.watch.wake_all();
+    }
+
+    /// Makes everybody who waits for a frame look again, at every level of the tree.
+    pub(crate) fn wake_waiters(&self) {
+        let root = self.levels().last().unwrap_or(self);
+        root.for_each_level(&mut |level| level.frames.wake_all());
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
         // Acquire: pairs with the Release in `stop`.
-        self.stopped.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(crate) fn add_mm(&self, mm: &Arc<Mm>) {
-        let mut mms = self.mms.write();
-        mms.insert(mm.id(), Arc::downgrade(mm));
-        let nr = mms.len();
-        drop(mms);
-        self.oom.make_room(nr);
-    }
-
-    pub(crate) fn remove_mm(&self, id: MmId) {
-        self.mms.write().remove(&id);
-    }
-
-    /// Charges a frame for a fault of `mm`: from what is free, or waits for it.
-    pub(crate) fn charge_fault(&self, mm: &Mm) -> Result<(), FaultError> {
-        if self.try_charge_frame() {
-            return Ok(());
-        }
-        count(&self.stat.pgfault_waited);
-        let is_cancelled = || mm.is_killed() || self.is_stopped();
-        let (clock, deadline) = (&*self.clock, self.limits.fault_deadline);
-        let charged = self
-            .frames
-            .charge_wait(clock, deadline, is_cancelled, || self.reclaim.kick());
-        match charged {
-            Ok(()) => {
-                // The worker may have gone to sleep because this frame was free, while others
-                // still wait.
-                self.kick_if_few();
-                Ok(())
-            }
-            Err(NoFrame::Cancelled) if mm.is_killed() => Err(FaultError::Killed),
-            Err(NoFrame::Cancelled) => Err(FaultError::Unmapped),
-            Err(NoFrame::TimedOut(waited)) => {
-                count(&self.stat.pgfault_noframe);
-                Err(FaultError::NoFrame { waited })
-            }
-        }
-    }
-
-    /// Charges a frame if one is free, and wakes reclaim when few are left.
-    pub(crate) fn try_charge_frame(&self) -> bool {
-        // Nobody goes before those who wait already.
-        let is_charged = self.frames.nr_waiting() == 0 && self.frames.try_charge(1);
-        self.kick_if_few();
-        is_charged
-    }
-
-    /// Everybody who takes a frame asks this: with the last free frame somebody wakes reclaim.
-    fn kick_if_few(&self) {
-        if self.frames.counter().free() < self.marks.low {
-            self.reclaim.kick();
-        }
+        self.tree.stopped.load(Ordering::Acquire)
     }
 }

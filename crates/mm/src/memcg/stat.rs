@@ -32,6 +32,13 @@ macro_rules! stats {
                     hard_fault: self.hard_fault_ns.summary(),
                 }
             }
+
+            /// Adds what another one counted.
+            pub(crate) fn absorb(&self, other: &Self) {
+                $(add(&self.$name, other.$name.load(Ordering::Relaxed));)*
+                self.soft_fault_ns.absorb(&other.soft_fault_ns);
+                self.hard_fault_ns.absorb(&other.hard_fault_ns);
+            }
         }
 
         impl StatSnapshot {
@@ -90,6 +97,16 @@ stats! {
     stalls,
     /// OOM kills.
     oom_kill,
+    /// OOM kills of a whole group, each counted once.
+    oom_group_kill,
+    /// Passes that took pages of a memory cgroup that `low` protects.
+    event_low,
+    /// Frames that were taken above `high`.
+    event_high,
+    /// Times that somebody waited because a bound was reached.
+    event_max,
+    /// Times that memory had run out.
+    event_oom,
 }
 
 /// Adds one.

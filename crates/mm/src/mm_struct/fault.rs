@@ -112,7 +112,7 @@ impl FrameCharge<'_> {
 impl Drop for FrameCharge<'_> {
     fn drop(&mut self) {
         if self.is_charged {
-            self.vma.memcg().frames.uncharge(1);
+            self.vma.memcg().uncharge_frames(1);
         }
     }
 }
@@ -311,7 +311,7 @@ impl Vma {
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
             if !stored.is_same_filled() {
-                self.memcg().reclaim.kept_copies.note();
+                self.memcg().note_kept_copy();
             }
             self.publish(owned, next.protected().clean());
         } else {

@@ -3,10 +3,8 @@
 use super::{Mm, Vma, VmaId};
 use crate::gfp::{Gfp, might_alloc};
 use crate::limits::MAPPING_PAGES_MAX;
-use crate::memcg::Memcg;
 use crate::primary_mmu::PrimaryMmu;
 use core::fmt;
-use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Why a mapping cannot be made.
@@ -65,15 +63,7 @@ impl Mm {
             primary,
         ));
         self.link_vma(&vma)?;
-        let mut vmas = self.memcg().vmas.write();
-        self.memcg().reclaim.retired.make_room(vmas.len() + 1);
-        vmas.insert(vma.id(), Arc::clone(&vma));
-        drop(vmas);
-        let nr_windows = u64::from(vma.nr_windows());
-        self.memcg()
-            .reclaim
-            .nr_windows
-            .fetch_add(nr_windows, Ordering::Relaxed);
+        self.memcg().add_vma(&vma);
         Ok(vma)
     }
 
@@ -97,19 +87,5 @@ impl Mm {
     pub(super) fn forget_vma(&self, vma: &Vma) {
         self.vmas.write().retain(|known| known.id() != vma.id());
         self.memcg().forget_vma(vma);
-    }
-}
-
-impl Memcg {
-    /// No hand of reclaim looks at `vma` any more.
-    pub(super) fn forget_vma(&self, vma: &Vma) {
-        let is_known = self.vmas.write().remove(&vma.id()).is_some();
-        self.reclaim.stuck.forget(vma.id());
-        if is_known {
-            let nr_windows = u64::from(vma.nr_windows());
-            self.reclaim
-                .nr_windows
-                .fetch_sub(nr_windows, Ordering::Relaxed);
-        }
     }
 }

@@ -229,15 +229,14 @@ impl Vma {
                 _ => {}
             }
         }
-        let nr_standby = &self.memcg().reclaim.nr_standby;
-        for (counter, before, after) in [
-            (nr_standby, was.is_detached(), next.is_detached()),
-            (&self.nr_locked, was.is_locked(), next.is_locked()),
-        ] {
-            match (before, after) {
-                (false, true) => drop(counter.fetch_add(1, Ordering::Relaxed)),
-                (true, false) => drop(counter.fetch_sub(1, Ordering::Relaxed)),
-                _ => {}
+        match (was.is_locked(), next.is_locked()) {
+            (false, true) => drop(self.nr_locked.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(self.nr_locked.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        if was.is_detached() != next.is_detached() {
+            for level in self.memcg().levels() {
+                level.domain.count_standby(next.is_detached());
             }
         }
     }
@@ -286,14 +285,14 @@ impl Vma {
     /// Gives a stored copy back.
     pub(crate) fn free_copy(&self, copy: Option<Stored>) {
         if let Some(stored) = copy {
-            self.memcg().zswap.free(stored);
+            self.memcg().free_stored(stored);
         }
     }
 
     /// Gives `n` frames of this mapping back to the memory cgroup.
     pub(crate) fn uncharge(&self, n: u64) {
         self.mm.rss.frames.fetch_sub(n, Ordering::Relaxed);
-        self.memcg().frames.uncharge(n);
+        self.memcg().uncharge_frames(n);
     }
 }
 

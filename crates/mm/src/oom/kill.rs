@@ -65,7 +65,7 @@ impl Memcg {
     fn tell_of_kill(&self) {
         self.oom.wake.notify_all();
         // Whoever waits for a frame on a victim's behalf stops waiting.
-        self.frames.wake_all();
+        self.wake_waiters();
         self.call_on_kill();
     }
 
@@ -120,7 +120,7 @@ impl Memcg {
 
     fn consider(&self, mm: &Mm) -> Option<Considered> {
         Some(Considered {
-            badness: badness(mm, self.limits.frames_max())?,
+            badness: badness(mm, self.frames.counter().max())?,
             name: Arc::clone(mm.name()),
             frames: mm.nr_frames(),
             swapped: mm.nr_swapped(),
@@ -136,9 +136,10 @@ impl Memcg {
             return false;
         };
         self.kill_one(state, &victim, Reason::Badness, candidates, lists);
-        if self.limits.oom_group {
+        if let Some(group) = victim.memcg().oom_group_within(self) {
+            count(&group.stat.oom_group_kill);
             let of = victim.id();
-            for mm in self.mms.read().values().filter_map(Weak::upgrade) {
+            for mm in group.mms.read().values().filter_map(Weak::upgrade) {
                 if self.consider(&mm).is_some() && state.group.len() < state.group.capacity() {
                     let lists = state.reports.empty_lists();
                     self.kill_one(state, &mm, Reason::Group { of }, candidates, lists);
@@ -163,7 +164,7 @@ impl Memcg {
             mm: victim.id(),
             victim: Arc::clone(victim.name()),
             reason,
-            badness: badness(victim, self.limits.frames_max()).unwrap_or(0),
+            badness: badness(victim, self.frames.counter().max()).unwrap_or(0),
             considered: lists.considered,
             candidates,
             frames: (self.frames.counter().usage(), self.frames.counter().max()),

@@ -3,9 +3,8 @@
 use super::Effort;
 use crate::addr::{PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
-use crate::memcg::Memcg;
+use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::{Vma, VmaId};
-use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Which hand.
@@ -67,12 +66,14 @@ pub(super) struct Lap {
     stops_at_subscribers: bool,
     /// Look at windows that a device is going to be asked for by somebody else, too.
     asks_again: bool,
+    /// What it passes over on behalf of those it belongs to.
+    protection: Protection,
 }
 
 impl Memcg {
     /// The way round for `hand`.
-    pub(super) fn start_lap(&self, hand: Hand, effort: Effort) -> Lap {
-        let nr = self.reclaim.nr_windows.load(Ordering::Relaxed);
+    pub(super) fn start_lap(&self, hand: Hand, effort: Effort, protection: Protection) -> Lap {
+        let nr = self.domain.nr_windows();
         let rounds = match hand {
             // The first round takes the referenced marks away, the second finds the pages. The
             // third finds those that devices had marked in the first.
@@ -90,6 +91,7 @@ impl Memcg {
             },
             stops_at_subscribers: hand == Hand::Front && effort == Effort::Fault,
             asks_again: effort == Effort::LastResort,
+            protection,
         }
     }
 
@@ -102,7 +104,7 @@ impl Memcg {
         wanted: u64,
     ) -> Option<(Arc<Vma>, PageRun)> {
         let vmas = self.vmas.read();
-        let mut hands = self.reclaim.hands.lock();
+        let mut hands = self.domain.hands.lock();
         let at = match hand {
             Hand::Front => &mut hands.front,
             Hand::Back => &mut hands.back,
@@ -117,6 +119,11 @@ impl Memcg {
             // Passing over it would spare its pages at the cost of everybody else's.
             if lap.stops_at_subscribers && vma.mm().notifiers().has_subscriptions() {
                 return None;
+            }
+            if hand != Hand::Shed && self.passes_over(vma, lap.protection) {
+                let nr_left = (vma.nr_pages() - at.page).div_ceil(WINDOW_PAGES);
+                lap.windows_left = lap.windows_left.saturating_sub(u64::from(nr_left.max(1)));
+                at.page = vma.nr_pages();
             }
             while at.page < vma.nr_pages() && lap.windows_left > 0 {
                 let window = at.page / WINDOW_PAGES;
@@ -145,6 +152,16 @@ impl Memcg {
             }
         }
         None
+    }
+
+    /// Whether the memory cgroup of `vma` is protected from reclaim of this one.
+    fn passes_over(&self, vma: &Vma, protection: Protection) -> bool {
+        let memcg = vma.memcg();
+        let is_protected = memcg.is_protected_from(self, protection);
+        if is_protected && !memcg.is_protected_from(self, Protection::Min) {
+            self.domain.meet_low();
+        }
+        is_protected
     }
 }
 

@@ -13,6 +13,7 @@
 //! Paper: the two-handed clock of 4.3BSD (Leffler et al., 1989). Linux counterpart: `mm/vmscan.c`.
 
 mod detach;
+mod domain;
 mod hands;
 mod pending;
 mod retired;
@@ -22,20 +23,20 @@ mod store;
 
 use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
-use crate::memcg::Memcg;
 use crate::memcg::stat::count;
+use crate::memcg::{Counter, Memcg, Protection};
 use crate::oom::Verdict;
 use crate::swap::Scratch;
 use crate::watch;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
-use hands::{Hand, Hands};
+pub(crate) use domain::Domain;
+use hands::Hand;
 use lockdep::sync::{Condvar, Mutex};
 use pending::{Begun, Pending};
 use retired::Retired;
 pub(crate) use settle::Awaited;
 use settle::{Parked, RefusedQueue, StuckTable};
-use shed::KeptCopies;
 
 /// Frames that a thread reclaims for itself before it takes one. It does so while few are left, and
 /// every access that does waits for all of them: few keep the tail short.
@@ -59,9 +60,8 @@ const STALLS_MAX: u32 = 16;
 /// often they have refused: there are as many such passes before somebody is killed.
 const LAST_RESORT: u32 = STALLS_MAX / 2;
 
-/// The state of reclaim in a memory cgroup.
+/// The state of reclaim in a tree of memory cgroups; [`Domain`] is what each level has.
 pub(crate) struct Control {
-    hands: Mutex<Hands>,
     kicked: AtomicBool,
     idle: Mutex<()>,
     wake: Condvar,
@@ -71,12 +71,7 @@ pub(crate) struct Control {
     /// Advice and teardowns that wait for devices.
     pub(crate) pending: Pending,
     pub(crate) parked: Parked,
-    pub(crate) kept_copies: KeptCopies,
     pub(crate) retired: Retired,
-    /// Pages that stand by.
-    pub(crate) nr_standby: AtomicU64,
-    /// Windows of all mappings.
-    pub(crate) nr_windows: AtomicU64,
     /// Faults, with the pieces of reclaim in them, that some thread works on now, none of which
     /// waits for long: those that began in an even epoch, and those of an odd one.
     in_flight: [AtomicU64; 2],
@@ -176,7 +171,6 @@ impl Effort {
 impl Control {
     pub(crate) fn new() -> Self {
         Self {
-            hands: Mutex::new("mm.reclaim.hands", Hands::default()),
             kicked: AtomicBool::new(false),
             idle: Mutex::new("mm.reclaim.idle", ()),
             wake: Condvar::new("mm.reclaim.wake"),
@@ -185,10 +179,7 @@ impl Control {
             stuck: StuckTable::new(),
             pending: Pending::new(),
             parked: Parked::new(),
-            kept_copies: KeptCopies::new(),
             retired: Retired::new(),
-            nr_standby: AtomicU64::new(0),
-            nr_windows: AtomicU64::new(0),
             in_flight: [const { AtomicU64::new(0) }; 2],
             epoch: AtomicUsize::new(0),
         }
@@ -289,54 +280,99 @@ impl Control {
 }
 
 impl Memcg {
-    /// The loop of [`Memcg::run_reclaim`].
+    /// The loop of [`Memcg::run_reclaim`]: keeps free frames between the marks, at every level from
+    /// this one down.
     pub(crate) fn reclaim_until_over(&self) {
-        let mut stall = Stall::default();
         while !self.is_over() {
             self.reclaim.retired.destroy();
-            let pass = self.reclaim_pass(self.marks.high, stall.effort());
-            if pass == Pass::Done || self.frames.nr_waiting() == 0 {
-                stall = Stall::default();
-                self.reclaim.wait_for_work(|| self.is_stopped(), None);
-                continue;
-            }
-            if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
-                stall.nr_refused = self.reclaim.refused.nr_pushed();
-                self.reclaim.turn_epoch();
-            }
-            if stall.is_over() && self.out_of_memory(&stall) == Verdict::Acted {
-                // Somebody is being killed: what comes of that counts anew.
-                stall = Stall::default();
-            }
-            self.reclaim
-                .wait_for_work(|| self.is_stopped(), Some(STALL_PAUSE));
+            let mut is_short = false;
+            self.for_each_level(&mut |level| is_short |= level.tend());
+            let pause = is_short.then_some(STALL_PAUSE);
+            self.reclaim.wait_for_work(|| self.is_over(), pause);
         }
         self.reclaim.retired.destroy();
     }
 
-    /// Reclaims in the thread that needs a frame, when few are left; what cannot be had cheaply is
-    /// left to the worker. Otherwise that is left asleep: on another processor, each page that it
-    /// takes would interrupt this one. Not under a notifier's lock, unless it is a fault.
+    /// Makes room at this level; true when somebody waits here for a frame that was not found.
+    fn tend(&self) -> bool {
+        let mut stall = *self.domain.stall.lock();
+        let pass = self.reclaim_pass(self.marks().high, stall.effort());
+        let is_short = pass == Pass::Stalled && self.frames.nr_waiting() > 0;
+        if !is_short {
+            stall = Stall::default();
+        } else if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
+            stall.nr_refused = self.reclaim.refused.nr_pushed();
+            self.reclaim.turn_epoch();
+        }
+        if stall.is_over() && self.out_of_memory(&stall) == Verdict::Acted {
+            count(&self.stat.event_oom);
+            // Somebody is being killed: what comes of that counts anew.
+            stall = Stall::default();
+        }
+        *self.domain.stall.lock() = stall;
+        is_short
+    }
+
+    /// Reclaims in the thread that needs a frame, at the levels where few are left; what cannot be
+    /// had cheaply is left to the worker. Otherwise that is left asleep: on another processor, each
+    /// page that it takes would interrupt this one. Not under a notifier's lock, unless it is a
+    /// fault.
     pub(crate) fn reclaim_directly(&self, effort: Effort) {
-        if self.frames.counter().free() <= self.marks.low {
-            let _ = self.reclaim_pass(self.marks.low + DIRECT_FRAMES, effort);
+        for level in self.levels() {
+            let low = level.marks().low;
+            if level.room() <= low {
+                let _ = level.reclaim_pass(low + DIRECT_FRAMES, effort);
+            }
         }
     }
 
-    /// Frees frames until `target_free` are free or nothing more can be done.
-    fn reclaim_pass(&self, target_free: u64, effort: Effort) -> Pass {
+    /// Takes back what is charged above the new bound of `counter`, as far as it can be had.
+    pub(crate) fn reclaim_for_limit(&self, counter: &Counter) {
+        let _ = self.reclaim_until(&|| counter.excess(), Effort::Worker);
+    }
+
+    /// Frees frames until there is room for `target`, or nothing more can be done.
+    fn reclaim_pass(&self, target: u64, effort: Effort) -> Pass {
+        self.reclaim_until(&|| target.saturating_sub(self.room()), effort)
+    }
+
+    /// Frees frames until none is `missing`, or nothing more can be done. What `low` protects goes
+    /// when there is nothing else.
+    fn reclaim_until(&self, missing: &dyn Fn() -> u64, effort: Effort) -> Pass {
+        if missing() == 0 {
+            return Pass::Done;
+        }
         let _inside = Reclaiming::enter();
-        let wanted = self.marks.standby.max(target_free);
+        if self.reclaim_from(Protection::LowAndMin, missing, effort) == Pass::Done {
+            return Pass::Done;
+        }
+        if !effort.is_direct() && self.domain.has_met_low() {
+            count(&self.stat.event_low);
+            if self.reclaim_from(Protection::Min, missing, effort) == Pass::Done {
+                return Pass::Done;
+            }
+        }
+        count(&self.stat.stalls);
+        Pass::Stalled
+    }
+
+    fn reclaim_from(
+        &self,
+        protection: Protection,
+        missing: &dyn Fn() -> u64,
+        effort: Effort,
+    ) -> Pass {
         let nr_freed_before = self.frames.nr_freed();
         let mut front_is_idle = false;
         let mut stalls = 0;
-        while self.frames.counter().free() < target_free && !self.is_over() {
-            let standby = self.reclaim.nr_standby.load(Ordering::Relaxed);
+        while missing() > 0 && !self.is_over() {
+            let wanted = self.marks().standby.max(missing());
+            let standby = self.domain.nr_standby();
             if !front_is_idle && standby < wanted {
-                front_is_idle = !self.advance(Hand::Front, wanted - standby, effort);
+                let nr = wanted - standby;
+                front_is_idle = !self.advance(Hand::Front, nr, (effort, protection));
             }
-            let missing = target_free.saturating_sub(self.frames.counter().free());
-            if self.advance(Hand::Back, missing.max(1), effort) {
+            if self.advance(Hand::Back, missing().max(1), (effort, protection)) {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
                 // Enough for this thread, though others may have taken the frames.
@@ -348,8 +384,7 @@ impl Memcg {
             // Nothing that stands by can go: the store is full, or nothing stands by. A clean
             // page may still be among those that are mapped.
             stalls += 1;
-            if stalls > 1 || effort.is_direct() || !self.detach_all(effort) {
-                count(&self.stat.stalls);
+            if stalls > 1 || effort.is_direct() || !self.detach_all((effort, protection)) {
                 return Pass::Stalled;
             }
         }
@@ -357,11 +392,11 @@ impl Memcg {
     }
 
     /// Sends the front hand once round; false when it found nothing.
-    fn detach_all(&self, effort: Effort) -> bool {
+    fn detach_all(&self, how: (Effort, Protection)) -> bool {
         let mut windows = 0;
-        while windows < self.reclaim.nr_windows.load(Ordering::Relaxed)
+        while windows < self.domain.nr_windows()
             && !self.is_over()
-            && self.advance(Hand::Front, u64::from(WINDOW_PAGES), effort)
+            && self.advance(Hand::Front, u64::from(WINDOW_PAGES), how)
         {
             windows += 1;
         }
@@ -370,8 +405,9 @@ impl Memcg {
 
     /// Moves a hand on until it did something for about `wanted` pages; false when it went all the
     /// way round (the front hand three times: the first only takes marks away) without.
-    fn advance(&self, hand: Hand, wanted: u64, effort: Effort) -> bool {
-        let mut lap = self.start_lap(hand, effort);
+    fn advance(&self, hand: Hand, wanted: u64, how: (Effort, Protection)) -> bool {
+        let (effort, protection) = how;
+        let mut lap = self.start_lap(hand, effort, protection);
         let wanted = wanted.min(effort.pages_at_once());
         loop {
             let under_way = UnderWay::begin(self, effort);

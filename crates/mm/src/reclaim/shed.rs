@@ -5,8 +5,8 @@
 use super::Effort;
 use super::hands::Hand;
 use crate::addr::PageRun;
-use crate::memcg::Memcg;
 use crate::memcg::stat::add;
+use crate::memcg::{Counter, Memcg, Protection};
 use crate::mm_struct::Vma;
 use crate::page::State;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -29,8 +29,7 @@ impl KeptCopies {
         }
     }
 
-    /// A page was filled, and its copy stays.
-    pub(crate) fn note(&self) {
+    fn note(&self) {
         self.nr.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -39,20 +38,35 @@ impl KeptCopies {
 const SHED_PAGES: u64 = 64;
 
 impl Memcg {
-    /// Gives back stored copies, for there to be room. Not in a fault, which would have to look
-    /// at all pages for them.
+    /// A page was filled, and its copy stays.
+    pub(crate) fn note_kept_copy(&self) {
+        self.levels()
+            .for_each(|level| level.domain.kept_copies.note());
+    }
+
+    /// Gives back stored copies, for there to be room at this level or above it. Not in a fault,
+    /// which would have to look at all pages for them.
     pub(super) fn shed(&self, effort: Effort) -> bool {
-        effort != Effort::Fault && self.shed_copies(SHED_PAGES, effort) > 0
+        effort != Effort::Fault
+            && self
+                .levels()
+                .any(|level| level.shed_copies(SHED_PAGES, effort) > 0)
+    }
+
+    /// Gives back stored copies until what they are charged to is under its new bound, as far as
+    /// there are any.
+    pub(crate) fn shed_for_limit(&self, counter: &Counter) {
+        while counter.excess() > 0 && self.shed_copies(SHED_PAGES, Effort::Worker) > 0 {}
     }
 
     /// Gives back the stored copies of up to `target` clean mapped pages. Returns how many.
     fn shed_copies(&self, target: u64, effort: Effort) -> u64 {
-        let kept = &self.reclaim.kept_copies;
+        let kept = &self.domain.kept_copies;
         let nr_kept = kept.nr.load(Ordering::Relaxed);
         if nr_kept == kept.nr_when_none.load(Ordering::Relaxed) {
             return 0;
         }
-        let mut lap = self.start_lap(Hand::Shed, effort);
+        let mut lap = self.start_lap(Hand::Shed, effort, Protection::Min);
         let (mut shed, mut left) = (0, 0);
         while shed < target {
             let Some((vma, run)) = self.next_run(Hand::Shed, &mut lap, target) else {

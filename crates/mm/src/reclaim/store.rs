@@ -58,8 +58,7 @@ impl Vma {
         }
         let memcg = self.memcg();
         let refused = seen.no_room();
-        if refused.is_some_and(|refused| !memcg.zswap.has_room_for(refused) && !memcg.shed(effort))
-        {
+        if refused.is_some_and(|refused| !memcg.has_room_for(refused) && !memcg.shed(effort)) {
             return None;
         }
         // The copy is taken while nobody can move the page away, compressed after that.
@@ -68,9 +67,9 @@ impl Vma {
         let mut contents = [0; PAGE_SIZE];
         self.primary().read_detached(page, &mut contents);
         self.publish(owned, seen.with_state(State::Storing));
-        let mut stored = memcg.zswap.store(self.owner(page), &contents, scratch);
+        let mut stored = memcg.store(self.owner(page), &contents, scratch);
         if stored.is_err() && memcg.shed(effort) {
-            stored = memcg.zswap.store(self.owner(page), &contents, scratch);
+            stored = memcg.store(self.owner(page), &contents, scratch);
         }
         match stored {
             Ok(stored) => Some(Some(stored)),

@@ -17,6 +17,7 @@ mod failures;
 mod intervals;
 #[cfg(feature = "notifiers")]
 mod mayfail;
+mod memcg;
 #[cfg(feature = "notifiers")]
 mod mirror;
 mod mlock;
@@ -168,6 +169,13 @@ cases! {
     mayfail::mayfail_a_notifier_that_keeps_its_pages_goes_stale,
     #[cfg(feature = "notifiers")]
     mayfail::mayfail_marked_pages_are_never_asked_for,
+    memcg::every_level_keeps_its_bound,
+    memcg::who_is_above_high_gets_on,
+    memcg::reclaim_from_above_leaves_what_is_protected,
+    memcg::a_child_is_protected_within_its_parent,
+    memcg::bounds_change_while_they_are_in_use,
+    memcg::what_is_stored_keeps_its_bounds,
+    memcg::a_child_out_of_memory_kills_within,
     mlock::locked_pages_are_never_evicted,
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
     mlock::n73_the_reaper_takes_locked_pages,

@@ -26,6 +26,7 @@ pub use backing_file::{
     BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
 };
 pub use codec::Scratch;
+pub(crate) use zswap::Charge;
 pub use zswap::{Inject, NoRoom, Stats, Zswap};
 
 use core::num::NonZeroU32;

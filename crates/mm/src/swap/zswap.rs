@@ -137,6 +137,18 @@ impl Zswap {
         contents: &PageBuf,
         scratch: &mut Scratch,
     ) -> Result<Stored, NoRoom> {
+        self.store_for(&Nobody, owner, contents, scratch)
+    }
+
+    /// The same, at the charge of `payer`, who may refuse. What he is charged is
+    /// [`Zswap::charge_of`] what is stored.
+    pub(crate) fn store_for(
+        &self,
+        payer: &dyn Charge,
+        owner: Owner,
+        contents: &PageBuf,
+        scratch: &mut Scratch,
+    ) -> Result<Stored, NoRoom> {
         if let Some(pattern) = codec::same_filled(contents) {
             self.counters.same_filled.fetch_add(1, Relaxed);
             self.counters.same_filled_total.fetch_add(1, Relaxed);
@@ -145,6 +157,11 @@ impl Zswap {
         let payload = codec::compress(contents, scratch).unwrap_or(contents);
         let class = SizeClass::for_payload(payload.len());
         self.charge(class)?;
+        let bytes = class.slot_bytes() as u64;
+        if !payer.try_charge(bytes) {
+            self.uncharge(class);
+            return Err(NoRoom(Some(class)));
+        }
         let fault = self.fault.next();
         let taken = self.slab.insert(class, |slot, sequence| {
             if !matches!(fault, Some(Fault::Lost)) {
@@ -159,8 +176,9 @@ impl Zswap {
         });
         let Some((handle, sequence)) = taken else {
             self.uncharge(class);
+            payer.uncharge(bytes);
             self.counters.fragmented.fetch_add(1, Relaxed);
-            return Err(NoRoom(class));
+            return Err(NoRoom(Some(class)));
         };
         let filled = HEADER_BYTES + payload.len();
         self.counters
@@ -202,9 +220,10 @@ impl Zswap {
 
     /// Whether there is room now for what there was none for.
     pub fn has_room_for(&self, refused: NoRoom) -> bool {
-        let NoRoom(class) = refused;
-        let bytes = class.slot_bytes() as u64;
-        self.bytes() + bytes <= self.max_bytes && self.slab.has_room(class)
+        let NoRoom(Some(class)) = refused else {
+            return true;
+        };
+        self.bytes() + refused.slot_bytes() <= self.max_bytes && self.slab.has_room(class)
     }
 
     /// Forgets a stored page. To be called once for each store, after a load that failed too.
@@ -341,7 +360,7 @@ impl Zswap {
             }
             Err(_) => {
                 self.counters.full.fetch_add(1, Relaxed);
-                Err(NoRoom(class))
+                Err(NoRoom(Some(class)))
             }
         }
     }
@@ -362,14 +381,48 @@ impl fmt::Debug for Zswap {
     }
 }
 
-/// A page that the store had no room for, as far as it can be remembered: the size of its slot.
+/// Who pays for what is stored.
+pub(crate) trait Charge {
+    /// Charges `bytes`, or nothing.
+    fn try_charge(&self, bytes: u64) -> bool;
+
+    /// Takes a charge back.
+    fn uncharge(&self, bytes: u64);
+}
+
+/// Nothing is charged but to the store's own bound.
+struct Nobody;
+
+impl Charge for Nobody {
+    fn try_charge(&self, _bytes: u64) -> bool {
+        true
+    }
+
+    fn uncharge(&self, _bytes: u64) {}
+}
+
+/// A page that the store had no room for, as far as it can be remembered: the size of its slot, or
+/// none when nothing may be stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NoRoom(SizeClass);
+pub struct NoRoom(Option<SizeClass>);
 
 impl NoRoom {
+    /// The code of one without a size.
+    const ANY: u32 = u32::MAX;
+
+    /// There is no room for any page.
+    pub(crate) fn for_any() -> Self {
+        Self(None)
+    }
+
+    /// Bytes of the slot that there was no room for.
+    pub(crate) fn slot_bytes(self) -> u64 {
+        self.0.map_or(0, |class| class.slot_bytes() as u64)
+    }
+
     /// A number for it that is not zero.
     pub(crate) fn code(self) -> u32 {
-        self.0.index() as u32 + 1
+        self.0.map_or(Self::ANY, |class| class.index() as u32 + 1)
     }
 
     /// What has this number; zero is none.
@@ -378,8 +431,12 @@ impl NoRoom {
     ///
     /// If nothing has.
     pub(crate) fn from_code(code: u32) -> Option<Self> {
-        let index = u8::try_from(code.checked_sub(1)?).expect("a class has a small number");
-        Some(Self(SizeClass::from_index(index)))
+        let index = code.checked_sub(1)?;
+        if code == Self::ANY {
+            return Some(Self(None));
+        }
+        let index = u8::try_from(index).expect("a class has a small number");
+        Some(Self(Some(SizeClass::from_index(index))))
     }
 }
 

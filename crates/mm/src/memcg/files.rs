@@ -1,0 +1,45 @@
+//! What the files of a memory cgroup tell, under the kernel's names.
+//!
+//! Linux counterpart: `memory_stat_show`, `memory_events_show`.
+
+use super::Memcg;
+use crate::addr::PAGE_SIZE;
+
+impl Memcg {
+    /// What `memory.stat` tells: amounts in bytes, then events in pages or times. Of this memory
+    /// cgroup and all below it. Exact when nobody is at work in it.
+    pub fn memory_stat(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let bytes = |pages: u64| pages * PAGE_SIZE as u64;
+        let (stat, domain) = (self.stat(), &self.domain);
+        let frames = self.frames.counter().usage();
+        let standby = domain.nr_standby().min(frames);
+        let pgfault = stat.pgfault_zero + stat.pgfault_soft + stat.pgmajfault + stat.pgfault_wp;
+        [
+            ("anon", bytes(frames - standby)),
+            ("swapcached", bytes(standby)),
+            ("zswap", self.zswap_bytes().usage()),
+            ("zswapped", bytes(self.swap().usage())),
+            ("pgfault", pgfault),
+            ("pgmajfault", stat.pgmajfault),
+            ("pgsteal", stat.pgsteal),
+            ("pgdeactivate", stat.pgdeactivate),
+            ("zswpin", stat.pgmajfault),
+            ("zswpout", stat.zswpout),
+        ]
+        .into_iter()
+    }
+
+    /// What `memory.events` tells: how often something happened, in this memory cgroup or below it.
+    pub fn memory_events(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let stat = self.stat();
+        [
+            ("low", stat.event_low),
+            ("high", stat.event_high),
+            ("max", stat.event_max),
+            ("oom", stat.event_oom),
+            ("oom_kill", stat.oom_kill),
+            ("oom_group_kill", stat.oom_group_kill),
+        ]
+        .into_iter()
+    }
+}

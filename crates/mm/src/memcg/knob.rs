@@ -1,0 +1,198 @@
+//! Bounds that change while the memory cgroup is in use.
+//!
+//! Linux counterpart: `memory_max_write` and the other files of a memory cgroup.
+
+use super::Memcg;
+use super::counter::Counter;
+use crate::addr::PAGE_SIZE;
+use crate::limits::{LimitError, Limits};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// A bound that can be changed, by the kernel's name of its file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Knob {
+    /// `memory.max`: frames, never exceeded.
+    Max,
+    /// `memory.high`: frames above which threads that take more are held up.
+    High,
+    /// `memory.low`: frames that reclaim from above leaves alone while it finds others.
+    Low,
+    /// `memory.min`: frames that reclaim from above leaves alone.
+    Min,
+    /// `memory.swap.max`: stored pages, as they are in a frame; never exceeded.
+    SwapMax,
+    /// `memory.zswap.max`: compressed bytes, never exceeded.
+    ZswapMax,
+    /// Frames and compressed bytes together, never exceeded. The kernel has none.
+    TotalMax,
+}
+
+/// Why a bound was not changed. It is what it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetLimitError {
+    /// The value makes no sense.
+    Limit(LimitError),
+    /// Another thread is changing a bound of the memory cgroup.
+    Changing,
+    /// More is in use, and could not be taken back: it is pinned, locked or in use by devices, or
+    /// there is no room to store it.
+    InUse {
+        /// Which bound.
+        knob: Knob,
+        /// What it was to be, in bytes.
+        wanted_bytes: u64,
+        /// What is in use, in bytes.
+        usage_bytes: u64,
+    },
+}
+
+impl fmt::Display for SetLimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit(error) => error.fmt(f),
+            Self::Changing => write!(f, "another thread is changing a bound now; try again"),
+            Self::InUse {
+                knob,
+                wanted_bytes,
+                usage_bytes,
+            } => write!(
+                f,
+                "{knob:?} cannot be lowered to {wanted_bytes} bytes: {usage_bytes} bytes are in \
+                 use and cannot be taken back now; drop pins, or raise what bounds the store"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for SetLimitError {}
+
+/// The bounds that are no bounds of a counter, in frames.
+#[derive(Debug)]
+pub(super) struct Knobs {
+    high: AtomicU64,
+    low: AtomicU64,
+    min: AtomicU64,
+}
+
+impl Knobs {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let frames = |bytes: u64| AtomicU64::new(bytes / PAGE_SIZE as u64);
+        Self {
+            high: frames(limits.high_bytes),
+            low: frames(limits.low_bytes),
+            min: frames(limits.min_bytes),
+        }
+    }
+}
+
+/// The time in which a thread changes a bound. Not a lock: notifiers are called meanwhile.
+struct Changing<'a>(&'a AtomicBool);
+
+impl<'a> Changing<'a> {
+    fn begin(is_changing: &'a AtomicBool) -> Result<Self, SetLimitError> {
+        // Acquire: pairs with the Release in `drop`, so that one change is seen by the next.
+        match is_changing.swap(true, Ordering::Acquire) {
+            true => Err(SetLimitError::Changing),
+            false => Ok(Self(is_changing)),
+        }
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `begin`.
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Rounds that must free nothing before a bound is given up (the kernel's
+/// `MAX_RECLAIM_RETRIES`).
+const ROUNDS_MAX: u32 = 16;
+
+impl Memcg {
+    pub(crate) fn high_frames(&self) -> u64 {
+        self.knobs.high.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn low_frames(&self) -> u64 {
+        self.knobs.low.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn min_frames(&self) -> u64 {
+        self.knobs.min.load(Ordering::Relaxed)
+    }
+
+    /// Changes a bound. To lower one that is never exceeded, it takes back what is in use above it,
+    /// in the calling thread, which may call notifiers and wait; meanwhile nobody gets more.
+    ///
+    /// Not callable under a lock that a notifier takes, nor from a notifier.
+    ///
+    /// # Errors
+    ///
+    /// See [`SetLimitError`].
+    pub fn set_limit(&self, knob: Knob, bytes: u64) -> Result<(), SetLimitError> {
+        Limits::check_knob(knob, bytes).map_err(SetLimitError::Limit)?;
+        if knob == Knob::ZswapMax && bytes > self.zswap.max_bytes() {
+            let zswap_max_bytes = bytes;
+            return Err(SetLimitError::Limit(LimitError::StoreTooLarge {
+                zswap_max_bytes,
+            }));
+        }
+        crate::gfp::might_alloc(crate::gfp::Gfp::Kernel);
+        let page_bytes = PAGE_SIZE as u64;
+        let stored = &self.store_charges;
+        match knob {
+            Knob::High => self.set_frames(&self.knobs.high, bytes),
+            Knob::Low => self.set_frames(&self.knobs.low, bytes),
+            Knob::Min => self.set_frames(&self.knobs.min, bytes),
+            Knob::Max => self.set_bound(knob, self.frames.counter(), (bytes, page_bytes))?,
+            Knob::SwapMax => self.set_bound(knob, &stored.swap_pages, (bytes, page_bytes))?,
+            Knob::ZswapMax => self.set_bound(knob, &stored.zswap_bytes, (bytes, 1))?,
+            Knob::TotalMax => self.set_bound(knob, &stored.total_bytes, (bytes, 1))?,
+        }
+        // There may be room for those who wait, or work.
+        self.reclaim.kick();
+        self.wake_waiters();
+        Ok(())
+    }
+
+    fn set_frames(&self, knob: &AtomicU64, bytes: u64) {
+        knob.store(bytes / PAGE_SIZE as u64, Ordering::Relaxed);
+    }
+
+    /// Changes the bound of `counter` to `bytes`, which it counts in units of `unit_bytes`.
+    fn set_bound(
+        &self,
+        knob: Knob,
+        counter: &Counter,
+        (bytes, unit_bytes): (u64, u64),
+    ) -> Result<(), SetLimitError> {
+        let _changing = Changing::begin(&self.is_changing)?;
+        counter.hold_below(bytes / unit_bytes);
+        let (mut least, mut idle_rounds) = (counter.usage(), 0);
+        while !counter.commit() {
+            self.take_back(knob, counter);
+            let usage = counter.usage();
+            idle_rounds = if usage < least { 0 } else { idle_rounds + 1 };
+            least = least.min(usage);
+            if idle_rounds > ROUNDS_MAX || self.is_stopped() {
+                counter.let_be();
+                return Err(SetLimitError::InUse {
+                    knob,
+                    wanted_bytes: bytes,
+                    usage_bytes: usage * unit_bytes,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes something back of what `knob` bounds.
+    fn take_back(&self, knob: Knob, counter: &Counter) {
+        match knob {
+            Knob::SwapMax | Knob::ZswapMax => self.shed_for_limit(counter),
+            _ => self.reclaim_for_limit(counter),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What reclaim keeps for each level of a tree of memory cgroups: everything below it.
+
+use super::Stall;
+use super::hands::Hands;
+use super::shed::KeptCopies;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use lockdep::sync::Mutex;
+
+/// The pages that belong to a memory cgroup or to one below it, as reclaim sees them.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    pub(super) hands: Mutex<Hands>,
+    pub(super) stall: Mutex<Stall>,
+    pub(super) kept_copies: KeptCopies,
+    /// Pages that stand by.
+    nr_standby: AtomicU64,
+    /// Windows of all mappings.
+    nr_windows: AtomicU64,
+    /// A hand has passed over pages because `low` protects them.
+    met_low: AtomicBool,
+}
+
+impl Domain {
+    pub(crate) fn new() -> Self {
+        Self {
+            hands: Mutex::new("mm.reclaim.hands", Hands::default()),
+            stall: Mutex::new("mm.reclaim.stall", Stall::default()),
+            kept_copies: KeptCopies::new(),
+            nr_standby: AtomicU64::new(0),
+            nr_windows: AtomicU64::new(0),
+            met_low: AtomicBool::new(false),
+        }
+    }
+
+    /// Pages that stand by.
+    pub(crate) fn nr_standby(&self) -> u64 {
+        self.nr_standby.load(Ordering::Relaxed)
+    }
+
+    /// A page has come to stand by, or no longer does.
+    pub(crate) fn count_standby(&self, stands_by: bool) {
+        if stands_by {
+            self.nr_standby.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.nr_standby.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn nr_windows(&self) -> u64 {
+        self.nr_windows.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_windows(&self, nr: u32) {
+        self.nr_windows.fetch_add(u64::from(nr), Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_windows(&self, nr: u32) {
+        self.nr_windows.fetch_sub(u64::from(nr), Ordering::Relaxed);
+    }
+
+    pub(super) fn meet_low(&self) {
+        self.met_low.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a hand has met pages that `low` protects since this was last asked.
+    pub(super) fn has_met_low(&self) -> bool {
+        self.met_low.swap(false, Ordering::Relaxed)
+    }
+}

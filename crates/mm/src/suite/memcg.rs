@@ -1,0 +1,311 @@
+//! Memory cgroups in memory cgroups: bounds, protection, changes while they are in use.
+
+use super::oom::leak;
+use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use crate::addr::{PAGE_SIZE, PageRun};
+use crate::gfp::Gfp;
+use crate::limits::{LimitError, Limits};
+use crate::memcg::{Knob, Memcg, SetLimitError};
+use crate::mm_struct::MmHandle;
+use crate::page::State;
+use crate::primary_mmu::Access;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+fn limits(frames: u64) -> Limits {
+    let mut limits = Limits::new(frames * PAGE_BYTES);
+    limits.zswap_max_bytes = 256 * PAGE_BYTES;
+    limits
+}
+
+/// Each page holds its own number and how often it was written.
+fn churn(mapping: &dyn Mapping, nr_pages: u32, seed: u64, steps: u32) {
+    let mut rng = Rng(seed);
+    let mut model = vec![0u64; nr_pages as usize];
+    for _ in 0..steps {
+        let page = rng.below(u64::from(nr_pages)) as u32;
+        let mut word = [0; 8];
+        mapping.read(offset_of(page), &mut word).expect("contents");
+        assert_eq!(
+            u64::from_le_bytes(word),
+            model[page as usize],
+            "page {page}"
+        );
+        if rng.below(2) == 0 {
+            let next = rng.next();
+            mapping
+                .write(offset_of(page), &next.to_le_bytes())
+                .expect("room");
+            model[page as usize] = next;
+        }
+    }
+}
+
+#[track_caller]
+fn check_level(memcg: &Memcg) {
+    for counter in [
+        memcg.frames(),
+        memcg.swap(),
+        memcg.zswap_bytes(),
+        memcg.total(),
+    ] {
+        let is_kept = counter.peak() <= counter.max() && counter.usage() <= counter.max();
+        assert!(
+            is_kept,
+            "above its bound in {:?}: {counter:?}",
+            memcg.name()
+        );
+    }
+}
+
+struct Tenant {
+    memcg: Arc<Memcg>,
+    mm: MmHandle,
+    mapping: Arc<dyn Mapping>,
+}
+
+fn tenant(world: &World<'_>, parent: &Arc<Memcg>, limits: Limits, nr_pages: u32) -> Tenant {
+    let memcg = parent
+        .new_child("tenant", limits)
+        .expect("bounds with room");
+    let mm = memcg.new_mm("tenant");
+    let mapping = world.map(&mm, nr_pages);
+    Tenant { memcg, mm, mapping }
+}
+
+/// G6, G10.
+pub(super) fn every_level_keeps_its_bound(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(20));
+    let middle = world.memcg.new_child("middle", limits(14)).expect("room");
+    let tenants = [(&world.memcg, 12), (&middle, 9), (&middle, 6)]
+        .map(|(parent, frames)| tenant(&world, parent, limits(frames), 40));
+    let tasks: Vec<_> = (0..)
+        .zip(&tenants)
+        .map(|(seed, tenant)| {
+            let mapping = Arc::clone(&tenant.mapping);
+            world.spawn("churn", move || churn(&*mapping, 40, seed, 600))
+        })
+        .collect();
+    for join in tasks {
+        join();
+    }
+    let levels = tenants.each_ref().map(|tenant| &tenant.memcg);
+    for level in levels.into_iter().chain([&middle, &world.memcg]) {
+        check_level(level);
+        assert!(level.stat().pgsteal > 0, "{level:?} evicted nothing");
+    }
+    let sum: u64 = tenants
+        .iter()
+        .map(|tenant| tenant.memcg.stat().pgsteal)
+        .sum();
+    assert_eq!(
+        world.memcg.stat().pgsteal,
+        sum,
+        "counted once at each level"
+    );
+    drop(tenants);
+    assert_eq!(
+        (middle.frames().usage(), world.memcg.frames().usage()),
+        (0, 0)
+    );
+    assert_eq!((middle.swap().usage(), world.memcg.total().usage()), (0, 0));
+    assert_eq!(
+        world.memcg.stat().pgsteal,
+        sum,
+        "what is gone is not forgotten"
+    );
+}
+
+/// Above `high` a thread is held up, and goes on: also when nothing can be taken back.
+pub(super) fn who_is_above_high_gets_on(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(64));
+    let mut bounds = limits(64);
+    bounds.high_bytes = 12 * PAGE_BYTES;
+    let Tenant { memcg, mapping, .. } = &tenant(&world, &world.memcg, bounds, 80);
+    churn(&**mapping, 80, 3, 600);
+    let peak = memcg.frames().peak();
+    assert!(peak < 24, "{peak} frames were in use, with `high` at 12");
+    let pin = mapping
+        .vma()
+        .pin(PageRun::new(0, 16), Access::Write, Gfp::Kernel)
+        .expect("it is held up only");
+    let high = memcg.memory_events().find(|event| event.0 == "high");
+    assert!(high.is_some_and(|(_, nr)| nr >= 4), "{high:?}");
+    drop(pin);
+    assert_eq!(memcg.stat().oom_kill, 0);
+}
+
+/// What `min` protects stays whatever others need; what `low` protects, while there is anything
+/// else.
+pub(super) fn reclaim_from_above_leaves_what_is_protected(machine: &dyn Machine) {
+    for (min_frames, low_frames) in [(16, 0), (0, 16)] {
+        let world = World::with_limits(machine, limits(32));
+        let mut bounds = limits(32);
+        bounds.min_bytes = min_frames * PAGE_BYTES;
+        bounds.low_bytes = low_frames * PAGE_BYTES;
+        let kept = tenant(&world, &world.memcg, bounds, 12);
+        let other = tenant(&world, &world.memcg, limits(32), 96);
+        for page in 0..12 {
+            write_page(&*kept.mapping, page, &[page as u8 + 1]);
+        }
+        churn(&*other.mapping, 96, 5, 800);
+        let stolen = kept.memcg.stat().pgsteal;
+        assert_eq!(stolen, 0, "min {min_frames}, low {low_frames}");
+        assert!(other.memcg.stat().pgsteal > 0);
+        // Now there is nothing else.
+        let run = PageRun::new(0, 24);
+        kept.mm.set_oom_score_adj(-1000);
+        other.mm.set_oom_score_adj(-1000);
+        if low_frames > 0 {
+            let pinned = other.mapping.vma().pin(run, Access::Write, Gfp::Kernel);
+            let _pinned = pinned.expect("what is protected by `low` goes");
+            let low = world.memcg.memory_events().find(|event| event.0 == "low");
+            assert!(low.is_some_and(|(_, nr)| nr > 0), "{low:?}");
+        }
+        for page in 0..12 {
+            assert_eq!(read_page(&*kept.mapping, page)[0], page as u8 + 1);
+        }
+    }
+}
+
+/// Protection is shared out: a parent's, to those of its children that ask for it.
+pub(super) fn a_child_is_protected_within_its_parent(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(40));
+    let mut bounds = limits(40);
+    bounds.min_bytes = 12 * PAGE_BYTES;
+    let parent = world
+        .memcg
+        .new_child("parent", bounds.clone())
+        .expect("room");
+    let kept = tenant(&world, &parent, bounds, 12);
+    let sibling = tenant(&world, &parent, limits(40), 12);
+    let other = tenant(&world, &world.memcg, limits(40), 96);
+    for page in 0..12 {
+        write_page(&*kept.mapping, page, &[1]);
+        write_page(&*sibling.mapping, page, &[2]);
+    }
+    churn(&*other.mapping, 96, 6, 800);
+    assert_eq!(kept.memcg.stat().pgsteal, 0);
+    assert!(sibling.memcg.stat().pgsteal > 0);
+}
+
+/// G6: at every instant, also while the bound moves.
+pub(super) fn bounds_change_while_they_are_in_use(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(48));
+    let Tenant { memcg, mapping, .. } = &tenant(&world, &world.memcg, limits(40), 64);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let tasks = [7, 8].map(|seed| {
+        let mapping = Arc::clone(mapping);
+        let first = if seed == 7 { 0 } else { 32 };
+        world.spawn("writer", move || {
+            let mut rng = Rng(seed);
+            for _ in 0..500 {
+                let page = first + rng.below(32) as u32;
+                mapping.write(offset_of(page), &[page as u8]).expect("room");
+            }
+        })
+    });
+    let watcher = {
+        let (memcg, is_over) = (Arc::clone(memcg), Arc::clone(&is_over));
+        world.spawn("watcher", move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let (max, usage) = (memcg.frames().max(), memcg.frames().usage());
+                // The bound may have been raised in between, not lowered below what is in use.
+                assert!(
+                    usage <= max.max(memcg.frames().max()),
+                    "{usage} above {max}"
+                );
+                lockdep::sync::sleep("suite.watcher", core::time::Duration::from_micros(50));
+            }
+        })
+    };
+    for frames in [30, 12, 40, 5, 20, 4, 40, 8] {
+        memcg
+            .set_limit(Knob::Max, frames * PAGE_BYTES)
+            .expect("nothing is pinned");
+        assert_eq!(memcg.frames().max(), frames);
+        check_level(memcg);
+    }
+    tasks.into_iter().for_each(|join| join());
+    is_over.store(true, Ordering::Relaxed);
+    watcher();
+    refused_changes(memcg, &**mapping);
+}
+
+fn refused_changes(memcg: &Memcg, mapping: &dyn Mapping) {
+    let run = PageRun::new(0, 6);
+    let pin = mapping.vma().pin(run, Access::Write, Gfp::Kernel);
+    let pin = pin.expect("eight frames");
+    let refused = memcg.set_limit(Knob::Max, 5 * PAGE_BYTES);
+    let six = 6 * PAGE_BYTES;
+    let is_typed = matches!(
+        refused,
+        Err(SetLimitError::InUse { usage_bytes, .. }) if usage_bytes >= six
+    );
+    assert!(is_typed && memcg.frames().max() == 8, "{refused:?}");
+    drop(pin);
+    let refused = memcg.set_limit(Knob::Max, PAGE_BYTES);
+    let too_small = LimitError::TooSmall {
+        max_bytes: PAGE_BYTES,
+    };
+    assert_eq!(refused, Err(SetLimitError::Limit(too_small)));
+    assert_eq!(memcg.set_limit(Knob::Max, 5 * PAGE_BYTES), Ok(()));
+}
+
+/// G6 for what is stored: `swap.max`, `zswap.max` and `total.max`.
+pub(super) fn what_is_stored_keeps_its_bounds(machine: &dyn Machine) {
+    const NR_PAGES: u32 = 24;
+    let world = World::with_limits(machine, limits(64));
+    for knob in [Knob::SwapMax, Knob::ZswapMax, Knob::TotalMax] {
+        let mut bounds = limits(24);
+        match knob {
+            Knob::SwapMax => bounds.swap_max_bytes = 9 * PAGE_BYTES,
+            Knob::ZswapMax => bounds.zswap_max_bytes = 6 * PAGE_BYTES,
+            _ => bounds.total_max_bytes = 18 * PAGE_BYTES,
+        }
+        let Tenant { memcg, mapping, .. } = &tenant(&world, &world.memcg, bounds, NR_PAGES);
+        let vma = mapping.vma();
+        let mut rng = Rng(17);
+        let contents: Vec<_> = (0..NR_PAGES).map(|_| rng.half_compressible()).collect();
+        for page in 0..NR_PAGES {
+            write_page(&**mapping, page, &contents[page as usize]);
+        }
+        vma.advise(vma.all(), crate::mm_struct::Advice::PageOut)
+            .expect("nobody refuses");
+        check_level(memcg);
+        let nr_stored = memcg.swap().usage();
+        let is_bounded = knob == Knob::TotalMax || nr_stored < u64::from(NR_PAGES);
+        assert!(nr_stored > 0 && is_bounded, "{knob:?}: {nr_stored} pages");
+        for page in 0..NR_PAGES {
+            let found = read_page(&**mapping, page);
+            assert!(found == contents[page as usize], "{knob:?}: page {page}");
+        }
+        check_level(memcg);
+        let swapped = (0..NR_PAGES).filter(|&page| vma.page_state(page) == State::Swapped);
+        assert!(swapped.count() as u64 <= memcg.swap().usage());
+    }
+}
+
+/// G7: who is out of memory is killed where the bound is, not elsewhere.
+pub(super) fn a_child_out_of_memory_kills_within(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(64));
+    let mut bounds = limits(16);
+    bounds.zswap_max_bytes = 32 * PAGE_BYTES;
+    bounds.oom_group = true;
+    let big = tenant(&world, &world.memcg, limits(64), 40);
+    for page in 0..40 {
+        write_page(&*big.mapping, page, &[9]);
+    }
+    let small = tenant(&world, &world.memcg, bounds, 512);
+    let member = small.memcg.new_mm("member");
+    write_page(&*world.map(&member, 1), 0, &[1]);
+    leak(&*small.mapping, 512, 33);
+    assert!(small.mm.is_killed() && member.is_killed() && !big.mm.is_killed());
+    world.wait_until_reaped();
+    let events: Vec<_> = small.memcg.memory_events().collect();
+    assert!(events.contains(&("oom_group_kill", 1)), "{events:?}");
+    assert_eq!(big.memcg.stat().oom_kill, 0);
+    assert_eq!(read_page(&*big.mapping, 39)[0], 9);
+}
