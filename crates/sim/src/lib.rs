@@ -8,7 +8,9 @@
 //! one ends the run with a report of who did what, and how to see it again.
 #![forbid(unsafe_code)]
 
+pub mod checker;
 pub mod clock;
+pub mod conformance;
 pub mod file;
 pub mod frames;
 pub mod lock_order;

@@ -25,6 +25,11 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     short("sim.frames"),
     short("sim.operations"),
     short("sim.page"),
+    // Of the conformance kit.
+    short("sim.kit.noted"),
+    short("sim.kit.spy"),
+    sleeping("sim.kit.detach", &[]),
+    event("sim.kit.done"),
     // Of the search for a schedule that fails, outside of runs.
     sleeping("sim.search", &[]),
     sleeping("sim.trials", &[]),

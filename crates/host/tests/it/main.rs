@@ -10,5 +10,4 @@ mod operations;
 mod pins;
 mod probes;
 mod races;
-mod sharing;
 mod signals;

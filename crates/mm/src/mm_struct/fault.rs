@@ -212,7 +212,7 @@ impl Vma {
         if access == Access::Write && was.is_protected() {
             return self.unprotect(owned);
         }
-        if self.primary().remap(page) {
+        if self.primary().is_present(page) {
             self.publish(owned, was);
             return Ok(());
         }

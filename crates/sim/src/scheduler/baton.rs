@@ -306,6 +306,10 @@ impl Scheduler for Seat {
             self.baton.unwind_if_over();
             // Waits in a destructor: the others may have to unwind first.
             self.baton.crew().state.yield_unwinding(self.me)
+        } else if waits_where_none_may(point) {
+            let next = crew.state.fail_asleep(self.me, point);
+            drop(crew);
+            next
         } else {
             crew.state.note_panic(self.me, panics::under_way());
             let timeout_ns = timeout.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
@@ -322,6 +326,15 @@ impl Scheduler for Seat {
             crew.state.wake(self.me, addr, wake);
         }
     }
+}
+
+/// Whether a callback that may not block is about to sleep. Locks are the validator's affair.
+fn waits_where_none_may(point: Point) -> bool {
+    let is_sleep = matches!(
+        point.kind,
+        PointKind::Wait | PointKind::Sleep | PointKind::Park
+    );
+    is_sleep && lockdep::context::current().is_non_block()
 }
 
 fn me() -> TaskId {

@@ -52,7 +52,10 @@ pub struct Explore {
 /// Whether a failing schedule is made shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Shortens {
-    Yes,
+    /// By trials of which at most this many fail: what a run that failed holds is never freed.
+    Yes {
+        failures_max: u32,
+    },
     No,
 }
 
@@ -76,7 +79,9 @@ impl Explore {
             knobs: Vec::new(),
             steps_max: Options::STEPS_MAX,
             runs_max: u64::MAX,
-            shortens: Shortens::Yes,
+            shortens: Shortens::Yes {
+                failures_max: shorten::FAILURES_MAX,
+            },
         }
     }
 
@@ -101,6 +106,15 @@ impl Explore {
     /// Runs after which the exploration ends without a result.
     pub fn runs_max(self, runs_max: u64) -> Self {
         Self { runs_max, ..self }
+    }
+
+    /// Makes a failing schedule shorter by trials of which at most this many fail; what a run that
+    /// failed holds is never freed.
+    pub fn failures_max(self, failures_max: u32) -> Self {
+        Self {
+            shortens: Shortens::Yes { failures_max },
+            ..self
+        }
     }
 
     /// Leaves a failing schedule as it was found.
@@ -158,7 +172,9 @@ impl Explore {
                 nr_switches: again.nr_switches(),
             };
             let shown = match self.shortens {
-                Shortens::Yes if !search.replays() => shorten::shortest(again, &body),
+                Shortens::Yes { failures_max } if !search.replays() => {
+                    shorten::shortest(again, failures_max, &body)
+                }
                 _ => again,
             };
             Run {

@@ -129,9 +129,26 @@ impl Run {
         timeline::render(&self.task_names, &self.steps)
     }
 
+    /// The steps after the point that `scheduler_point` named, or all if there is none.
+    pub fn steps_after(&self, class: &str) -> &[Step] {
+        let named = self.steps.iter().position(|step| step.class == class);
+        &self.steps[named.map_or(0, |named| named + 1)..]
+    }
+
+    /// Some of the steps as text, one column a task.
+    pub fn timeline_of(&self, steps: &[Step]) -> String {
+        timeline::render(&self.task_names, steps)
+    }
+
     /// How often another task went on than the one that ran; zero if the steps were not kept.
     pub fn nr_switches(&self) -> usize {
         segments::of(&self.steps).len().saturating_sub(1)
+    }
+
+    /// The line for a shell that makes the run again, if an exploration found it.
+    pub fn replay_command(&self) -> Option<String> {
+        let found = self.found.as_ref()?;
+        Some(found.place.command(self))
     }
 
     /// Ends the test that made the run, unless it passed.

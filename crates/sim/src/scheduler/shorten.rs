@@ -17,14 +17,14 @@ use std::sync::Arc;
 /// Runs that are made to shorten one.
 const RUNS_MAX: u32 = 2_000;
 
-/// Runs of those that may fail: what a run that failed holds is never freed.
-const FAILURES_MAX: u32 = 40;
+/// Runs of those that may fail, unless told otherwise: what a run that failed holds is never freed.
+pub(super) const FAILURES_MAX: u32 = 40;
 
 /// The shortest failure that is found from this one, which has a timeline.
-pub(super) fn shortest(first: Run, body: &Body) -> Run {
+pub(super) fn shortest(first: Run, failures_max: u32, body: &Body) -> Run {
     let trials = Arc::new(Mutex::new("sim.trials", Trials::of(&first)));
     let mut best = first;
-    for _ in 0..FAILURES_MAX {
+    for _ in 0..failures_max {
         let Some(run) = course::first_failure(&trials, body) else {
             break;
         };

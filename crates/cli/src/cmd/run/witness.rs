@@ -191,10 +191,6 @@ impl PrimaryMmu for Watched {
         self.machine.is_present(page)
     }
 
-    fn remap(&self, page: PageIndex) -> bool {
-        self.machine.remap(page)
-    }
-
     fn dma_read(&self, offset: u64, into: &mut [u8]) -> Result<(), DmaFault> {
         self.machine.dma_read(offset, into)
     }

@@ -1,0 +1,118 @@
+//! G4 and G14: what the lock validator has found, in the words of what a driver owes.
+
+use super::Breach;
+use crate::conformance::Invariant;
+use lockdep::report::{Kind, Report, Severity};
+use lockdep::{Entered, Validator};
+
+/// A validator of a run's own.
+#[derive(Clone, Debug)]
+pub struct Locks {
+    validator: Validator,
+}
+
+impl Locks {
+    /// One that has seen nothing.
+    pub fn new() -> Self {
+        Self {
+            validator: Validator::new(),
+        }
+    }
+
+    /// Forgets what was seen: a run begins.
+    pub fn reset(&self) {
+        self.validator.reset();
+    }
+
+    /// Watches the calling task until the guard is dropped.
+    pub fn watch(&self) -> Entered {
+        self.validator.enter()
+    }
+
+    /// What has been found so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Breach`] for the first report that is worse than unlikely.
+    pub fn finish(&self) -> Result<(), Breach> {
+        let reports = self.validator.reports();
+        let mut bad = reports
+            .iter()
+            .filter(|report| report.severity > Severity::Unlikely);
+        bad.next().map_or(Ok(()), |report| Err(breach_of(report)))
+    }
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn breach_of(report: &Report) -> Breach {
+    let classes = || {
+        let orders = report.orders.iter();
+        let of_orders = orders.flat_map(|order| [&order.held.class, &order.taken.class]);
+        of_orders.chain([&report.act.class])
+    };
+    let names = |part: &str| classes().any(|class| class.contains(part));
+    let invariant = match report.kind {
+        Kind::WaitContext => Invariant::P3,
+        Kind::Circular if names("signalling") => Invariant::L3,
+        Kind::Circular if names("mm.touch") || names("kit.mmap") => Invariant::L1,
+        Kind::Circular if names("fs_reclaim") || names("mmu_notifier.start") => Invariant::L2,
+        Kind::BadUnlock | Kind::Recursive => Invariant::L5,
+        _ => Invariant::L6,
+    };
+    let mut seen: Vec<&str> = classes().map(String::as_str).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    let what = format!("{} ({})", report.kind.headline(), seen.join(", "));
+    Breach::of(invariant, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockdep::context;
+    use lockdep::sync::Mutex;
+    use pinless_mm::gfp::{Gfp, might_alloc};
+
+    #[track_caller]
+    fn check(act: impl FnOnce(), expected: Option<Invariant>) {
+        let locks = Locks::new();
+        let watched = locks.watch();
+        act();
+        drop(watched);
+        let found = locks.finish().err().and_then(|breach| breach.invariant);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn reports_are_named_after_what_was_owed() {
+        let (a, b) = (Mutex::new("kit.a", ()), Mutex::new("kit.b", ()));
+        check(|| drop((a.lock(), b.lock())), None);
+        check(
+            || {
+                drop((a.lock(), b.lock()));
+                drop((b.lock(), a.lock()));
+            },
+            Some(Invariant::L6),
+        );
+        check(
+            || {
+                let _section = context::non_block();
+                drop(a.lock());
+            },
+            Some(Invariant::P3),
+        );
+        check(
+            || {
+                let held = a.lock();
+                might_alloc(Gfp::Kernel);
+                drop(held);
+            },
+            None,
+        );
+    }
+}

@@ -1,0 +1,353 @@
+//! The conformance kit: give it a device, and it says what the device's notifier is worth.
+//!
+//! A device is made for a memory of a few pages, with the production notifiers, and used while
+//! pages are taken away under it, again and again, each time under another schedule. Everything
+//! that the device reads, writes, translates and pins goes through the kit, and is judged. An
+//! invariant that breaks is reported with a schedule that breaks it, as short as can be found.
+//!
+//! ```
+//! # use pinless_mm::bus::DeviceMemory;
+//! # use std::sync::Arc;
+//! use pinless_sim::conformance::{self, Subject};
+//! # mod driver {
+//! #     use super::*;
+//! #     use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
+//! #     use pinless_mm::bus::{BusAddr, DeviceStats, DmaDevice, DmaError};
+//! #     use pinless_mm::mmu_notifier::*;
+//! #     use pinless_mm::primary_mmu::Access;
+//! #     pub struct Driver(Arc<dyn DeviceMemory>);
+//! #     impl Driver {
+//! #         pub fn attach(memory: &Arc<dyn DeviceMemory>) -> (Arc<Self>, Subscription) {
+//! #             let driver = Arc::new(Self(Arc::clone(memory)));
+//! #             let end = memory.base().0 + u64::from(memory.nr_pages()) * PAGE_SIZE as u64;
+//! #             let ranges = Ranges::Only(vec![memory.base()..Vaddr(end)]);
+//! #             let listed = memory.notifiers().subscribe("driver", ranges, driver.clone());
+//! #             (driver, listed)
+//! #         }
+//! #     }
+//! #     impl Notifier for Driver {
+//! #         fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+//! #             Ok(())
+//! #         }
+//! #     }
+//! #     impl DmaDevice for Driver {
+//! #         fn name(&self) -> &str { "driver" }
+//! #         fn read(&self, _: PageIndex, _: usize, _: &mut [u8]) -> Result<(), DmaError> {
+//! #             Err(DmaError::LimitReached { limit: 0 })
+//! #         }
+//! #         fn write(&self, _: PageIndex, _: usize, _: &[u8]) -> Result<(), DmaError> {
+//! #             Err(DmaError::LimitReached { limit: 0 })
+//! #         }
+//! #         fn hang(&self, _: bool) {}
+//! #         fn stats(&self) -> DeviceStats { DeviceStats::default() }
+//! #         fn holds(&self) -> u32 { 0 }
+//! #         fn serve(&self) {}
+//! #         fn stop(&self) {}
+//! #     }
+//! # }
+//! # use driver::Driver;
+//!
+//! // In a test of your own; it fails with the report if your driver does.
+//! let report = conformance::check(|memory| {
+//!     let (device, subscription) = Driver::attach(memory);
+//!     Subject::new(device, subscription)
+//! });
+//! assert!(report.has_passed());
+//! ```
+//!
+//! [`Kit`] has the options. What the kit cannot see: a driver that blocks on what is not of
+//! `lockdep::sync`, weak memory orders, interrupts, and what hardware does ahead of time.
+
+mod books;
+mod invariant;
+mod memory;
+mod report;
+mod scene;
+mod stage;
+
+pub use invariant::{Invariant, Need, Pattern};
+pub use report::{Conviction, Grade, Graded, Report};
+
+use crate::checker::Locks;
+use crate::scheduler::{End, Explore, Run, Strategy};
+use core::fmt;
+use pinless_mm::bus::{DeviceMemory, DmaDevice};
+use pinless_mm::mmu_notifier::{Inject, Subscription};
+use scene::{SCENES, Scene, Size};
+use stage::{Figures, Make, Setting, Stage};
+use std::sync::Arc;
+
+/// A device under test, with what ends it.
+pub struct Subject {
+    device: Arc<dyn DmaDevice>,
+    detach: Box<dyn FnOnce() + Send>,
+}
+
+impl Subject {
+    /// A device with one subscription: it is stopped, and then the subscription ends.
+    pub fn new<D: DmaDevice + 'static>(device: Arc<D>, subscription: Subscription) -> Self {
+        let stopped = Arc::clone(&device);
+        Self::with(device, move || {
+            stopped.stop();
+            subscription.synchronize();
+        })
+    }
+
+    /// A device that `detach` stops, and whose subscriptions it ends.
+    pub fn with(device: Arc<dyn DmaDevice>, detach: impl FnOnce() + Send + 'static) -> Self {
+        Self {
+            device,
+            detach: Box::new(detach),
+        }
+    }
+
+    fn device(&self) -> &Arc<dyn DmaDevice> {
+        &self.device
+    }
+
+    fn detach(self) {
+        (self.detach)();
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subject")
+            .field("device", &self.device.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Judges a device by every invariant, under [`Kit::SCHEDULES`] schedules a scene.
+///
+/// # Panics
+///
+/// With the report, if the device fails.
+#[track_caller]
+pub fn check(
+    make_device: impl Fn(&Arc<dyn DeviceMemory>) -> Subject + Send + Sync + 'static,
+) -> Report {
+    let report = Kit::new("device").judge(make_device);
+    assert!(report.has_passed(), "{report}");
+    report
+}
+
+/// How a device is judged.
+#[derive(Clone, Debug)]
+#[must_use = "a kit does nothing until `judge`"]
+pub struct Kit {
+    name: String,
+    pattern: Option<Pattern>,
+    nr_schedules: u64,
+    seed: u64,
+    inject: Inject,
+    scene: Option<String>,
+    wanted: Vec<Invariant>,
+}
+
+/// Breaches of one scene that are looked for, one after the other.
+const BREACHES_MAX: usize = 3;
+
+/// Steps of a schedule that is short.
+const STEPS_WANTED: usize = 60;
+
+/// Failing runs that are made to make one shorter.
+const SHORTENED_MAX: u32 = 12;
+
+/// Points after which a run is thought to go on for ever.
+const STEPS_MAX: u64 = 6_000;
+
+impl Kit {
+    /// Schedules that are tried of each scene, unless told otherwise.
+    pub const SCHEDULES: u64 = 300;
+
+    /// Holds the device of this name to every invariant.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            pattern: None,
+            nr_schedules: Self::SCHEDULES,
+            seed: 0,
+            inject: Inject::None,
+            scene: None,
+            wanted: Vec::new(),
+        }
+    }
+
+    /// Holds the device to what its kind owes: see [`Pattern::need`].
+    pub fn pattern(self, pattern: Pattern) -> Self {
+        Self {
+            pattern: Some(pattern),
+            ..self
+        }
+    }
+
+    /// Schedules that are tried of each scene.
+    pub fn schedules(self, nr_schedules: u64) -> Self {
+        Self {
+            nr_schedules,
+            ..self
+        }
+    }
+
+    /// Where chance starts.
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Breaks the notifiers, not the device.
+    pub fn inject(self, inject: Inject) -> Self {
+        Self { inject, ..self }
+    }
+
+    /// Plays one scene only.
+    pub fn scene(self, scene: impl Into<String>) -> Self {
+        Self {
+            scene: Some(scene.into()),
+            ..self
+        }
+    }
+
+    /// Ends with the first breach of one of these, which scenes are played first for.
+    pub fn wanted(self, wanted: &[Invariant]) -> Self {
+        Self {
+            wanted: wanted.to_vec(),
+            ..self
+        }
+    }
+
+    /// The names of the scenes.
+    pub fn scenes() -> impl Iterator<Item = &'static str> {
+        SCENES.iter().map(|scene| scene.name)
+    }
+
+    /// Judges a device.
+    ///
+    /// # Panics
+    ///
+    /// As [`Explore::find`] does. If called from inside a run.
+    #[track_caller]
+    pub fn judge(
+        &self,
+        make_device: impl Fn(&Arc<dyn DeviceMemory>) -> Subject + Send + Sync + 'static,
+    ) -> Report {
+        let setting = Setting {
+            make: Arc::new(make_device) as Make,
+            pattern: self.pattern,
+            ignored: Vec::new(),
+            inject: self.inject,
+            figures: Arc::new(Figures::default()),
+            locks: Arc::new(Locks::new()),
+        };
+        let mut report = Report::new(&self.name, self.seed, self.nr_schedules, self.pattern);
+        for (nth, scene) in self.order() {
+            self.play(nth, scene, &setting, &mut report);
+            if report.convicts(&self.wanted) {
+                break;
+            }
+        }
+        report.close(&setting.figures);
+        report
+    }
+
+    /// The scenes to be played, with their numbers: those that judge what is wanted come first.
+    fn order(&self) -> Vec<(usize, &'static Scene)> {
+        let is_asked = |scene: &Scene| self.scene.as_ref().is_none_or(|name| name == scene.name);
+        let mut order: Vec<_> = SCENES.iter().enumerate().collect();
+        order.retain(|(_, scene)| is_asked(scene));
+        order.sort_by_key(|(_, scene)| !scene.judges.iter().any(|one| self.wanted.contains(one)));
+        order
+    }
+
+    #[track_caller]
+    fn play(&self, nth: usize, scene: &'static Scene, setting: &Setting, report: &mut Report) {
+        let mut setting = setting.clone();
+        for _ in 0..BREACHES_MAX {
+            let (nr_runs, failure) = self.search(nth, &setting);
+            let failure = failure.map(|run| Conviction::of(scene, &run));
+            report.add(scene, nr_runs, failure.clone());
+            match failure {
+                Some(conviction) if !report.convicts(&self.wanted) => {
+                    setting.ignored.push(conviction.invariant);
+                    if conviction.is_stuck {
+                        return; // there is no way around it
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Little first, so that what is found is short. What is found and is not short is looked for
+    /// with less.
+    #[track_caller]
+    fn search(&self, nth: usize, setting: &Setting) -> (u64, Option<Run>) {
+        let part = self.nr_schedules.div_ceil(3);
+        let pct = Strategy::Pct { depth: 3, steps: 0 };
+        let seeds = |from: u64, nr: u64, strategy| {
+            let from = self.seed + from;
+            Explore::new(from..from + nr).strategy(strategy)
+        };
+        let mut nr_runs = 0;
+        for (at, (strategy, size)) in (0..).zip([
+            (Strategy::Drawn, Size::Small),
+            (pct, Size::Small),
+            (Strategy::Drawn, Size::Grown),
+        ]) {
+            let (nr, found) = explore(seeds(at * part, part, strategy), nth, size, setting);
+            nr_runs += nr;
+            let Some(found) = found else { continue };
+            if report::nr_shown(&found) <= STEPS_WANTED {
+                return (nr_runs, Some(found));
+            }
+            let tiny = seeds(3 * part, 2 * part, Strategy::Drawn);
+            let small = seeds(5 * part, 3 * part, Strategy::Drawn);
+            let less = [(tiny, Size::Tiny), (small, Size::Small)];
+            let mut best = found;
+            for (seeds, size) in less {
+                let (_, found) = explore(seeds, nth, size, setting);
+                let is_better = |run: &Run| {
+                    let shorter = report::nr_shown(run) < report::nr_shown(&best);
+                    shorter && invariant_of(run) == invariant_of(&best)
+                };
+                best = found.filter(is_better).unwrap_or(best);
+            }
+            return (nr_runs, Some(best));
+        }
+        (nr_runs, None)
+    }
+}
+
+/// Plays a scene with each of the seeds until it fails.
+#[track_caller]
+fn explore(seeds: Explore, nth: usize, size: Size, setting: &Setting) -> (u64, Option<Run>) {
+    let (scene, setting) = (&SCENES[nth], setting.clone());
+    let explored = seeds
+        .knobs(&scene::knobs(nth as u64, size))
+        .steps_max(STEPS_MAX)
+        .failures_max(SHORTENED_MAX)
+        .find(move |sim| {
+            // The environment may ask for another scene than this one.
+            if sim.knob("scene") == nth as u64 {
+                setting.locks.reset();
+                let _watched = setting.locks.watch();
+                let nr_pages = sim.knob("pages") as u32;
+                (scene.play)(&Stage::set(sim, &setting, nr_pages));
+            }
+        });
+    (explored.nr_runs, explored.failure)
+}
+
+/// What broke, as the end of the run tells it.
+fn breach_of(end: &End) -> Option<(Invariant, &str)> {
+    let End::Panicked { message, .. } = end else {
+        return None;
+    };
+    let (name, what) = message.split_once(": ")?;
+    let what = what.rsplit_once(", at ").map_or(what, |(what, _)| what);
+    Some((Invariant::of_name(name)?, what))
+}
+
+fn invariant_of(run: &Run) -> Option<Invariant> {
+    breach_of(&run.end).map(|(invariant, _)| invariant)
+}

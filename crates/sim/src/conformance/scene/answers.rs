@@ -1,0 +1,202 @@
+//! What a start answers: to those whom it does not concern, beside others, and when a device hangs.
+
+use super::{Change, Scene, Stage, page};
+use crate::checker::{Brackets, Breach};
+use crate::conformance::Invariant::{P1, P3, P4, P6, P8, P9, R2, R4, R8};
+use crate::conformance::memory::Ask;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::time::Duration;
+use lockdep::sync::{Completion, ShortLock, Waited};
+use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
+use pinless_mm::bus::{Bus, DeviceMemory};
+use pinless_mm::mmu_notifier::{
+    Context, EndContext, Event, IntervalNotifier, Mode, Notifier, Range, Ranges,
+};
+use std::sync::Arc;
+
+/// How long a user waits for a page that nobody changes, in virtual time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An idle device is asked about a page that it has never used.
+pub(super) const UNRELATED: Scene = Scene {
+    name: "unrelated",
+    judges: &[P1],
+    stuck: P9,
+    play: |stage| {
+        let _is_used = stage.read(0, 0);
+        stage.device.wait_idle();
+        let ask = Ask::new(page(1), Event::Clear, Mode::NonBlock);
+        // Once may be chance: some other task holds a lock that is only tried.
+        let mut asked = (0..3).map(|_| stage.bracket(ask).is_none());
+        let is_refused = asked.all(|is_refused| is_refused);
+        stage.figures.unrelated.fetch_add(1, Relaxed);
+        if is_refused {
+            stage.figures.unrelated_refused.fetch_add(1, Relaxed);
+            let what = "a start over a page that the device never used was refused";
+            stage.judge(Err(Breach::of(P1, what)));
+        }
+        stage.finish();
+    },
+};
+
+/// A user beside a bracket over a page that is not its own.
+pub(super) const STALL: Scene = Scene {
+    name: "stall",
+    judges: &[P8],
+    stuck: P8,
+    play: |stage| {
+        let bracket = stage.bracket(Ask::new(page(0), Event::Clear, Mode::Blockable));
+        let is_done = Arc::new(Completion::new("sim.kit.done"));
+        let done = Arc::clone(&is_done);
+        stage.spawn("user", move |stage| {
+            let _is_used = stage.read(1, 0);
+            done.complete_all();
+        });
+        stage.figures.beside.fetch_add(1, Relaxed);
+        if is_done.wait_timeout(PATIENCE) == Waited::TimedOut {
+            stage.figures.beside_stalled.fetch_add(1, Relaxed);
+            let what = "an access had to wait for the end of a bracket over another page";
+            stage.judge(Err(Breach::of(P8, what)));
+        }
+        drop(bracket);
+        stage.finish();
+    },
+};
+
+/// Somebody else refuses: what was started gets its end, and everybody goes on.
+pub(super) const REFUSED: Scene = Scene {
+    name: "refused",
+    judges: &[P4, P6],
+    stuck: P4,
+    play: |stage| {
+        let (spy, _listed) = Spy::on_list(stage);
+        let (single, interval) = Spy::on_interval(stage);
+        let _is_used = stage.write(0, 0, 1);
+        for _ in 0..stage.nr("brackets") {
+            spy.refuses.store(true, Relaxed);
+            let ask = Ask::new(page(0), Event::Clear, Mode::NonBlock);
+            stage.take_back(ask, Change::Move);
+            spy.refuses.store(false, Relaxed);
+            // Who looks up waits for the brackets that it knows of: all are closed.
+            let seen = interval.read_begin();
+            drop(interval.lock());
+            let _is_old = seen;
+            let _is_used = stage.write(0, 0, 2);
+        }
+        for spy in [&spy, &single] {
+            stage.judge(spy.seen.lock().finish());
+        }
+        interval.remove();
+        stage.finish();
+    },
+};
+
+/// The device hangs, and goes on later.
+pub(super) const HUNG: Scene = Scene {
+    name: "hung",
+    judges: &[P9, R2, R4, R8, P3, P6],
+    stuck: P9,
+    play: |stage| {
+        let choice = stage.nr("choice");
+        let _is_used = stage.write(0, 0, 1);
+        if choice % 2 == 0 {
+            stage.spawn("user", |stage| {
+                let _is_used = stage.read(0, 0);
+            });
+        }
+        stage.excuse(true);
+        stage.device.hang(true);
+        stage.take_back(
+            Ask::new(page(0), Event::Clear, Mode::NonBlock),
+            Change::Move,
+        );
+        let patient = Ask {
+            deadline: Duration::from_millis(50),
+            ..Ask::new(page(0), Event::Unmap, Mode::Blockable)
+        };
+        stage.take_back(patient, Change::Discard);
+        if choice < 2 {
+            // A device that hangs can be stopped.
+            return stage.finish();
+        }
+        stage.device.hang(false);
+        stage.sim.join_all();
+        stage.excuse(false);
+        stage.take_back(
+            Ask::new(page(0), Event::Clear, Mode::Blockable),
+            Change::Move,
+        );
+        let is_used = stage.read(0, 0);
+        if !is_used {
+            let what = "the device does not go on after it hung";
+            stage.judge(Err(Breach::of(P9, what)));
+        }
+        stage.finish();
+    },
+};
+
+/// Counts, and refuses when it is told to.
+struct Spy {
+    refuses: AtomicBool,
+    seen: ShortLock<Brackets>,
+}
+
+impl Spy {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            refuses: AtomicBool::new(false),
+            seen: ShortLock::new("sim.kit.spy", Brackets::new()),
+        })
+    }
+
+    fn on_list(stage: &Stage) -> (Arc<Self>, pinless_mm::mmu_notifier::Subscription) {
+        let spy = Self::new();
+        let listed = stage
+            .memory
+            .notifiers()
+            .subscribe("spy", Ranges::WholeMm, Arc::clone(&spy));
+        (spy, listed)
+    }
+
+    fn on_interval(
+        stage: &Stage,
+    ) -> (
+        Arc<Self>,
+        pinless_mm::mmu_notifier::IntervalSubscription<Self>,
+    ) {
+        let spy = Self::new();
+        let base = stage.memory.base();
+        let len = u64::from(PageRun::new(0, stage.nr_pages()).nr) * PAGE_SIZE as u64;
+        let listed = stage.memory.notifiers().subscribe_interval(
+            "spy of the mapping",
+            base,
+            Vaddr(base.0 + len),
+            Arc::clone(&spy),
+        );
+        (spy, listed.expect("a mapping that is there"))
+    }
+}
+
+impl Notifier for Spy {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        if self.refuses.load(Relaxed) {
+            cx.would_block()?;
+        }
+        cx.short(&self.seen).started();
+        Ok(())
+    }
+
+    fn end(&self, _range: &Range, cx: &EndContext<'_>) {
+        let ended = cx.short(&self.seen).ended();
+        // Contained by the caller, and counted.
+        ended.unwrap_or_else(|breach| breach.raise());
+    }
+}
+
+impl IntervalNotifier for Spy {
+    type Lock = ShortLock<Brackets>;
+
+    fn lock(&self) -> &ShortLock<Brackets> {
+        &self.seen
+    }
+}

@@ -1,0 +1,125 @@
+//! Events of each kind, forks, and the end of memory and of devices.
+
+use super::{Change, Scene, page};
+use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P6, P7, P10, R1, R2, R4, R8};
+use crate::conformance::memory::Ask;
+use pinless_mm::addr::PageRun;
+use pinless_mm::mmu_notifier::{Event, Mode, Owner};
+
+/// Somebody: no device's own.
+const OWNER: Owner = Owner(0x5eed);
+
+/// Each event, also those that a device may be left out of when it began them itself.
+pub(super) const EVENTS: Scene = Scene {
+    name: "events",
+    judges: &[E1, E2, R1, R4],
+    stuck: P6,
+    play: |stage| {
+        let events = [
+            Event::Clear,
+            Event::Protection,
+            Event::ProtectionPage,
+            Event::SoftDirty,
+            Event::Migrate,
+            Event::Exclusive,
+        ];
+        let event = events[stage.nr("choice") as usize];
+        let is_owned = event.leaves_out_owner();
+        let _is_used = stage.write(0, 0, 1);
+        let ask = Ask {
+            owner: is_owned.then_some(OWNER),
+            held_to: Some(if is_owned { E1 } else { E2 }),
+            ..Ask::new(page(0), event, Mode::Blockable)
+        };
+        let change = match event.keeps_pages() {
+            true => Change::Protect,
+            false => Change::Move,
+        };
+        stage.take_back(ask, change);
+        let _is_used = stage.write(0, 0, 2);
+        let _is_used = stage.read(0, 0);
+        stage.finish();
+    },
+};
+
+/// A fork: every page may be written no more until it is faulted again.
+pub(super) const FORK: Scene = Scene {
+    name: "fork",
+    judges: &[E3],
+    stuck: P6,
+    play: |stage| {
+        let _is_used = stage.write(0, 0, 1);
+        stage.spawn_users();
+        stage.spawn("forker", |stage| {
+            let all = PageRun::new(0, stage.nr_pages());
+            let ask = Ask {
+                held_to: Some(E3),
+                ..Ask::new(all, Event::ProtectionPage, Mode::Blockable)
+            };
+            stage.take_back(ask, Change::Protect);
+        });
+        stage.finish();
+    },
+};
+
+/// What is unmapped comes back, once nobody uses it.
+pub(super) const LATE: Scene = Scene {
+    name: "late",
+    judges: &[P7, R8],
+    stuck: P7,
+    play: |stage| {
+        let _is_used = stage.write(0, 0, 1);
+        stage.spawn_users();
+        let mode = Mode::ALL[stage.nr("choice") as usize % 2];
+        stage.take_back(Ask::new(page(0), Event::Unmap, mode), Change::Discard);
+        stage.sim.join_all();
+        stage.wait_until_freed();
+        stage.finish();
+    },
+};
+
+/// The memory goes while devices use it.
+pub(super) const RELEASE: Scene = Scene {
+    name: "release",
+    judges: &[P10, R8],
+    stuck: P10,
+    play: |stage| {
+        let _is_used = stage.write(0, 0, 1);
+        stage.excuse(true);
+        stage.spawn_users();
+        if stage.nr("choice") > 2 {
+            stage.spawn("taker", |stage| {
+                stage.take_back(
+                    Ask::new(page(0), Event::Clear, Mode::Blockable),
+                    Change::Move,
+                );
+            });
+        }
+        stage.memory.release();
+        stage.sim.join_all();
+        let _is_refused = stage.read(0, 0);
+        stage.finish();
+    },
+};
+
+/// Devices come and go while memory changes.
+pub(super) const LIFE: Scene = Scene {
+    name: "life",
+    judges: &[L2, L4, L6, R2, R8],
+    stuck: L4,
+    play: |stage| {
+        stage.spawn("taker", |stage| {
+            for _ in 0..stage.nr("brackets") {
+                let all = PageRun::new(0, stage.nr_pages());
+                stage.take_back(Ask::new(all, Event::Clear, Mode::Blockable), Change::Move);
+            }
+        });
+        if stage.nr("choice") > 2 {
+            stage.use_another();
+        } else {
+            let _is_used = stage.write(0, 0, 1);
+            stage.detach();
+        }
+        stage.finish();
+    },
+};

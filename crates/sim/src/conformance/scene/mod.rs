@@ -1,0 +1,128 @@
+//! The scenes: short plays, each of which puts a driver where some of the invariants can break.
+
+mod answers;
+mod ends;
+mod races;
+
+use super::Invariant;
+use super::books::Change;
+use super::memory::Ask;
+use super::stage::Stage;
+use crate::{Knob, Rng};
+use pinless_mm::addr::PageRun;
+use pinless_mm::mmu_notifier::{Event, Mode};
+
+/// A scene.
+pub(super) struct Scene {
+    /// By which it is asked for.
+    pub(super) name: &'static str,
+    /// What it can find.
+    pub(super) judges: &'static [Invariant],
+    /// What it means when nobody gets any further.
+    pub(super) stuck: Invariant,
+    /// The play.
+    pub(super) play: fn(&Stage),
+}
+
+/// The scenes, the plainest first.
+pub(super) static SCENES: &[Scene] = &[
+    races::RACE,
+    races::EQUAL,
+    races::NESTED,
+    races::SHORT,
+    answers::UNRELATED,
+    answers::STALL,
+    answers::REFUSED,
+    answers::HUNG,
+    ends::EVENTS,
+    ends::FORK,
+    ends::LATE,
+    ends::RELEASE,
+    ends::LIFE,
+];
+
+/// How much happens in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Size {
+    /// One use, and no bracket where there need be none.
+    Tiny,
+    /// One user, two uses, one bracket.
+    Small,
+    /// Two users, three brackets.
+    Grown,
+}
+
+/// What is drawn for each run.
+pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
+    let (is_tiny, is_grown) = (size == Size::Tiny, size == Size::Grown);
+    let up_to = |grown: u64, else_to: u64| if is_grown { grown } else { else_to };
+    [
+        Knob::number("scene", scene, scene),
+        Knob::number("pages", 2, up_to(3, 2)),
+        Knob::number("users", 1, up_to(2, 1)),
+        Knob::number("ops", 1, up_to(2, 1)),
+        Knob::number("uses", 1, if is_tiny { 1 } else { 2 }),
+        Knob::number(
+            "brackets",
+            u64::from(!is_tiny),
+            up_to(3, u64::from(!is_tiny)),
+        ),
+        Knob::number("choice", 0, 5),
+    ]
+}
+
+impl Stage {
+    fn nr(&self, knob: &str) -> u32 {
+        self.sim.knob(knob) as u32
+    }
+
+    /// Starts users, each with a byte of its own.
+    fn spawn_users(&self) {
+        for user in 0..self.nr("users") {
+            self.spawn("user", move |stage| {
+                let mut rng = stage.rng(u64::from(user));
+                for op in 0..stage.nr("ops") {
+                    let page = rng.below(u64::from(stage.nr_pages())) as u32;
+                    stage.use_page(page, user as usize, op as u8 + 1);
+                }
+            });
+        }
+    }
+
+    /// Uses a page, perhaps twice: reads, writes, or first this and then that.
+    fn use_page(&self, page: u32, byte: usize, value: u8) {
+        let choice = self.sim.knob("choice") % 3;
+        let uses = [choice > 0, choice == 1];
+        for is_write in uses.into_iter().take(self.nr("uses") as usize) {
+            let _is_used = match is_write {
+                true => self.write(page, byte, value),
+                false => self.read(page, byte),
+            };
+        }
+    }
+
+    /// Opens a bracket, changes what it is about, and closes it.
+    fn take_back(&self, ask: Ask, change: Change) {
+        if let Some(bracket) = self.bracket(ask) {
+            bracket.change(change);
+        }
+    }
+}
+
+fn page(nr: u32) -> PageRun {
+    PageRun::single(nr)
+}
+
+/// A run of pages, an event, a mode, and what becomes of the pages.
+fn draw(rng: &mut Rng, nr_pages: u32) -> (Ask, Change) {
+    let first = rng.below(u64::from(nr_pages)) as u32;
+    let nr = 1 + rng.below(u64::from(nr_pages - first)) as u32;
+    let mode = Mode::ALL[rng.below(2) as usize];
+    let (event, change) = match rng.below(4) {
+        0 => (Event::Unmap, Change::Discard),
+        1 => (Event::ProtectionPage, Change::Protect),
+        2 => (Event::Clear, Change::Discard),
+        _ => (Event::Clear, Change::Move),
+    };
+    (Ask::new(PageRun::new(first, nr), event, mode), change)
+}

@@ -1,0 +1,337 @@
+//! One run of a scene: a device on a memory, users, and whoever changes the memory under them.
+
+use super::books::NR_BYTES;
+use super::memory::{Ask, Bracket, Memory};
+use super::{Invariant, Need, Pattern, Subject};
+use crate::checker::{Breach, Found, Locks};
+use crate::{Rng, Sim};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::time::Duration;
+use lockdep::scheduler::scheduler_point;
+use lockdep::sync::{Mutex, ShortLock, sleep};
+use pinless_mm::addr::PageRun;
+use pinless_mm::bus::{DeviceMemory, DmaDevice, DmaError};
+use pinless_mm::mmu_notifier::{Inject, Mode};
+use std::sync::Arc;
+
+/// Makes a device for a memory.
+pub(super) type Make = Arc<dyn Fn(&Arc<dyn DeviceMemory>) -> Subject + Send + Sync>;
+
+/// Tries of one access that ends because its page is not registered.
+const REGISTER_MAX: u32 = 8;
+
+/// The point at which the device is set up.
+pub(super) const BEGIN: &str = "kit.begin";
+
+/// The point at which all users have ended, and the device is about to be detached.
+pub(super) const OVER: &str = "kit.over";
+
+/// The point from which on it is looked at what is left.
+pub(super) const JUDGED: &str = "kit.judged";
+
+/// How long a page may stay pinned that nobody uses, in virtual time.
+const FREED_LATE: Duration = Duration::from_secs(1);
+
+/// Decides what a breach is worth.
+pub(super) struct Judge {
+    /// `None`: held to everything.
+    pattern: Option<Pattern>,
+    /// Known already: what is looked for is another one.
+    ignored: Vec<Invariant>,
+    /// Seen where a panic would be contained.
+    noted: ShortLock<Vec<Breach>>,
+    figures: Arc<Figures>,
+}
+
+/// What is counted over all runs.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    /// Non-blockable starts over what nobody uses, and how many of them were refused.
+    pub(super) unrelated: AtomicU64,
+    pub(super) unrelated_refused: AtomicU64,
+    /// Users of a page beside an open bracket, and how many of them had to wait for its end.
+    pub(super) beside: AtomicU64,
+    pub(super) beside_stalled: AtomicU64,
+    /// The longest non-blockable start, in virtual time.
+    pub(super) start_ns_max: AtomicU64,
+    /// The longest time for which a page was pinned that nobody used any more.
+    pub(super) late_ns_max: AtomicU64,
+    /// Breaches that are graded, not failed.
+    pub(super) graded: AtomicU64,
+}
+
+/// A device and all that is around it.
+#[derive(Clone)]
+pub(super) struct Stage {
+    pub(super) sim: Sim,
+    pub(super) memory: Arc<Memory>,
+    pub(super) device: Arc<dyn DmaDevice>,
+    pub(super) figures: Arc<Figures>,
+    judge: Arc<Judge>,
+    make: Make,
+    locks: Arc<Locks>,
+    detach: Arc<Mutex<Option<Subject>>>,
+    /// Accesses may fail: the device hangs, or its memory is gone.
+    may_fail: Arc<AtomicBool>,
+}
+
+/// What a stage is set up from.
+#[derive(Clone)]
+pub(super) struct Setting {
+    pub(super) make: Make,
+    pub(super) pattern: Option<Pattern>,
+    pub(super) ignored: Vec<Invariant>,
+    pub(super) inject: Inject,
+    pub(super) figures: Arc<Figures>,
+    pub(super) locks: Arc<Locks>,
+}
+
+impl Judge {
+    fn need(&self, invariant: Option<Invariant>) -> Need {
+        match (invariant, self.pattern) {
+            (Some(invariant), _) if self.ignored.contains(&invariant) => Need::Nothing,
+            (Some(invariant), Some(pattern)) => pattern.need(invariant),
+            _ => Need::Must,
+        }
+    }
+
+    /// Ends the run for a breach that the driver must not commit.
+    #[track_caller]
+    pub(super) fn judge(&self, found: Result<(), Breach>) {
+        let Err(breach) = found else { return };
+        match self.need(breach.invariant) {
+            Need::Must => breach.raise(),
+            Need::Graded => {
+                self.figures.graded.fetch_add(1, Relaxed);
+            }
+            Need::Nothing => {}
+        }
+    }
+
+    /// Remembers a breach that was seen in a callback.
+    pub(super) fn note(&self, breach: Breach) {
+        self.noted.lock().push(breach);
+    }
+
+    #[track_caller]
+    fn finish(&self) {
+        let noted = core::mem::take(&mut *self.noted.lock());
+        noted.into_iter().for_each(|breach| self.judge(Err(breach)));
+    }
+}
+
+impl Stage {
+    /// A device with its engines running, on a memory of `nr_pages`.
+    pub(super) fn set(sim: &Sim, setting: &Setting, nr_pages: u32) -> Self {
+        let judge = Arc::new(Judge {
+            pattern: setting.pattern,
+            ignored: setting.ignored.clone(),
+            noted: ShortLock::new("sim.kit.noted", Vec::new()),
+            figures: Arc::clone(&setting.figures),
+        });
+        let memory = Memory::new(nr_pages, &judge);
+        memory.notifiers().inject(setting.inject);
+        let shared = Arc::clone(&memory) as Arc<dyn DeviceMemory>;
+        let subject = (setting.make)(&shared);
+        let stage = Self {
+            sim: sim.clone(),
+            memory,
+            device: Arc::clone(subject.device()),
+            figures: Arc::clone(&setting.figures),
+            judge,
+            make: Arc::clone(&setting.make),
+            locks: Arc::clone(&setting.locks),
+            detach: Arc::new(Mutex::new("sim.kit.detach", Some(subject))),
+            may_fail: Arc::new(AtomicBool::new(false)),
+        };
+        stage.serve(&stage.device);
+        scheduler_point(BEGIN, 0);
+        stage
+    }
+
+    fn serve(&self, device: &Arc<dyn DmaDevice>) {
+        for _ in 0..device.nr_servers() {
+            let (device, locks) = (Arc::clone(device), Arc::clone(&self.locks));
+            self.sim.spawn_daemon("engine", move || {
+                let _watched = locks.watch();
+                device.serve();
+            });
+        }
+    }
+
+    /// Another device on the same memory, used and detached at once.
+    pub(super) fn use_another(&self) {
+        let shared = Arc::clone(&self.memory) as Arc<dyn DeviceMemory>;
+        let subject = (self.make)(&shared);
+        self.serve(subject.device());
+        let other = Self {
+            device: Arc::clone(subject.device()),
+            ..self.clone()
+        };
+        other.write(0, NR_BYTES - 1, 9);
+        subject.detach();
+    }
+
+    /// Starts a task.
+    pub(super) fn spawn(&self, name: &str, act: impl FnOnce(&Self) + Send + 'static) {
+        let stage = self.clone();
+        self.sim.spawn(name, move || {
+            let _watched = stage.locks.watch();
+            act(&stage);
+        });
+    }
+
+    /// Chance for one task.
+    pub(super) fn rng(&self, stream: u64) -> Rng {
+        self.sim.rng(stream)
+    }
+
+    pub(super) fn nr_pages(&self) -> u32 {
+        self.memory.books.nr_pages()
+    }
+
+    /// From now on accesses and starts may fail, or no longer.
+    pub(super) fn excuse(&self, is_excused: bool) {
+        self.may_fail.store(is_excused, Relaxed);
+        self.memory.excuse(is_excused);
+    }
+
+    /// Opens a bracket, and counts how long that takes where it may not block.
+    pub(super) fn bracket(&self, ask: Ask) -> Option<Bracket> {
+        use pinless_mm::env::Clock;
+        let clock = self.sim.clock();
+        let began_ns = clock.now_ns();
+        let opened = self.memory.bracket(ask);
+        if ask.mode == Mode::NonBlock {
+            let took_ns = clock.now_ns() - began_ns;
+            self.figures.start_ns_max.fetch_max(took_ns, Relaxed);
+        }
+        self.judge.judge(self.locks.finish());
+        opened
+    }
+
+    /// Writes a byte as the device; whether it was written.
+    pub(super) fn write(&self, page: u32, byte: usize, value: u8) -> bool {
+        let is_written = self.try_write(page, byte, value);
+        self.judge.judge(self.locks.finish());
+        is_written
+    }
+
+    fn try_write(&self, page: u32, byte: usize, value: u8) -> bool {
+        for _ in 0..REGISTER_MAX {
+            let from = self.memory.books.now();
+            match self.device.write(page, byte, &[value]) {
+                Ok(()) => {
+                    let written = Found { page, byte, value };
+                    self.memory.books.wrote(written, from);
+                    return true;
+                }
+                Err(error) => {
+                    if !self.recover(&error) {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Reads a byte as the device, and judges it; whether it was read.
+    pub(super) fn read(&self, page: u32, byte: usize) -> bool {
+        let is_read = self.try_read(page, byte);
+        self.judge.judge(self.locks.finish());
+        is_read
+    }
+
+    fn try_read(&self, page: u32, byte: usize) -> bool {
+        for _ in 0..REGISTER_MAX {
+            let from = self.memory.books.now();
+            let mut value = [0];
+            match self.device.read(page, byte, &mut value) {
+                Ok(()) => {
+                    let [value] = value;
+                    let found = Found { page, byte, value };
+                    self.judge.judge(self.memory.books.read(found, from));
+                    return true;
+                }
+                Err(error) => {
+                    if !self.recover(&error) {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Registers the page, if that is what is missing; whether to try again.
+    fn recover(&self, error: &DmaError) -> bool {
+        let met = match *error {
+            DmaError::Unregistered { page } => self.device.register(PageRun::single(page)),
+            error => Err(error),
+        };
+        match met {
+            Ok(()) => true,
+            Err(DmaError::Stale(_) | DmaError::LimitReached { .. }) => false,
+            Err(_) if self.may_fail.load(Relaxed) => false,
+            Err(error) => {
+                let what = format!("an access failed though nothing hangs: {error}");
+                self.judge.judge(Err(Breach::of(Invariant::P5, what)));
+                false
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn judge(&self, found: Result<(), Breach>) {
+        self.judge.judge(found);
+    }
+
+    /// Waits until what left its page is no longer pinned, if nothing hangs.
+    pub(super) fn wait_until_freed(&self) {
+        use pinless_mm::env::Clock;
+        let (clock, books) = (self.sim.clock(), &self.memory.books);
+        let began_ns = clock.now_ns();
+        let mut left = 50;
+        while books.nr_doomed() > 0 && left > 0 {
+            sleep("kit.freed", FREED_LATE / 50);
+            left -= 1;
+        }
+        let took_ns = clock.now_ns() - began_ns;
+        self.figures.late_ns_max.fetch_max(took_ns, Relaxed);
+        let nr = books.nr_doomed();
+        if nr > 0 {
+            let what = format!("{nr} pages that nobody uses were not freed within a second");
+            self.judge.judge(Err(Breach::of(Invariant::P7, what)));
+        }
+    }
+
+    /// Takes the device away; whoever does it first.
+    pub(super) fn detach(&self) {
+        let subject = self.detach.lock().take();
+        if let Some(subject) = subject {
+            subject.detach();
+        }
+    }
+
+    /// Waits for all tasks, and judges what is left.
+    pub(super) fn finish(&self) {
+        self.sim.join_all();
+        scheduler_point(OVER, 0);
+        self.detach();
+        scheduler_point(JUDGED, 0);
+        let held = self.device.holds();
+        if held > 0 {
+            let what = format!("{held} translations are held by a device that was stopped");
+            self.judge.judge(Err(Breach::of(Invariant::P10, what)));
+        }
+        self.judge.judge(self.memory.books.finish());
+        let nr_panics = self.memory.notifiers().stats().panics;
+        if nr_panics > 0 {
+            let what = format!("{nr_panics} callbacks panicked");
+            self.judge.judge(Err(Breach::of(Invariant::P2, what)));
+        }
+        self.judge.finish();
+        self.judge.judge(self.locks.finish());
+    }
+}

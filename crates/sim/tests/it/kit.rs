@@ -1,0 +1,52 @@
+//! What is right passes, and each way of being wrong is found, named, and shown shortly.
+
+use crate::mirror::{Mirror, Wrong};
+use pinless_sim::conformance::{Invariant, Kit, Report, Subject};
+
+/// Steps that a schedule may have which is shown.
+const STEPS_MAX: u64 = 60;
+
+fn judge(kit: Kit, wrong: Wrong) -> Report {
+    kit.judge(move |memory| {
+        let (device, listed) = Mirror::attach(memory, wrong);
+        Subject::new(device, listed)
+    })
+}
+
+#[test]
+fn a_driver_that_is_right_passes() {
+    let report = judge(Kit::new("mirror").schedules(150), Wrong::Nothing);
+    assert!(report.has_passed(), "{report}");
+    let json = report.json();
+    assert!(json.contains("\"P1\""), "{json}");
+}
+
+#[track_caller]
+fn check(wrong: Wrong, expected: &[Invariant]) {
+    let report = judge(Kit::new("mirror").wanted(expected), wrong);
+    assert!(report.convicts(expected), "{wrong:?}: {report}");
+    let of_it = |one: &&pinless_sim::conformance::Conviction| expected.contains(&one.invariant);
+    let found = report.convictions.iter().find(of_it).expect("convicted");
+    assert!(found.steps <= STEPS_MAX, "{found}");
+    assert!(found.replay.contains("seed="), "{}", found.replay);
+}
+
+#[test]
+fn each_wrong_driver_is_convicted_by_name() {
+    use Invariant::{E1, E2, L1, L2, P1, P3, P6, P8, P10, R1, R2, R4, R7, R8};
+    for (wrong, expected) in [
+        (Wrong::NoRetry, &[R1][..]),
+        (Wrong::DropsAtEnd, &[R1, R2, R4]),
+        (Wrong::Sleeps, &[P3]),
+        (Wrong::RefusesAll, &[P1]),
+        (Wrong::IgnoresRelease, &[P10]),
+        (Wrong::UnmapOnly, &[E1, E2]),
+        (Wrong::WritesReadOnly, &[R7]),
+        (Wrong::WaitsForAll, &[P8]),
+        (Wrong::LosesWakeups, &[P6]),
+        (Wrong::FaultsUnderLock, &[L1, L2]),
+        (Wrong::LeaksPins, &[R8]),
+    ] {
+        check(wrong, expected);
+    }
+}
