@@ -61,6 +61,9 @@ const STATES: [State; 8] = [
 /// Why contents can be lost, by the number that a poisoned word keeps.
 const CAUSES: [StoreError; 2] = [StoreError::Corrupt, StoreError::Misplaced];
 
+/// Bits of a shadow: a page that is stored has no pins, and keeps it in their place.
+pub(crate) const SHADOW_BITS: u32 = 10;
+
 const STATE_MASK: u64 = 0x7;
 const WAITERS: u64 = 1 << 3;
 const DIRTY: u64 = 1 << 4;
@@ -69,6 +72,8 @@ const PROTECTED: u64 = 1 << 6;
 const HAS_COPY: u64 = 1 << 7;
 const SAME_FILLED: u64 = 1 << 8;
 const LOCKED: u64 = 1 << 9;
+const ACTIVE: u64 = 1 << 10;
+const HAS_SHADOW: u64 = 1 << 11;
 const PINS_SHIFT: u32 = 12;
 const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
@@ -87,7 +92,9 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 /// | 6 | write-protected at its address |
 /// | 7, 8 | has a stored copy; the copy is a fill pattern |
 /// | 9 | locked: reclaim passes over it |
-/// | 12..22 | pins |
+/// | 10 | active: the front hand passes over it while there are enough others |
+/// | 11 | the next field is a shadow |
+/// | 12..22 | pins; of a stored page, how old its memory cgroup was when it was evicted |
 /// | 22..32 | tag of the stored copy |
 /// | 32..64 | slot, or fill pattern; without a copy, what the store had no room for |
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,7 +123,7 @@ impl Word {
     /// The same word with as many pins as `other`.
     #[must_use]
     pub const fn with_pins_of(self, other: Self) -> Self {
-        Self((self.0 & !PINS_MASK) | (other.0 & PINS_MASK))
+        Self((self.0 & !PINS_MASK) | (other.pins() as u64) << PINS_SHIFT)
     }
 
     /// The state.
@@ -152,6 +159,9 @@ impl Word {
 
     /// How often the page is pinned.
     pub const fn pins(self) -> u32 {
+        if self.0 & HAS_SHADOW != 0 {
+            return 0;
+        }
         ((self.0 & PINS_MASK) >> PINS_SHIFT) as u32
     }
 
@@ -177,6 +187,50 @@ impl Word {
     #[must_use]
     pub const fn unreferenced(self) -> Self {
         Self(self.0 & !REFERENCED)
+    }
+
+    /// Whether the page is active.
+    pub const fn is_active(self) -> bool {
+        self.0 & ACTIVE != 0
+    }
+
+    /// Makes the page active.
+    #[must_use]
+    pub const fn active(self) -> Self {
+        Self(self.0 | ACTIVE)
+    }
+
+    /// Makes the page inactive.
+    #[must_use]
+    pub const fn inactive(self) -> Self {
+        Self(self.0 & !ACTIVE)
+    }
+
+    /// The shadow of a stored page, if it has one.
+    pub fn shadow(self) -> Option<u16> {
+        let shadow = (self.0 & PINS_MASK) >> PINS_SHIFT;
+        (self.0 & HAS_SHADOW != 0).then_some(shadow as u16)
+    }
+
+    /// The same word with a shadow; of a page without pins, that is being stored.
+    ///
+    /// # Panics
+    ///
+    /// If the page is pinned, or the shadow has more than ten bits.
+    #[must_use]
+    pub fn with_shadow(self, shadow: u16) -> Self {
+        assert!(self.pins() == 0, "a pinned page was stored");
+        assert!(shadow >> SHADOW_BITS == 0, "a shadow of {shadow}");
+        Self((self.0 & !PINS_MASK) | HAS_SHADOW | u64::from(shadow) << PINS_SHIFT)
+    }
+
+    /// The same word without a shadow.
+    #[must_use]
+    pub const fn without_shadow(self) -> Self {
+        if self.0 & HAS_SHADOW == 0 {
+            return self;
+        }
+        Self(self.0 & !(HAS_SHADOW | PINS_MASK))
     }
 
     /// Marks the page write-protected.
@@ -218,6 +272,7 @@ impl Word {
 
     /// One pin more, or `None` when the page has as many as it can have.
     pub fn pinned(self) -> Option<Self> {
+        assert!(self.shadow().is_none(), "pinned a page that is stored");
         (self.pins() < crate::limits::PINS_PER_PAGE_MAX).then_some(Self(self.0 + (1 << PINS_SHIFT)))
     }
 
@@ -306,6 +361,7 @@ impl fmt::Debug for Word {
             (self.is_dirty(), "dirty"),
             (self.is_referenced(), "referenced"),
             (self.is_protected(), "protected"),
+            (self.is_active(), "active"),
             (self.has_waiters(), "waiters"),
         ] {
             if is_set {
@@ -418,6 +474,19 @@ mod tests {
             word.without_copy().clean().protected(),
             "Resident+protected",
         );
+        let shaded = Word::of(State::Swapped)
+            .with_copy(stored)
+            .with_shadow(0x3ff);
+        assert_eq!((shaded.pins(), shaded.shadow()), (0, Some(0x3ff)));
+        assert_eq!((shaded.copy(), word.shadow()), (Some(stored), None));
+        let bare = Word::of(State::Swapped).with_copy(stored);
+        assert_eq!(shaded.without_shadow(), bare);
+        assert_eq!(pinned.without_shadow(), pinned);
+        assert_eq!(
+            Word::lost(StoreError::Corrupt).with_pins_of(shaded).pins(),
+            0
+        );
+        check(Word::of(State::Resident).active(), "Resident+active");
         for state in STATES {
             assert_eq!(word.with_state(state).state(), state);
         }

@@ -104,6 +104,7 @@ impl Memcg {
 
     fn wait_for_frame(&self, mm: &Mm) -> Result<(), FaultError> {
         let is_cancelled = || mm.is_killed() || self.is_stopped();
+        let _stalled = self.stall();
         let started_ns = self.clock.now_ns();
         let deadline = self.limits.fault_deadline;
         let until_ns = started_ns.saturating_add(deadline.as_nanos() as u64);
@@ -166,6 +167,7 @@ impl Memcg {
                     false => ControlFlow::Continue(()),
                 }
             };
+            let _stalled = self.stall();
             let until_ns = self.clock.now_ns() + delay.as_nanos() as u64;
             let kick = || self.reclaim.kick();
             let clock = &*self.clock;

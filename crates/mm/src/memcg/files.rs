@@ -19,6 +19,13 @@ impl Memcg {
             ("swapcached", bytes(standby)),
             ("zswap", self.zswap_bytes().usage()),
             ("zswapped", bytes(self.swap().usage())),
+            (
+                "inactive_anon",
+                bytes(frames.saturating_sub(domain.nr_active())),
+            ),
+            ("active_anon", bytes(domain.nr_active())),
+            ("workingset_refault_anon", stat.workingset_refault),
+            ("workingset_activate_anon", stat.workingset_activate),
             ("pgfault", pgfault),
             ("pgmajfault", stat.pgmajfault),
             ("pgsteal", stat.pgsteal),

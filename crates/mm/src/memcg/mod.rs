@@ -12,14 +12,17 @@ pub(crate) mod counter;
 mod files;
 pub(crate) mod frames;
 mod knob;
+mod pressure;
 mod protect;
 pub(crate) mod stat;
 mod store_charges;
 mod tree;
 mod workers;
 
+pub use crate::reclaim::{Shrinker, ShrinkerHandle};
 pub use counter::Counter;
 pub use knob::{Knob, SetLimitError};
+pub use pressure::{CountedThread, Pressure, PressureLine};
 pub(crate) use protect::Protection;
 pub use stat::StatSnapshot;
 
@@ -36,6 +39,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use frames::Frames;
 use knob::Knobs;
 use lockdep::sync::RwLock;
+use pressure::Meter;
 use stat::Stat;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -53,6 +57,7 @@ pub struct Memcg {
     pub(crate) limits: Limits,
     knobs: Knobs,
     is_changing: AtomicBool,
+    meter: Meter,
     pub(crate) frames: Frames,
     pub(crate) store_charges: StoreCharges,
     pub(crate) stat: Stat,
@@ -124,12 +129,13 @@ impl Memcg {
             known: RwLock::new("mm.memcg.known", Vec::new()),
             knobs: Knobs::new(&limits),
             is_changing: AtomicBool::new(false),
+            meter: Meter::new(),
             frames: Frames::new(limits.frames_max()),
             store_charges: StoreCharges::new(&limits),
             stat: Stat::default(),
             vmas: RwLock::new("mm.memcg.vmas", BTreeMap::new()),
             mms: RwLock::new("mm.memcg.mms", BTreeMap::new()),
-            domain: reclaim::Domain::new(),
+            domain: reclaim::Domain::new(limits.frames_max()),
             limits,
             tree,
             zswap,

@@ -69,6 +69,10 @@ stats! {
     pgdeactivate,
     /// Pages whose frame was given back by reclaim.
     pgsteal,
+    /// Pages that came back from the store and of which it is known when they were evicted.
+    workingset_refault,
+    /// Of those, pages that would have stayed had inactive ones gone in their place.
+    workingset_activate,
     /// Pages that were compressed into the store.
     zswpout,
     /// Pages that went back to their clean stored copy.

@@ -307,7 +307,7 @@ impl Vma {
         }
         charge.commit(self.mm());
         self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
-        let next = owned.was.with_state(State::Resident);
+        let next = self.refault_as(owned.was, owned.was.with_state(State::Resident));
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
             if !stored.is_same_filled() {

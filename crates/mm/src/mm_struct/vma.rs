@@ -239,6 +239,25 @@ impl Vma {
                 level.domain.count_standby(next.is_detached());
             }
         }
+        self.count_active(was, next);
+    }
+
+    fn count_active(&self, was: Word, next: Word) {
+        if was.is_active() != next.is_active() {
+            for level in self.memcg().levels() {
+                level.domain.count_active(next.is_active());
+            }
+        }
+    }
+
+    /// Changes the marks of a page that nobody owns, found as `seen`; false when it has changed
+    /// since.
+    pub(crate) fn remark(&self, page: PageIndex, seen: Word, next: Word) -> bool {
+        let is_changed = self.pages.try_change(page, seen, next).is_ok();
+        if is_changed {
+            self.count_active(seen, next);
+        }
+        is_changed
     }
 
     /// How many pages of the window are mapped and not locked; a hint.

@@ -47,7 +47,7 @@ impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
     pub(super) fn detach_window(&self, run: PageRun, effort: Effort, youth: Youth) -> u64 {
-        let mut chosen = self.choose_unreferenced(run, effort);
+        let mut chosen = self.choose_unreferenced(run, effort, youth);
         if youth == Youth::Counts {
             self.spare_young(run, &mut chosen);
         }
@@ -106,7 +106,7 @@ impl Vma {
 
     /// The same with devices that are waited for. Not from a thread that a fault waits for.
     pub(super) fn detach_window_blockable(&self, run: PageRun) -> Result<u64, BracketError> {
-        let chosen = self.choose_unreferenced(run, Effort::Worker);
+        let chosen = self.choose_unreferenced(run, Effort::Worker, Youth::Ignored);
         if chosen.is_empty() {
             return Ok(0);
         }
@@ -149,8 +149,9 @@ impl Vma {
             let _pending = memcg.reclaim.pending.begin(memcg.clock.now_ns());
             for page in chunk.pages() {
                 let seen = self.load_settled(page);
-                if seen.is_referenced() && seen.state() == State::Resident {
-                    let _ = self.pages.try_change(page, seen, seen.unreferenced());
+                let unused = seen.unreferenced().inactive();
+                if seen != unused && seen.state() == State::Resident {
+                    let _ = self.remark(page, seen, unused);
                 }
             }
             self.detach_window_blockable(chunk)?;
@@ -160,10 +161,12 @@ impl Vma {
         Ok(())
     }
 
-    /// Chooses the mapped pages of a window that are neither pinned, locked nor referenced, and
-    /// takes the referenced marks away.
-    fn choose_unreferenced(&self, run: PageRun, effort: Effort) -> PageSet {
+    /// Chooses the mapped pages of a window that are neither pinned, locked, referenced nor active,
+    /// and takes the referenced marks away. Active pages become inactive when there are too few
+    /// others, and when nothing else was found.
+    fn choose_unreferenced(&self, run: PageRun, effort: Effort, youth: Youth) -> PageSet {
         let mut chosen = PageSet::default();
+        let ages_active = youth == Youth::Ignored || self.memcg().is_inactive_low();
         let stuck = &self.memcg().reclaim.stuck;
         for (index, page) in (0..).zip(run.pages()) {
             let seen = self.pages.load(page);
@@ -173,12 +176,15 @@ impl Vma {
             if seen.state() != State::Resident || is_kept || is_stuck() {
                 continue;
             }
-            let next = if seen.is_referenced() {
-                seen.unreferenced()
+            if seen.is_active() && !ages_active {
+                continue;
+            }
+            let next = if seen.is_referenced() || seen.is_active() {
+                seen.unreferenced().inactive()
             } else {
                 seen.with_state(State::Evicting)
             };
-            let changed = self.pages.try_change(page, seen, next).is_ok();
+            let changed = self.remark(page, seen, next);
             if changed && next.state() == State::Evicting {
                 chosen.insert(index);
             }

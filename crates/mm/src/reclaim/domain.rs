@@ -3,6 +3,8 @@
 use super::Stall;
 use super::hands::Hands;
 use super::shed::KeptCopies;
+use super::shrinker::Shrinkers;
+use super::workingset::Age;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use lockdep::sync::Mutex;
 
@@ -12,6 +14,10 @@ pub(crate) struct Domain {
     pub(super) hands: Mutex<Hands>,
     pub(super) stall: Mutex<Stall>,
     pub(super) kept_copies: KeptCopies,
+    pub(super) age: Age,
+    pub(super) shrinkers: Shrinkers,
+    /// Active pages.
+    nr_active: AtomicU64,
     /// Pages that stand by.
     nr_standby: AtomicU64,
     /// Windows of all mappings.
@@ -21,11 +27,14 @@ pub(crate) struct Domain {
 }
 
 impl Domain {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(frames_max: u64) -> Self {
         Self {
             hands: Mutex::new("mm.reclaim.hands", Hands::default()),
             stall: Mutex::new("mm.reclaim.stall", Stall::default()),
             kept_copies: KeptCopies::new(),
+            age: Age::new(frames_max),
+            shrinkers: Shrinkers::new(),
+            nr_active: AtomicU64::new(0),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),
             met_low: AtomicBool::new(false),
@@ -39,11 +48,17 @@ impl Domain {
 
     /// A page has come to stand by, or no longer does.
     pub(crate) fn count_standby(&self, stands_by: bool) {
-        if stands_by {
-            self.nr_standby.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.nr_standby.fetch_sub(1, Ordering::Relaxed);
-        }
+        count_one(&self.nr_standby, stands_by);
+    }
+
+    /// Active pages.
+    pub(crate) fn nr_active(&self) -> u64 {
+        self.nr_active.load(Ordering::Relaxed)
+    }
+
+    /// A page has become active, or inactive.
+    pub(crate) fn count_active(&self, is_active: bool) {
+        count_one(&self.nr_active, is_active);
     }
 
     pub(super) fn nr_windows(&self) -> u64 {
@@ -65,5 +80,13 @@ impl Domain {
     /// Whether a hand has met pages that `low` protects since this was last asked.
     pub(super) fn has_met_low(&self) -> bool {
         self.met_low.swap(false, Ordering::Relaxed)
+    }
+}
+
+fn count_one(counter: &AtomicU64, is_more: bool) {
+    if is_more {
+        counter.fetch_add(1, Ordering::Relaxed);
+    } else {
+        counter.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -19,7 +19,11 @@ mod pending;
 mod retired;
 mod settle;
 mod shed;
+mod shrinker;
 mod store;
+mod workingset;
+
+pub use shrinker::{Shrinker, ShrinkerHandle};
 
 use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
@@ -47,6 +51,9 @@ const DIRECT_PAGES: u64 = 4;
 
 /// Windows that a hand looks at for it before the work is left to the worker.
 const DIRECT_WINDOWS: u64 = 16;
+
+/// How often a pass goes on because a shrinker has given something back.
+const SHRINK_ROUNDS: u32 = 4;
 
 /// The pause between two passes when somebody waits and nothing could be freed.
 const STALL_PAUSE: Duration = Duration::from_millis(5);
@@ -321,7 +328,9 @@ impl Memcg {
         for level in self.levels() {
             let low = level.marks().low;
             if level.room() <= low {
+                let began_ns = self.clock.now_ns();
                 let _ = level.reclaim_pass(low + DIRECT_FRAMES, effort);
+                self.note_short_stall(self.clock.now_ns().saturating_sub(began_ns));
             }
         }
     }
@@ -336,13 +345,27 @@ impl Memcg {
         self.reclaim_until(&|| target.saturating_sub(self.room()), effort)
     }
 
-    /// Frees frames until none is `missing`, or nothing more can be done. What `low` protects goes
-    /// when there is nothing else.
+    /// Frees frames until none is `missing`, or nothing more can be done.
     fn reclaim_until(&self, missing: &dyn Fn() -> u64, effort: Effort) -> Pass {
         if missing() == 0 {
             return Pass::Done;
         }
         let _inside = Reclaiming::enter();
+        for _ in 0..SHRINK_ROUNDS {
+            if self.reclaim_pages(missing, effort) == Pass::Done {
+                return Pass::Done;
+            }
+            // Somebody may have let go of pages that the hands can have now.
+            if effort == Effort::Fault || self.shrink(effort) == 0 {
+                break;
+            }
+        }
+        count(&self.stat.stalls);
+        Pass::Stalled
+    }
+
+    /// The same with the hands alone. What `low` protects goes when there is nothing else.
+    fn reclaim_pages(&self, missing: &dyn Fn() -> u64, effort: Effort) -> Pass {
         if self.reclaim_from(Protection::LowAndMin, missing, effort) == Pass::Done {
             return Pass::Done;
         }
@@ -352,7 +375,6 @@ impl Memcg {
                 return Pass::Done;
             }
         }
-        count(&self.stat.stalls);
         Pass::Stalled
     }
 

@@ -182,13 +182,15 @@ impl Vma {
         let freed = nr_ready.count() as u64;
         // Before the pages are seen as swapped: a fault takes them away again.
         self.mm().rss.swapped.fetch_add(freed, Ordering::Relaxed);
+        let shadow = self.memcg().domain.evict(freed);
         for (page, &(was, is_ready)) in run.pages().zip(words) {
             let owned = Owned { page, was };
             if !is_ready {
                 self.restore(owned);
                 continue;
             }
-            let next = was.with_state(State::Swapped).clean().unreferenced();
+            let stays = was.with_state(State::Swapped).clean().unreferenced();
+            let next = stays.inactive().with_shadow(shadow);
             match ready.stored[(page - window.first) as usize] {
                 Some(stored) => {
                     self.publish(owned, next.with_copy(stored));

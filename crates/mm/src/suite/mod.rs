@@ -24,6 +24,7 @@ mod mlock;
 mod oom;
 #[cfg(feature = "notifiers")]
 mod oom_devices;
+mod pressure;
 #[cfg(feature = "notifiers")]
 mod refused;
 #[cfg(feature = "notifiers")]
@@ -180,6 +181,9 @@ cases! {
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
     mlock::n73_the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
+    pressure::what_comes_back_soon_stays,
+    pressure::a_wait_for_a_frame_is_pressure,
+    pressure::a_shrinker_is_asked_before_memory_runs_out,
     oom::n72_n78_n82_the_leaker_is_killed_and_the_others_live,
     oom::n80_a_group_is_killed_together,
     oom::n64_n67_who_is_killed_by_request_gives_everything_back,

@@ -1,0 +1,177 @@
+//! Shrinkers: caches that give back when memory is short.
+//!
+//! They are asked when the hands of the clock have found nothing more: a page that was stored comes
+//! back as it was, a cache has to be built again.
+//!
+//! Linux counterpart: `mm/shrinker.c`.
+
+use super::Effort;
+use crate::memcg::Memcg;
+use core::fmt;
+use lockdep::sync::{Condvar, Mutex};
+use std::sync::Arc;
+
+/// What is asked for at once.
+const BATCH: u64 = 128;
+
+/// A cache that can give something back.
+///
+/// Both methods are called in reclaim: no lock may be taken in them that is held anywhere while a
+/// frame is charged, managed memory is touched, or a mapping is changed. They must not wait for
+/// other threads that do so, nor allocate. They run in a worker, or in a thread that pins.
+pub trait Shrinker: Send + Sync {
+    /// How many things could be given back now, roughly.
+    fn count(&self) -> u64;
+
+    /// Gives back up to `nr` of them. Returns how many were; `None` when nothing can be given back
+    /// now, however often it is asked for.
+    fn scan(&self, nr: u64) -> Option<u64>;
+}
+
+/// The shrinkers of a memory cgroup.
+#[derive(Default)]
+struct Entry {
+    shrinker: Option<Arc<dyn Shrinker>>,
+    nr_running: u32,
+    is_gone: bool,
+}
+
+/// One that is registered.
+struct Registered {
+    name: Arc<str>,
+    entry: Mutex<Entry>,
+    idle: Condvar,
+}
+
+/// Keeps a shrinker registered. Its drop waits until nobody is in the shrinker; not to be dropped
+/// in it.
+#[must_use = "the shrinker is asked until this is dropped"]
+pub struct ShrinkerHandle {
+    memcg: Arc<Memcg>,
+    registered: Arc<Registered>,
+}
+
+impl fmt::Debug for ShrinkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ShrinkerHandle")
+            .field(&self.registered.name)
+            .finish()
+    }
+}
+
+/// The shrinkers of one level.
+pub(crate) struct Shrinkers(Mutex<Vec<Arc<Registered>>>);
+
+impl Shrinkers {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new("mm.shrinkers", Vec::new()))
+    }
+}
+
+impl fmt::Debug for Shrinkers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shrinkers").finish_non_exhaustive()
+    }
+}
+
+impl Registered {
+    fn begin(&self) -> Option<Arc<dyn Shrinker>> {
+        let mut entry = self.entry.lock();
+        let shrinker = entry.shrinker.clone().filter(|_| !entry.is_gone)?;
+        entry.nr_running += 1;
+        Some(shrinker)
+    }
+
+    fn end(&self) {
+        let mut entry = self.entry.lock();
+        entry.nr_running -= 1;
+        if entry.nr_running == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Asks for the share of all it has that this effort calls for, in batches.
+    fn shrink(&self, effort: Effort) -> u64 {
+        let Some(shrinker) = self.begin() else {
+            return 0;
+        };
+        let mut left = effort.share_of(shrinker.count());
+        let mut freed = 0;
+        while left > 0 {
+            let batch = left.min(BATCH);
+            match shrinker.scan(batch) {
+                Some(nr) => freed += nr,
+                None => break,
+            }
+            left -= batch;
+        }
+        drop(shrinker);
+        self.end();
+        freed
+    }
+}
+
+impl Effort {
+    /// How many of `nr` things a shrinker is asked for.
+    fn share_of(self, nr: u64) -> u64 {
+        match self {
+            Self::Fault => 0,
+            Self::Direct => nr.div_ceil(8),
+            Self::Worker => nr.div_ceil(2),
+            Self::LastResort => nr,
+        }
+    }
+}
+
+impl Memcg {
+    /// From now on `shrinker` is asked when this memory cgroup, or one that it is in, is short of
+    /// memory and finds no page to take. Not callable from a shrinker.
+    pub fn register_shrinker(
+        self: &Arc<Self>,
+        name: &str,
+        shrinker: Arc<dyn Shrinker>,
+    ) -> ShrinkerHandle {
+        let entry = Entry {
+            shrinker: Some(shrinker),
+            ..Entry::default()
+        };
+        let registered = Arc::new(Registered {
+            name: Arc::from(name),
+            entry: Mutex::new("mm.shrinker", entry),
+            idle: Condvar::new("mm.shrinker.idle"),
+        });
+        self.domain.shrinkers.0.lock().push(Arc::clone(&registered));
+        let memcg = Arc::clone(self);
+        ShrinkerHandle { memcg, registered }
+    }
+
+    /// Asks the shrinkers of this memory cgroup and of all below it. Returns how much they gave
+    /// back; not in a fault.
+    pub(crate) fn shrink(&self, effort: Effort) -> u64 {
+        let mut freed = 0;
+        self.for_each_level(&mut |level| {
+            for index in 0.. {
+                let registered = level.domain.shrinkers.0.lock().get(index).cloned();
+                let Some(registered) = registered else { break };
+                freed += registered.shrink(effort);
+            }
+        });
+        freed
+    }
+}
+
+impl Drop for ShrinkerHandle {
+    fn drop(&mut self) {
+        let is_other = |known: &Arc<Registered>| !Arc::ptr_eq(known, &self.registered);
+        self.memcg.domain.shrinkers.0.lock().retain(is_other);
+        let mut entry = self.registered.entry.lock();
+        entry.is_gone = true;
+        while entry.nr_running > 0 {
+            entry = self.registered.idle.wait(entry);
+        }
+        // Out of the lock: what is destroyed is not ours.
+        let shrinker = entry.shrinker.take();
+        drop(entry);
+        drop(shrinker);
+    }
+}

@@ -1,0 +1,116 @@
+//! The working set: whether a page that comes back was taken too early.
+//!
+//! Each memory cgroup counts the pages that it evicts; the count is its age. A page that is evicted
+//! keeps the age as its *shadow*, in its state word. When it comes back, as many pages were evicted
+//! as the age has grown by: its *refault distance*. Had there been that many frames more, it would
+//! have stayed. If the memory cgroup has so many at all, then frames are taken by pages that are
+//! used less, and the page is *active* from now on: the front hand passes over it.
+//!
+//! At most half of the pages are active: when there are more, the hand makes those that it meets
+//! inactive again. So pages that are all used alike push each other out as they would without.
+//!
+//! Linux counterpart: `mm/workingset.c`, `inactive_is_low` in `mm/vmscan.c`.
+
+use super::domain::Domain;
+use crate::memcg::Memcg;
+use crate::memcg::stat::count;
+use crate::mm_struct::Vma;
+use crate::page::{SHADOW_BITS, Word};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A shadow has few bits: the age is kept in steps of this share of the frames, and what is older
+/// than 16 times as many evictions as there are frames looks young again.
+const STEPS: u64 = 64;
+
+/// The age of a memory cgroup.
+#[derive(Debug)]
+pub(super) struct Age {
+    nr_evicted: AtomicU64,
+    /// The frames of a step, as a power of two.
+    step_order: u32,
+}
+
+impl Age {
+    pub(super) fn new(frames_max: u64) -> Self {
+        Self {
+            nr_evicted: AtomicU64::new(0),
+            step_order: (frames_max / STEPS).max(1).ilog2(),
+        }
+    }
+
+    fn shadow(&self) -> u16 {
+        let steps = self.nr_evicted.load(Ordering::Relaxed) >> self.step_order;
+        (steps & SHADOW_MASK) as u16
+    }
+
+    /// How many pages were evicted since the shadow was taken, about.
+    fn distance(&self, shadow: u16) -> u64 {
+        let steps = u64::from(self.shadow()).wrapping_sub(u64::from(shadow)) & SHADOW_MASK;
+        steps << self.step_order
+    }
+}
+
+const SHADOW_MASK: u64 = (1 << SHADOW_BITS) - 1;
+
+impl Domain {
+    /// `nr` pages are being evicted: their shadow.
+    pub(super) fn evict(&self, nr: u64) -> u16 {
+        self.age.nr_evicted.fetch_add(nr, Ordering::Relaxed);
+        self.age.shadow()
+    }
+}
+
+impl Vma {
+    /// A page comes back from the store: as what. `filled` is its word as it is to be.
+    pub(crate) fn refault_as(&self, was: Word, filled: Word) -> Word {
+        let filled = filled.without_shadow();
+        let Some(shadow) = was.shadow() else {
+            return filled;
+        };
+        let memcg = self.memcg();
+        count(&self.stat().workingset_refault);
+        if memcg.domain.age.distance(shadow) > memcg.frames().usage() {
+            return filled;
+        }
+        count(&self.stat().workingset_activate);
+        filled.active()
+    }
+}
+
+impl Memcg {
+    /// Whether there are fewer inactive pages than active ones.
+    pub(super) fn is_inactive_low(&self) -> bool {
+        2 * self.domain.nr_active() > self.frames().usage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distance after `nr` evictions with `frames`, and by how much it may be off.
+    #[track_caller]
+    fn check(frames: u64, before: u64, nr: u64) {
+        let age = Age::new(frames);
+        age.nr_evicted.store(before, Ordering::Relaxed);
+        let shadow = age.shadow();
+        age.nr_evicted.fetch_add(nr, Ordering::Relaxed);
+        let off = age.distance(shadow).abs_diff(nr);
+        assert!(
+            off <= frames / STEPS,
+            "{nr} evictions with {frames} frames: off by {off}"
+        );
+    }
+
+    #[test]
+    fn a_distance_is_known_to_a_step() {
+        for frames in [4, 63, 64, 1000, 1 << 20] {
+            for before in [0, 1, 12345, u64::from(u32::MAX)] {
+                for times in [0, 1, 2, 3, 7] {
+                    check(frames, before, frames * times);
+                    check(frames, before, frames * times + frames / 3);
+                }
+            }
+        }
+    }
+}
