@@ -206,14 +206,19 @@ fn report(inner: &Inner, findings: Findings) -> Option<&'static str> {
 
 /// Does something with the validator of the thread, and reports what it finds.
 pub(crate) fn work(act: impl FnOnce(&Inner, &Task, &mut Findings)) {
+    if let Some(headline) = work_quietly(act) {
+        panic!("lockdep: {headline}");
+    }
+}
+
+/// The same where nothing may panic; for what it would have, if it would.
+fn work_quietly(act: impl FnOnce(&Inner, &Task, &mut Findings)) -> Option<&'static str> {
     if !hooks::load().has_validator() {
-        return;
+        return None;
     }
     task::with(|task| {
-        let Some(work) = task.begin_work() else {
-            return;
-        };
-        let panics_for = with_current(|inner| {
+        let _work = task.begin_work()?;
+        with_current(|inner| {
             inner.report_pending(task, None);
             let mut findings = Findings::default();
             if task.epoch() != hooks::epoch_now() {
@@ -221,12 +226,8 @@ pub(crate) fn work(act: impl FnOnce(&Inner, &Task, &mut Findings)) {
             }
             act(inner, task, &mut findings);
             report(inner, findings)
-        });
-        drop(work);
-        if let Some(headline) = panics_for {
-            panic!("lockdep: {headline}");
-        }
-    });
+        })
+    })
 }
 
 impl Inner {
@@ -596,14 +597,16 @@ pub fn check_freed(start: usize, len: usize) {
 #[track_caller]
 pub fn check_none_held() {
     let site = Site::caller();
-    work(|inner, task, findings| {
-        let Some(held) = task.iter().last() else {
-            return;
-        };
-        let act = Held { site, ..held };
-        let finding = inner.finding(task, Kind::HeldAtExit, &act);
-        findings.add(finding.against(Some(step_of(&held))));
-    });
+    work(|inner, task, findings| find_held_at_exit(inner, task, site, findings));
+}
+
+fn find_held_at_exit(inner: &Inner, task: &Task, site: Site, findings: &mut Findings) {
+    let Some(held) = task.iter().last() else {
+        return;
+    };
+    let act = Held { site, ..held };
+    let finding = inner.finding(task, Kind::HeldAtExit, &act);
+    findings.add(finding.against(Some(step_of(&held))));
 }
 
 /// Interrupt-like levels were switched on or off while locks are held; see [`crate::context`].
@@ -679,6 +682,8 @@ pub(crate) fn thread_exits() {
     if !hooks::load().has_validator() {
         return;
     }
-    check_none_held();
+    // A destructor of a thread must not panic: that would end the process.
+    let site = Site::caller();
+    work_quietly(|inner, task, findings| find_held_at_exit(inner, task, site, findings));
     validator::end_thread();
 }

@@ -12,6 +12,7 @@ mod foreign;
 mod hook;
 mod locks;
 mod marker;
+mod policy;
 mod programs;
 mod programs_random;
 mod readme;
