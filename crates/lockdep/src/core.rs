@@ -7,8 +7,8 @@ use crate::task::{Held, Site};
 use crate::usage::{Usage, UsageBit};
 use crate::word::{ClassId, Word};
 
-const NR_USES_MAX: usize = 8 * 1024;
-const NR_THREADS_MAX: usize = 16 * 1024;
+const NR_USES_MAX: usize = crate::room(8 * 1024);
+const NR_THREADS_MAX: usize = crate::room(16 * 1024);
 const NAME_BYTES: usize = 16;
 
 /// A use of a class that set one of its usage bits.

@@ -202,7 +202,7 @@ pub(crate) enum Recorded {
 }
 
 /// Edges that there is room for.
-pub(crate) const NR_EDGES_MAX: usize = 64 * 1024;
+pub(crate) const NR_EDGES_MAX: usize = crate::room(64 * 1024);
 const NR_NODES: usize = ClassId::NR_MAX as usize;
 const NR_BUCKETS: usize = NR_EDGES_MAX * 2;
 

@@ -75,6 +75,11 @@ mod word;
 
 use std::sync::Arc;
 
+/// The size of a table: small under Miri, which takes long for what a machine does in no time.
+const fn room(nr: usize) -> usize {
+    if cfg!(miri) { nr / 64 } else { nr }
+}
+
 pub use class::{Class, DynamicClass};
 pub use graph::Provenance;
 pub use lock_order::LockOrder;

@@ -192,7 +192,7 @@ struct Registry {
 const NR_KEYS: usize = ClassId::NR_KEYS_MAX as usize;
 const NR_BUCKETS: usize = NR_KEYS * 2;
 /// A number rests after its key was zapped until this many others rest too.
-const NR_RESTING_MIN: usize = 1024;
+const NR_RESTING_MIN: usize = crate::room(1024);
 
 fn bucket(hashed: &(impl Hash + ?Sized)) -> usize {
     let mut hasher = DefaultHasher::new();

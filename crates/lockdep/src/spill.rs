@@ -11,7 +11,7 @@ struct Spilled {
 }
 
 /// How many locks may be spilled at one time, by all threads together.
-const NR_SPILLED_MAX: usize = 16 * 1024;
+const NR_SPILLED_MAX: usize = crate::room(16 * 1024);
 
 /// In the order of spilling, which within a task is the order of depth.
 static SPILLED: RawLock<Vec<Spilled>> = RawLock::new(Vec::new());

@@ -106,7 +106,7 @@ impl Held {
 pub(crate) const NR_INLINE: u32 = 64;
 /// One more than there are inline locks, rounded up to what a mask makes of a number.
 const NR_CHAINS: u32 = NR_INLINE * 2;
-const NR_KNOWN: usize = 256;
+const NR_KNOWN: usize = if cfg!(miri) { 32 } else { 256 };
 /// How many acquisitions a signaller is remembered by.
 pub(crate) const NR_RECENT: u32 = 32;
 /// How many of them have one [tag](Task::tag): less than would push the first of them out.

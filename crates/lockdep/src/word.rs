@@ -11,7 +11,7 @@ pub struct ClassId(u32);
 impl ClassId {
     /// How many subclasses a key has: subclass 0 to 7.
     pub const NR_SUBCLASSES: u32 = 8;
-    pub(crate) const NR_KEYS_MAX: u32 = 1 << 15;
+    pub(crate) const NR_KEYS_MAX: u32 = crate::room(1 << 15) as u32;
     /// Class numbers are below this.
     pub const NR_MAX: u32 = Self::NR_KEYS_MAX * Self::NR_SUBCLASSES;
 
