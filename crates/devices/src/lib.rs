@@ -10,6 +10,12 @@
 //!
 //! * [`template`]: the simplest that is right; copy it to write one of your own.
 //! * [`odp`]: a network card whose translations change only by commands to its engine.
+//! * [`kvm`], [`gru`]: a hypervisor and an accelerator, which drop translations at once.
+//! * [`amdgpu`], [`amdgpu_2018`], [`radeon`], [`i915`], [`i915_2018`]: graphics cards, whose jobs
+//!   cannot fault; [`kfd`]: compute queues, which are stopped.
+//! * [`hfi1`]: a network card that keeps pages pinned.
+//! * [`gntdev`]: foreign pages that are mapped here.
+//! * [`hmm`]: a hub with devices behind it.
 //!
 //! [`models()`] is the table of all of them, for checkers that try one after the other, and
 //! [`zoo()`] the list of faults that can be switched on in them.
@@ -17,11 +23,24 @@
 //! No driver starts a thread: somebody else calls [`DmaDevice::serve`] in one.
 #![forbid(unsafe_code)]
 
+pub mod template;
+
+pub mod amdgpu;
+pub mod amdgpu_2018;
+pub mod gntdev;
+pub mod gru;
+pub mod hfi1;
+pub mod hmm;
+pub mod i915;
+pub mod i915_2018;
+pub mod kfd;
+pub mod kvm;
+pub mod odp;
+pub mod radeon;
+
 pub mod engine;
 pub mod lock_order;
 pub mod model;
-pub mod odp;
-pub mod template;
 pub mod zoo;
 
 pub use model::{Attached, ModelInfo, model, models};

@@ -18,6 +18,17 @@
 //! How long a start took is not among a device's figures: devices know no clock. Whoever opens
 //! the bracket counts.
 
+use crate::amdgpu::Amdgpu;
+use crate::amdgpu_2018::Amdgpu2018;
+use crate::gntdev::Gntdev;
+use crate::gru::Gru;
+use crate::hfi1::Hfi1;
+use crate::hmm::Hmm;
+use crate::i915::I915;
+use crate::i915_2018::I915y2018;
+use crate::kfd::Kfd;
+use crate::kvm::Kvm;
+use crate::radeon::Radeon;
 use crate::zoo::{Bug, Bugs};
 use crate::{DeviceMemory, DmaDevice, Odp, Template};
 use core::fmt;
@@ -136,7 +147,7 @@ pub struct ModelInfo {
 }
 
 /// Makes a device and subscribes it.
-pub(crate) type Make = fn(&Arc<dyn DeviceMemory>, &str, Bugs) -> Attached;
+type Make = fn(&Arc<dyn DeviceMemory>, &str, Bugs) -> Attached;
 
 impl ModelInfo {
     /// The name and the variant.
@@ -180,10 +191,18 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub(crate) fn new<D: DmaDevice + 'static>((device, listed): (Arc<D>, Subscription)) -> Self {
+    fn listed<D: DmaDevice + 'static>((device, listed): (Arc<D>, Subscription)) -> Self {
         Self {
             device,
             subscription: Some(listed),
+        }
+    }
+
+    /// A device that subscribes what is registered, and ends that when it is stopped.
+    fn by_registration<D: DmaDevice + 'static>(device: Arc<D>) -> Self {
+        Self {
+            device,
+            subscription: None,
         }
     }
 
@@ -229,7 +248,7 @@ static MODELS: &[ModelInfo] = &[
         shipped: &[],
         make: |memory, name, _| {
             let bus = Arc::clone(memory) as _;
-            Attached::new(Template::attach(memory.notifiers(), bus, name))
+            Attached::listed(Template::attach(memory.notifiers(), bus, name))
         },
     },
     ModelInfo {
@@ -244,8 +263,207 @@ static MODELS: &[ModelInfo] = &[
         shipped: &[Bug::RangeBlind],
         make: |memory, name, bugs| {
             let bus = Arc::clone(memory) as _;
-            Attached::new(Odp::attach_with(memory.notifiers(), bus, name, bugs))
+            Attached::listed(Odp::attach_with(memory.notifiers(), bus, name, bugs))
         },
+    },
+    ModelInfo {
+        name: "kvm",
+        variant: Variant::Y2018,
+        pattern: Pattern::FastZap,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[
+            Bug::CopyOutsideTable,
+            Bug::SequenceReadLate,
+            Bug::MmWideWait,
+            Bug::SleepsInNonBlock,
+            Bug::DirtyNotReported,
+        ],
+        shipped: &[
+            Bug::CopyOutsideTable,
+            Bug::MmWideWait,
+            Bug::SleepsInNonBlock,
+        ],
+        make: |memory, name, bugs| Attached::listed(Kvm::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "kvm",
+        variant: Variant::Now,
+        pattern: Pattern::FastZap,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[Bug::SequenceReadLate, Bug::DirtyNotReported],
+        shipped: &[],
+        make: |memory, name, bugs| Attached::listed(Kvm::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "gru",
+        variant: Variant::Now,
+        pattern: Pattern::FastZap,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[Bug::NoHardwareCancel, Bug::AsidReused, Bug::ClippedFlush],
+        shipped: &[],
+        make: |memory, name, bugs| Attached::listed(Gru::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "hmm",
+        variant: Variant::Y2018,
+        pattern: Pattern::Adapter,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[Bug::WorkInEnd, Bug::AnswersMerged],
+        shipped: &[Bug::WorkInEnd],
+        make: |memory, name, bugs| Attached::listed(Hmm::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "amdgpu",
+        variant: Variant::Y2018,
+        pattern: Pattern::HeldAcross,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[
+            Bug::BlockingLock,
+            Bug::AllocUnderLock,
+            Bug::FairLockHeldAcross,
+            Bug::PublishedTooEarly,
+        ],
+        shipped: &[Bug::BlockingLock, Bug::AllocUnderLock],
+        make: |memory, name, bugs| Attached::listed(Amdgpu2018::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "amdgpu",
+        variant: Variant::Now,
+        pattern: Pattern::FenceWait,
+        granularity: Granularity::Registration,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[Bug::RangeBlind],
+        shipped: &[Bug::RangeBlind],
+        make: |memory, name, bugs| Attached::by_registration(Amdgpu::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "radeon",
+        variant: Variant::Y2018,
+        pattern: Pattern::FenceWait,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[Bug::AllocUnderLock, Bug::NoRetry, Bug::TimeoutIgnored],
+        shipped: &[Bug::AllocUnderLock, Bug::NoRetry, Bug::TimeoutIgnored],
+        make: |memory, name, bugs| Attached::listed(Radeon::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "i915",
+        variant: Variant::Y2018,
+        pattern: Pattern::FenceWait,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[
+            Bug::FlushSkipped,
+            Bug::DetachedIsHidden,
+            Bug::WaitsForItself,
+        ],
+        shipped: &[Bug::DetachedIsHidden],
+        make: |memory, name, bugs| Attached::listed(I915y2018::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "i915",
+        variant: Variant::Now,
+        pattern: Pattern::UnlinkNow,
+        granularity: Granularity::Registration,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[],
+        shipped: &[],
+        make: |memory, name, bugs| Attached::by_registration(I915::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "kfd",
+        variant: Variant::Y2018,
+        pattern: Pattern::StopQueues,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[
+            Bug::FirstStops,
+            Bug::LastReferenceInWorker,
+            Bug::RestoresBlindly,
+        ],
+        shipped: &[Bug::FirstStops],
+        make: |memory, name, bugs| Attached::listed(Kfd::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "kfd",
+        variant: Variant::Now,
+        pattern: Pattern::StopQueues,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[Bug::FirstStops, Bug::ModeBlind, Bug::RestoresBlindly],
+        shipped: &[Bug::FirstStops, Bug::ModeBlind],
+        make: |memory, name, bugs| Attached::listed(Kfd::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "hfi1",
+        variant: Variant::Y2018,
+        pattern: Pattern::UnlinkNow,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[
+            Bug::BusyStaysInTree,
+            Bug::HardwareEntryKept,
+            Bug::InsertUnchecked,
+        ],
+        shipped: &[
+            Bug::BusyStaysInTree,
+            Bug::HardwareEntryKept,
+            Bug::InsertUnchecked,
+        ],
+        make: |memory, name, bugs| Attached::listed(Hfi1::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "hfi1",
+        variant: Variant::Now,
+        pattern: Pattern::UnlinkNow,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[Bug::InsertUnchecked],
+        shipped: &[Bug::InsertUnchecked],
+        make: |memory, name, bugs| Attached::listed(Hfi1::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "gntdev",
+        variant: Variant::Y2018,
+        pattern: Pattern::ReverseMap,
+        granularity: Granularity::Mapping,
+        answers: Answers::IfBusy,
+        ability: Ability::DropRange,
+        must_register: true,
+        switches: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
+        shipped: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
+        make: |memory, name, bugs| Attached::listed(Gntdev::attach(memory, name, bugs)),
     },
 ];
 

@@ -10,10 +10,66 @@ use pinless_mm::mmu_notifier::Inject;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Bug {
-    /// See its [`BugInfo::line`], like all.
+    /// The lock that is held from start to end is taken without regard to the mode.
+    BlockingLock = 4,
+    /// Memory is allocated under a lock that the notifier takes.
+    AllocUnderLock = 5,
+    /// A start queues the cancellation and does not wait for it.
+    FlushSkipped = 7,
+    /// The devices behind a hub are told in `end`, not in `start`.
+    WorkInEnd = 8,
+    /// Nobody asks whether a page has changed between its lookup and its use.
+    NoRetry = 9,
+    /// Only the first of several starts waits until the queues have stopped.
+    FirstStops = 10,
+    /// A second start finds nothing, as the first has taken it out of the tree.
+    DetachedIsHidden = 11,
+    /// Pinned pages that are in use are found again after their start.
+    BusyStaysInTree = 12,
+    /// The program is told that its buffer is gone, the hardware is not.
+    HardwareEntryKept = 13,
+    /// Pages are pinned and put into the cache with no look at brackets in between.
+    InsertUnchecked = 14,
+    /// An address that is cached outside of the table is not checked like the others.
+    CopyOutsideTable = 15,
+    /// The sequence is read after the lookup, not before.
+    SequenceReadLate = 16,
+    /// A fault waits until no bracket is open at all, related or not.
+    MmWideWait = 17,
+    /// The check before the card takes a translation over is left out.
     NoSecondCheck = 19,
-    /// A refusal of any range, in use or not.
+    /// A start waits for another subsystem with the lock held that all need.
+    WaitsUnderLock = 21,
+    /// Of a mapping that was split only the first half is known.
+    SplitUntracked = 22,
+    /// A start that may not block refuses, whether anything of the range is in use or not.
     RangeBlind = 30,
+    /// A start waits for the hardware whether it may block or not.
+    ModeBlind = 31,
+    /// The lock that is held from start to end lets a writer go before later readers.
+    FairLockHeldAcross = 32,
+    /// A start waits for the lookup of pages that it may have been called from.
+    WaitsForItself = 33,
+    /// A worker ends a subscription under a lock that the callback takes.
+    LastReferenceInWorker = 34,
+    /// The hardware does not cancel the lookups that an invalidation overtakes.
+    NoHardwareCancel = 35,
+    /// A number of an address space is given out again with its old entries.
+    AsidReused = 36,
+    /// One instruction is issued, for a range that needs several.
+    ClippedFlush = 37,
+    /// Memory is allocated between the publication of a fence and its signal.
+    PublishedTooEarly = 38,
+    /// A start gives up waiting for a job and goes on as if it were over.
+    TimeoutIgnored = 39,
+    /// A start lets others run in the middle, whether it may block or not.
+    SleepsInNonBlock = 41,
+    /// A hub answers what the last of its devices said.
+    AnswersMerged = 42,
+    /// The worker lets the queues go on though pages were taken away again.
+    RestoresBlindly = 43,
+    /// A device writes through a translation that was asked for reading.
+    DirtyNotReported = 44,
 }
 
 impl Bug {
@@ -132,6 +188,97 @@ const fn row(
 
 static ZOO: &[BugInfo] = &[
     row(
+        Bug::BlockingLock,
+        Origin::Real,
+        Home::Model,
+        &["P3"],
+        "the lock that is held from start to end is taken without regard to the mode",
+    ),
+    row(
+        Bug::AllocUnderLock,
+        Origin::Real,
+        Home::Model,
+        &["L2"],
+        "memory is allocated under a lock that the notifier takes",
+    ),
+    row(
+        Bug::FlushSkipped,
+        Origin::Near,
+        Home::Model,
+        &["R2", "R4"],
+        "a start queues the cancellation and does not wait for it",
+    ),
+    row(
+        Bug::WorkInEnd,
+        Origin::Real,
+        Home::Model,
+        &["R4", "P3"],
+        "the devices behind a hub are told in `end`, not in `start`",
+    ),
+    row(
+        Bug::NoRetry,
+        Origin::Real,
+        Home::Model,
+        &["R1"],
+        "nobody asks whether a page has changed between its lookup and its use",
+    ),
+    row(
+        Bug::FirstStops,
+        Origin::Real,
+        Home::Model,
+        &["R3"],
+        "only the first of several starts waits until the queues have stopped",
+    ),
+    row(
+        Bug::DetachedIsHidden,
+        Origin::Real,
+        Home::Model,
+        &["R3"],
+        "a second start finds nothing, as the first has taken it out of the tree",
+    ),
+    row(
+        Bug::BusyStaysInTree,
+        Origin::Real,
+        Home::Model,
+        &["R6"],
+        "pinned pages that are in use are found again after their start",
+    ),
+    row(
+        Bug::HardwareEntryKept,
+        Origin::Real,
+        Home::Model,
+        &["R6"],
+        "the program is told that its buffer is gone, the hardware is not",
+    ),
+    row(
+        Bug::InsertUnchecked,
+        Origin::Real,
+        Home::Model,
+        &["R1"],
+        "pages are pinned and put into the cache with no look at brackets in between",
+    ),
+    row(
+        Bug::CopyOutsideTable,
+        Origin::Real,
+        Home::Model,
+        &["R5"],
+        "an address that is cached outside of the table is not checked like the others",
+    ),
+    row(
+        Bug::SequenceReadLate,
+        Origin::Synthetic,
+        Home::Model,
+        &["R1"],
+        "the sequence is read after the lookup, not before",
+    ),
+    row(
+        Bug::MmWideWait,
+        Origin::Real,
+        Home::Model,
+        &["P8"],
+        "a fault waits until no bracket is open at all, related or not",
+    ),
+    row(
         Bug::NoSecondCheck,
         Origin::Synthetic,
         Home::Model,
@@ -139,11 +286,116 @@ static ZOO: &[BugInfo] = &[
         "the check before the card takes a translation over is left out",
     ),
     row(
+        Bug::WaitsUnderLock,
+        Origin::Real,
+        Home::Model,
+        &["P9"],
+        "a start waits for another subsystem with the lock held that all need",
+    ),
+    row(
+        Bug::SplitUntracked,
+        Origin::Real,
+        Home::Model,
+        &["R2", "R8"],
+        "of a mapping that was split only the first half is known",
+    ),
+    row(
         Bug::RangeBlind,
         Origin::Real,
         Home::Model,
         &["P1"],
         "a start that may not block refuses, whether anything of the range is in use or not",
+    ),
+    row(
+        Bug::ModeBlind,
+        Origin::Real,
+        Home::Model,
+        &["P3"],
+        "a start waits for the hardware whether it may block or not",
+    ),
+    row(
+        Bug::FairLockHeldAcross,
+        Origin::Real,
+        Home::Model,
+        &["L5"],
+        "the lock that is held from start to end lets a writer go before later readers",
+    ),
+    row(
+        Bug::WaitsForItself,
+        Origin::Real,
+        Home::Model,
+        &["P5"],
+        "a start waits for the lookup of pages that it may have been called from",
+    ),
+    row(
+        Bug::LastReferenceInWorker,
+        Origin::Real,
+        Home::Model,
+        &["L4"],
+        "a worker ends a subscription under a lock that the callback takes",
+    ),
+    row(
+        Bug::NoHardwareCancel,
+        Origin::Synthetic,
+        Home::Model,
+        &["R1"],
+        "the hardware does not cancel the lookups that an invalidation overtakes",
+    ),
+    row(
+        Bug::AsidReused,
+        Origin::Synthetic,
+        Home::Model,
+        &["R4"],
+        "a number of an address space is given out again with its old entries",
+    ),
+    row(
+        Bug::ClippedFlush,
+        Origin::Synthetic,
+        Home::Model,
+        &["R2"],
+        "one instruction is issued, for a range that needs several",
+    ),
+    row(
+        Bug::PublishedTooEarly,
+        Origin::Synthetic,
+        Home::Model,
+        &["L3"],
+        "memory is allocated between the publication of a fence and its signal",
+    ),
+    row(
+        Bug::TimeoutIgnored,
+        Origin::Real,
+        Home::Model,
+        &["R2"],
+        "a start gives up waiting for a job and goes on as if it were over",
+    ),
+    row(
+        Bug::SleepsInNonBlock,
+        Origin::Real,
+        Home::Model,
+        &["P3"],
+        "a start lets others run in the middle, whether it may block or not",
+    ),
+    row(
+        Bug::AnswersMerged,
+        Origin::Synthetic,
+        Home::Model,
+        &["R2"],
+        "a hub answers what the last of its devices said",
+    ),
+    row(
+        Bug::RestoresBlindly,
+        Origin::Synthetic,
+        Home::Model,
+        &["R1"],
+        "the worker lets the queues go on though pages were taken away again",
+    ),
+    row(
+        Bug::DirtyNotReported,
+        Origin::Synthetic,
+        Home::Model,
+        &["R7"],
+        "a device writes through a translation that was asked for reading",
     ),
 ];
 

@@ -50,3 +50,19 @@ pub fn fetch(bus: &dyn Bus, page: PageIndex, access: Access) -> Result<BusAddr, 
     bus.fault_range(PageRun::single(page), access, &mut into)?;
     Ok(into[0])
 }
+
+/// Asks for a translation of each page of `run`. Call it with no lock held: it may wait.
+///
+/// # Errors
+///
+/// [`FaultError`] as the bus tells it.
+pub fn fetch_run(bus: &dyn Bus, run: PageRun, access: Access) -> Result<Vec<BusAddr>, FaultError> {
+    let page = |page| BusAddr {
+        page,
+        generation: 0,
+        access,
+    };
+    let mut into: Vec<BusAddr> = run.pages().map(page).collect();
+    bus.fault_range(run, access, &mut into)?;
+    Ok(into)
+}

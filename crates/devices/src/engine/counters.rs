@@ -21,6 +21,10 @@ pub struct Counters {
     pub refusals: Counter,
     /// Stale accesses.
     pub stale: Counter,
+    /// Transfers that found their page in a cache.
+    pub cache_hits: Counter,
+    /// Resets of hardware that took too long.
+    pub timeouts: Counter,
 }
 
 /// One figure.
@@ -66,6 +70,8 @@ impl Counters {
             invalidations: self.invalidations.get(),
             refusals: self.refusals.get(),
             stale: self.stale.get(),
+            cache_hits: self.cache_hits.get(),
+            timeouts: self.timeouts.get(),
             ..DeviceStats::default()
         }
     }

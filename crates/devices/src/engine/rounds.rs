@@ -56,6 +56,12 @@ impl Rounds {
         self.sequence
     }
 
+    /// Whether no round was open since `sequence` was read, over any page at all. Who asks this
+    /// waits for changes that do not concern him.
+    pub fn is_idle_since(&self, sequence: u64) -> bool {
+        self.nr_open == 0 && self.sequence == sequence
+    }
+
     /// Whether a translation of `run` may be installed that was asked for at `sequence`.
     pub fn is_fresh(&self, run: PageRun, sequence: u64) -> bool {
         !self.hull.is_some_and(|hull| hull.overlaps(run)) && self.sequence == sequence

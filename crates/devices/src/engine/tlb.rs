@@ -1,7 +1,7 @@
 //! A table of translations. The driver chooses the lock around it.
 
 use super::page_set::PageSet;
-use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
+use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use pinless_mm::bus::{Bus, BusAddr};
 use pinless_mm::mmu_notifier::{Range, Ranges};
 use pinless_mm::primary_mmu::Access;
@@ -65,7 +65,13 @@ impl Tlb {
 /// The ranges to subscribe to for the mapping behind `bus`.
 pub fn ranges_of(bus: &dyn Bus) -> Ranges {
     let end = bus.base().0 + u64::from(bus.nr_pages()) * PAGE_SIZE as u64;
-    Ranges::Only(vec![bus.base()..pinless_mm::addr::Vaddr(end)])
+    Ranges::Only(vec![bus.base()..Vaddr(end)])
+}
+
+/// The interval to subscribe to for some pages of the mapping behind `bus`.
+pub fn interval_of(bus: &dyn Bus, run: PageRun) -> (Vaddr, Vaddr) {
+    let at = |page: PageIndex| Vaddr(bus.base().0 + u64::from(page) * PAGE_SIZE as u64);
+    (at(run.first), at(run.end()))
 }
 
 /// The pages of the mapping behind `bus` that `range` touches, if any.

@@ -2,3 +2,5 @@
 
 mod drivers;
 mod machine;
+mod models;
+mod world;

@@ -1,0 +1,277 @@
+//! The engine of pattern A: a ring of jobs that uses bus addresses as they were submitted, and
+//! says by fences when it has done with them.
+//!
+//! The hardware cannot fault: a job that was submitted runs to its end in the frames it was given.
+//! When the ring hangs, its driver waits for [`JOB_TIMEOUT`], resets it and signals what was queued
+//! as lost.
+
+use super::dma_fence::{DmaFence, JOB_TIMEOUT, Timeline, WorkLost};
+use super::doorbell::{Doorbell, Next};
+use super::{Counters, Operation};
+use crate::DmaError;
+use lockdep::sync::{Mutex, ShortLock};
+use lockdep::wait;
+use pinless_mm::bus::{Bus, BusAddr, StaleDma};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// How many jobs are queued at once.
+pub const JOBS_MAX: usize = 32;
+
+/// One transfer, made before it is submitted: everything that it needs is allocated.
+#[derive(Clone)]
+pub struct Job {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    at: BusAddr,
+    offset: usize,
+    transfer: ShortLock<Transfer>,
+    fence: DmaFence,
+}
+
+/// The bytes of a job, which outlive whoever submitted it.
+struct Transfer {
+    is_write: bool,
+    bytes: Vec<u8>,
+    outcome: Result<(), StaleDma>,
+}
+
+/// The ring, and the hardware behind it.
+pub struct FenceEngine {
+    timeline: Timeline,
+    ring: ShortLock<Ring>,
+    /// Held while the queue is emptied by a reset, so that fences signal in order.
+    losing: Mutex<()>,
+    doorbell: Doorbell,
+}
+
+struct Ring {
+    jobs: VecDeque<Job>,
+    running: Option<Job>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    Hung,
+    Stopped,
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotSubmitted {
+    /// The ring is full: try again.
+    Full,
+    /// The engine is stopped.
+    Stopped,
+}
+
+impl Job {
+    /// What `operation` wants, at a bus address.
+    pub fn new(at: BusAddr, offset: usize, operation: &Operation<'_>) -> Self {
+        let (is_write, bytes) = match operation {
+            Operation::Read(into) => (false, vec![0; into.len()]),
+            Operation::Write(from) => (true, from.to_vec()),
+        };
+        let transfer = Transfer {
+            is_write,
+            bytes,
+            outcome: Ok(()),
+        };
+        let inner = Inner {
+            at,
+            offset,
+            transfer: ShortLock::new("devices.job", transfer),
+            fence: DmaFence::new(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Signals when it is over.
+    pub fn fence(&self) -> &DmaFence {
+        &self.inner.fence
+    }
+
+    /// Waits for the end of the job and hands over what it read.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError::Hung`] if the hardware was reset, [`DmaError::Stale`] if the address was.
+    pub fn finish(self, mut operation: Operation<'_>, counters: &Counters) -> Result<(), DmaError> {
+        self.fence().wait().map_err(|WorkLost| DmaError::Hung)?;
+        let transfer = self.inner.transfer.lock();
+        if let Err(stale) = transfer.outcome {
+            counters.stale.add();
+            return Err(DmaError::Stale(stale));
+        }
+        if let Operation::Read(into) = &mut operation {
+            into.copy_from_slice(&transfer.bytes);
+        }
+        counters.done(&operation);
+        Ok(())
+    }
+
+    /// It will not be submitted, though its fence is known to others already.
+    pub fn abandon(&self) {
+        self.fence().abandon();
+    }
+
+    fn run(&self, bus: &dyn Bus) {
+        let Inner { at, offset, .. } = *self.inner;
+        let mut transfer = self.inner.transfer.lock();
+        let (is_write, mut bytes) = (transfer.is_write, core::mem::take(&mut transfer.bytes));
+        drop(transfer);
+        let outcome = if is_write {
+            bus.write(at, offset, &bytes)
+        } else {
+            bus.read(at, offset, &mut bytes)
+        };
+        let mut transfer = self.inner.transfer.lock();
+        (transfer.bytes, transfer.outcome) = (bytes, outcome);
+    }
+}
+
+impl FenceEngine {
+    /// An empty ring.
+    pub fn new() -> Self {
+        let ring = Ring {
+            jobs: VecDeque::with_capacity(JOBS_MAX),
+            running: None,
+            state: State::Running,
+        };
+        Self {
+            timeline: Timeline::new(),
+            ring: ShortLock::new("devices.ring", ring),
+            losing: Mutex::new("devices.ring.losing", ()),
+            doorbell: Doorbell::new(),
+        }
+    }
+
+    /// Queues a job and publishes its fence. Never sleeps; allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`NotSubmitted`]; the fence was not published.
+    pub fn submit(&self, job: &Job) -> Result<(), NotSubmitted> {
+        let mut ring = self.ring.lock();
+        if ring.state == State::Stopped {
+            return Err(NotSubmitted::Stopped);
+        }
+        if ring.jobs.len() == JOBS_MAX {
+            return Err(NotSubmitted::Full);
+        }
+        self.timeline.publish(job.fence());
+        ring.jobs.push_back(job.clone());
+        drop(ring);
+        self.doorbell.ring();
+        Ok(())
+    }
+
+    /// The hardware: runs jobs in order until it is stopped.
+    pub fn serve(&self, bus: &dyn Bus, counters: &Counters) {
+        let mut is_late = false;
+        self.doorbell.serve(|| {
+            let mut ring = self.ring.lock();
+            match ring.state {
+                State::Stopped => return Next::End,
+                State::Hung if ring.jobs.is_empty() => return Next::Sleep,
+                State::Hung if !is_late => {
+                    drop(ring);
+                    is_late = true;
+                    return Next::SleepFor(JOB_TIMEOUT);
+                }
+                State::Hung => {
+                    ring.state = State::Running;
+                    drop(ring);
+                    is_late = false;
+                    counters.timeouts.add();
+                    self.lose();
+                    return Next::Step;
+                }
+                State::Running => is_late = false,
+            }
+            let Some(job) = ring.jobs.pop_front() else {
+                return Next::Sleep;
+            };
+            ring.running = Some(job.clone());
+            drop(ring);
+            self.run(&job, bus);
+            Next::Step
+        });
+    }
+
+    fn run(&self, job: &Job, bus: &dyn Bus) {
+        let _owed = wait::begin_signalling();
+        job.run(bus);
+        self.ring.lock().running = None;
+        self.timeline.signal(job.fence(), Ok(()));
+    }
+
+    /// What is queued is lost.
+    fn lose(&self) {
+        let _in_order = self.losing.lock();
+        loop {
+            let job = self.ring.lock().jobs.pop_front();
+            let Some(job) = job else {
+                return;
+            };
+            self.timeline.signal(job.fence(), Err(WorkLost));
+        }
+    }
+
+    /// The hardware hangs, or goes on.
+    pub fn hang(&self, hang: bool) {
+        let mut ring = self.ring.lock();
+        ring.state = match (ring.state, hang) {
+            (State::Running, true) => State::Hung,
+            (State::Hung, false) => State::Running,
+            (state, _) => state,
+        };
+        drop(ring);
+        self.doorbell.ring();
+    }
+
+    /// Runs no job any more: waits for the one that runs, and the others are lost.
+    pub fn stop(&self) {
+        let mut ring = self.ring.lock();
+        ring.state = State::Stopped;
+        let running = ring.running.clone();
+        drop(ring);
+        self.doorbell.ring();
+        if let Some(job) = running {
+            let _over = job.fence().wait();
+        }
+        self.lose();
+    }
+
+    /// Whether it was stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.ring.lock().state == State::Stopped
+    }
+
+    /// Waits until no job is queued.
+    pub fn wait_idle(&self) {
+        loop {
+            let ring = self.ring.lock();
+            let last = ring.jobs.back().or(ring.running.as_ref()).cloned();
+            drop(ring);
+            match last {
+                Some(job) => {
+                    let _over = job.fence().wait();
+                }
+                None => return,
+            }
+        }
+    }
+}
+
+impl Default for FenceEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
