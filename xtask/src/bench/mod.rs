@@ -6,8 +6,8 @@
 mod lock;
 mod lockdep;
 mod notifier;
+mod paging;
 mod picture;
-mod random;
 mod report;
 
 use report::{BenchError, Outcome};
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Write the rows to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw the curves, if the benchmark has any, into this file; else beside that of `--json`.
+    /// Draw the picture, if the benchmark has one, into this file; else beside that of `--json`.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// How many interleaved rounds to run.
@@ -59,9 +59,9 @@ const BENCHES: &[Bench] = &[
         run: lockdep::run,
     },
     Bench {
-        name: "random",
-        about: "random access to four times the limit, beside the kernel's memcg with zram swap",
-        run: random::run,
+        name: "paging",
+        about: "access to four times the limit, beside the kernel's memcg with zram swap",
+        run: paging::run,
     },
 ];
 
@@ -75,7 +75,7 @@ pub(crate) struct Part {
 /// Plays a part.
 pub(crate) fn play(part: &Part) -> ExitCode {
     ::lockdep::set_enabled(false);
-    match random::play(&part.name) {
+    match paging::play(&part.name) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error}", part.name);
@@ -118,8 +118,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn tell(name: &str, args: &Args, outcome: &Outcome) -> ExitCode {
     print!("{}", report::markdown(outcome));
     let beside = || args.json.as_ref().map(|json| json.with_extension("svg"));
-    if let (Some(curves), Some(path)) = (&outcome.curves, args.svg.clone().or_else(beside))
-        && let Err(error) = std::fs::write(&path, curves.svg())
+    if let (Some(picture), Some(path)) = (&outcome.picture, args.svg.clone().or_else(beside))
+        && let Err(error) = std::fs::write(&path, picture.svg())
     {
         eprintln!("cannot write {}: {error}", path.display());
         return ExitCode::from(2);

@@ -1,6 +1,6 @@
 //! Brackets, intervals and their sequences, beside an empty call and the best interval maps.
 
-use super::picture::Curves;
+use super::picture::{Curves, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
 use coitrees::{COITree, Interval, IntervalTree as _};
 use iset::IntervalMap;
@@ -328,7 +328,7 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
              the peers take no change while they are searched, but iset"
                 .to_owned(),
         ],
-        curves: Some(curves(&measured)),
+        picture: Some(Picture::Curves(curves(&measured))),
     })
 }
 

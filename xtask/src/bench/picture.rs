@@ -1,6 +1,112 @@
-//! Curves as a picture: both axes logarithmic, one line for each contender.
+//! Pictures of results: curves, with both axes logarithmic and one line for each contender, and
+//! bars in groups.
 
 use std::fmt::Write;
+
+/// What a benchmark shows beside its rows.
+pub(crate) enum Picture {
+    Curves(Curves),
+    Bars(Bars),
+}
+
+impl Picture {
+    /// As SVG.
+    pub(crate) fn svg(&self) -> String {
+        match self {
+            Self::Curves(curves) => curves.svg(),
+            Self::Bars(bars) => bars.svg(),
+        }
+    }
+
+    /// As a table, for what no row tells.
+    pub(crate) fn table(&self, shown: impl Fn(f64) -> String) -> Option<Vec<Vec<String>>> {
+        match self {
+            Self::Curves(curves) => Some(curves.table(shown)),
+            Self::Bars(_) => None,
+        }
+    }
+}
+
+/// Values of several contenders in several situations, all from zero up.
+pub(crate) struct Bars {
+    pub(crate) title: String,
+    /// The unit of the values.
+    pub(crate) unit: &'static str,
+    /// The situations.
+    pub(crate) groups: Vec<String>,
+    /// Each with a value for each situation.
+    pub(crate) lines: Vec<(String, Vec<f64>)>,
+}
+
+impl Bars {
+    fn svg(&self) -> String {
+        let [left, right, above, below] = MARGINS;
+        let (across, up) = (WIDTH - left - right, HEIGHT - above - below);
+        let values = self.lines.iter().flat_map(|(_, values)| values);
+        let highest = values.fold(f64::MIN_POSITIVE, |highest, value| highest.max(*value));
+        let mut svg = opening(&self.title);
+        let group_width = across / self.groups.len().max(1) as f64;
+        let bar_width = group_width * 0.8 / self.lines.len().max(1) as f64;
+        for (at, group) in self.groups.iter().enumerate() {
+            let middle = left + (at as f64 + 0.5) * group_width;
+            let _ = writeln!(
+                svg,
+                "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                HEIGHT - below + 16.0,
+                escape(group)
+            );
+        }
+        for (nth, (name, values)) in self.lines.iter().enumerate() {
+            let colour = COLOURS[nth % COLOURS.len()];
+            for (at, value) in values.iter().enumerate() {
+                let height = value / highest * up;
+                let x = left + (at as f64 + 0.1) * group_width + nth as f64 * bar_width;
+                let y = HEIGHT - below - height;
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{bar_width:.1}\" \
+                     height=\"{height:.1}\" fill=\"{colour}\"/>\
+                     <text x=\"{:.1}\" y=\"{:.1}\" font-size=\"8\" \
+                     text-anchor=\"middle\">{value:.0}</text>",
+                    x + bar_width / 2.0,
+                    y - 3.0
+                );
+            }
+            legend(&mut svg, nth, &format!("{name}, {}", self.unit));
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
+
+/// The beginning of a picture, with its title.
+fn opening(title: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n\
+         <text x=\"{}\" y=\"22\" font-size=\"15\">{}</text>\n",
+        MARGINS[0],
+        escape(title)
+    )
+}
+
+/// Says beside the field whose colour the n-th is.
+fn legend(svg: &mut String, nth: usize, name: &str) {
+    let (x, y) = (
+        WIDTH - MARGINS[1] + 14.0,
+        MARGINS[2] + 10.0 + 20.0 * nth as f64,
+    );
+    let colour = COLOURS[nth % COLOURS.len()];
+    let _ = writeln!(
+        svg,
+        "<path d=\"M{x} {y}h18\" stroke=\"{colour}\" stroke-width=\"2\"/>\
+         <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+        x + 24.0,
+        y + 4.0,
+        escape(name)
+    );
+}
 
 /// Cost against count, of several contenders.
 pub(crate) struct Curves {
@@ -70,13 +176,7 @@ impl Curves {
             .flat_map(|(_, values)| values.iter().copied());
         let across = Axis::new(counts, left, WIDTH - right);
         let up = Axis::new(values, HEIGHT - below, above);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n\
-             <text x=\"{left}\" y=\"22\" font-size=\"15\">{}</text>\n",
-            escape(&self.title)
-        );
+        let mut svg = opening(&self.title);
         for &mark in &across.marks {
             let (x, to) = (across.at(mark), HEIGHT - below);
             let _ = writeln!(
@@ -118,20 +218,12 @@ impl Curves {
                 format!("{:.1},{:.1}", axes.0.at(count as f64), axes.1.at(value))
             })
             .collect();
-        let (x, y) = (
-            WIDTH - MARGINS[1] + 14.0,
-            MARGINS[2] + 10.0 + 20.0 * nth as f64,
-        );
         let _ = writeln!(
             svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
-             <path d=\"M{x} {y}h18\" stroke=\"{colour}\" stroke-width=\"2\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            points.join(" "),
-            x + 24.0,
-            y + 4.0,
-            escape(&line.0)
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            points.join(" ")
         );
+        legend(svg, nth, &line.0);
     }
 
     /// The header and the rows of a table: a row for each count.
@@ -156,6 +248,28 @@ impl Curves {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_highest_bar_is_as_high_as_the_field() {
+        let bars = Picture::Bars(Bars {
+            title: "<all>".to_owned(),
+            unit: "1/s",
+            groups: vec!["one".to_owned(), "two".to_owned()],
+            lines: vec![
+                ("ours".to_owned(), vec![50.0, 25.0]),
+                ("theirs".to_owned(), vec![10.0, 0.0]),
+            ],
+        });
+        let svg = bars.svg();
+        let height = |height: &str| svg.matches(&format!("height=\"{height}\"")).count();
+        // The field is 330 high.
+        assert_eq!(
+            (height("330.0"), height("165.0"), height("66.0")),
+            (1, 1, 1)
+        );
+        assert!(svg.contains("&lt;all>") && svg.contains("ours, 1/s"));
+        assert_eq!(bars.table(|value| value.to_string()), None);
+    }
 
     #[test]
     fn a_picture_has_a_line_with_a_point_for_each_count() {

@@ -3,7 +3,7 @@
 //! A [`Contender`] is one side of a comparison. All contenders run once in each round, one after
 //! the other, so that a machine that slows down slows down all of them.
 
-use super::picture::Curves;
+use super::picture::Picture;
 use serde::Serialize;
 use std::fmt;
 use std::fs;
@@ -220,8 +220,8 @@ pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
     /// Under which conditions, what was skipped and why: one sentence each.
     pub(crate) notes: Vec<String>,
-    /// Told as a table, and drawn.
-    pub(crate) curves: Option<Curves>,
+    /// Drawn, and told as a table where the rows do not tell it.
+    pub(crate) picture: Option<Picture>,
 }
 
 impl From<Vec<Row>> for Outcome {
@@ -229,7 +229,7 @@ impl From<Vec<Row>> for Outcome {
         Self {
             rows,
             notes: Vec::new(),
-            curves: None,
+            picture: None,
         }
     }
 }
@@ -237,9 +237,13 @@ impl From<Vec<Row>> for Outcome {
 /// The outcome as Markdown: a table of the rows, a list of the notes.
 pub(crate) fn markdown(outcome: &Outcome) -> String {
     let mut text = table(&outcome.rows);
-    if let Some(curves) = &outcome.curves {
+    let table = outcome
+        .picture
+        .as_ref()
+        .and_then(|picture| picture.table(short));
+    if let Some(table) = table {
         text.push('\n');
-        text.push_str(&aligned(&curves.table(short)));
+        text.push_str(&aligned(&table));
     }
     for (at, note) in outcome.notes.iter().enumerate() {
         text.push_str(if at == 0 { "\n* " } else { "* " });

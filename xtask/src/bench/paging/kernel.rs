@@ -13,6 +13,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const ZRAM_CONTROL: &str = "/sys/class/zram-control";
@@ -23,32 +24,44 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Ordinary memory of a process.
-pub(super) struct Ordinary(Vec<u64>);
+pub(super) struct Ordinary(Vec<AtomicU64>);
 
 const WORDS: usize = PAGE_BYTES / size_of::<u64>();
 
 impl Ordinary {
     pub(super) fn new() -> Self {
-        Self(vec![0; NR_PAGES as usize * WORDS])
+        Self(
+            (0..NR_PAGES as usize * WORDS)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+        )
+    }
+
+    fn word(&self, page: u32, word: usize) -> &AtomicU64 {
+        &self.0[page as usize * WORDS + word]
     }
 }
 
 impl Region for Ordinary {
-    fn fill(&mut self, page: u32, contents: &[u8; PAGE_BYTES]) -> Result<(), BenchError> {
-        let first = page as usize * WORDS;
-        for (word, bytes) in self.0[first..].iter_mut().zip(contents.as_chunks().0) {
-            *word = u64::from_ne_bytes(*bytes);
+    fn fill(&self, page: u32, contents: &[u8; PAGE_BYTES]) -> Result<(), BenchError> {
+        for (at, bytes) in contents.as_chunks().0.iter().enumerate() {
+            self.word(page, at)
+                .store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn read(&mut self, page: u32) -> Result<u64, BenchError> {
-        Ok(std::hint::black_box(&self.0)[page as usize * WORDS])
+    fn read(&self, page: u32, word: usize) -> Result<u64, BenchError> {
+        Ok(self.word(page, word).load(Ordering::Relaxed))
     }
 
-    fn write(&mut self, page: u32, word: u64) -> Result<(), BenchError> {
-        std::hint::black_box(&mut self.0)[page as usize * WORDS] = word;
+    fn write(&self, page: u32, word: usize, value: u64) -> Result<(), BenchError> {
+        self.word(page, word).store(value, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn attached(&self, body: &mut dyn FnMut() -> Result<(), BenchError>) -> Result<(), BenchError> {
+        body()
     }
 
     fn peak_bytes(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 use super::super::report::BenchError;
 use super::Side;
 use super::program::{LIMIT_BYTES, NR_PAGES, PAGE_BYTES, Region};
-use pinless_host::{AttachedThread, FaultService, HostMapping, Resolver, attach_thread};
+use pinless_host::{FaultService, HostMapping, Resolver, attach_thread};
 use pinless_mm::addr::PageRun;
 use pinless_mm::env::Clock;
 use pinless_mm::gfp::Gfp;
@@ -31,7 +31,6 @@ pub(super) struct Managed {
     _mm: MmHandle,
     workers: Workers,
     by_guard: bool,
-    _attached: AttachedThread,
 }
 
 /// The name of a worker and its loop.
@@ -82,7 +81,6 @@ fn failed(what: &str, error: impl Display) -> BenchError {
 
 impl Managed {
     pub(super) fn new(side: Side) -> Result<Self, BenchError> {
-        let attached = attach_thread().map_err(|e| failed("attach the thread", e))?;
         let resolver = match side {
             Side::Service => Resolver::Service(
                 FaultService::start(1).map_err(|e| failed("start a fault service", e))?,
@@ -104,7 +102,6 @@ impl Managed {
             _mm: mm,
             workers: Workers::start(memcg)?,
             by_guard: side == Side::Guard,
-            _attached: attached,
         })
     }
 
@@ -118,30 +115,35 @@ impl Managed {
     }
 }
 
-fn offset(page: u32) -> u64 {
-    u64::from(page) * PAGE_BYTES as u64
+fn offset(page: u32, word: usize) -> u64 {
+    u64::from(page) * PAGE_BYTES as u64 + word as u64 * 8
 }
 
 impl Region for Managed {
-    fn fill(&mut self, page: u32, contents: &[u8; PAGE_BYTES]) -> Result<(), BenchError> {
+    fn fill(&self, page: u32, contents: &[u8; PAGE_BYTES]) -> Result<(), BenchError> {
         let _held = self.hold(page, Access::Write)?;
         self.host
-            .write_at(offset(page), contents)
+            .write_at(offset(page, 0), contents)
             .map_err(|e| failed("fill a page", e))
     }
 
-    fn read(&mut self, page: u32) -> Result<u64, BenchError> {
+    fn read(&self, page: u32, word: usize) -> Result<u64, BenchError> {
         let _held = self.hold(page, Access::Read)?;
         self.host
-            .load_u64(offset(page))
+            .load_u64(offset(page, word))
             .map_err(|e| failed("read a page", e))
     }
 
-    fn write(&mut self, page: u32, word: u64) -> Result<(), BenchError> {
+    fn write(&self, page: u32, word: usize, value: u64) -> Result<(), BenchError> {
         let _held = self.hold(page, Access::Write)?;
         self.host
-            .store_u64(offset(page), word)
+            .store_u64(offset(page, word), value)
             .map_err(|e| failed("write a page", e))
+    }
+
+    fn attached(&self, body: &mut dyn FnMut() -> Result<(), BenchError>) -> Result<(), BenchError> {
+        let _attached = attach_thread().map_err(|e| failed("attach a thread", e))?;
+        body()
     }
 
     /// All frames, and the blocks of the compressed store.
