@@ -15,6 +15,7 @@ mod endings;
 mod failures;
 #[cfg(feature = "notifiers")]
 mod intervals;
+mod ladder;
 #[cfg(feature = "notifiers")]
 mod mayfail;
 mod memcg;
@@ -24,6 +25,8 @@ mod mlock;
 mod oom;
 #[cfg(feature = "notifiers")]
 mod oom_devices;
+#[cfg(feature = "notifiers")]
+mod oom_schedules;
 mod pressure;
 #[cfg(feature = "notifiers")]
 mod refused;
@@ -200,6 +203,23 @@ cases! {
     oom_devices::a_hung_callback_does_not_stop_the_oom_killer,
     #[cfg(feature = "notifiers")]
     oom_devices::a_reaper_that_gives_up_kills_a_second,
+    ladder::a_shrinker_comes_before_a_kill,
+    ladder::what_can_be_done_without_goes_before_anybody_is_killed,
+    ladder::who_cancels_in_time_is_not_killed,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::two_memory_cgroups_run_out_at_once,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_victim_that_exits_already_is_reaped,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::the_last_reference_drops_in_the_reaper,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_limit_that_is_raised_ends_the_shortage,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_reaction_to_a_kill_that_asks_for_memory_gets_none,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::n113_success_in_the_last_pass_is_success,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::who_takes_the_place_of_a_victim_has_its_own_memory,
     #[cfg(feature = "notifiers")]
     convicts::n74_a_stuck_reaper_is_left_behind,
     #[cfg(feature = "notifiers")]
@@ -362,6 +382,17 @@ impl Rng {
         page[PAGE_SIZE / 2..].fill(7);
         page
     }
+}
+
+/// Stays in a callback as long as `is_wanted` says so, without a sleep, which not every callback
+/// may take.
+fn linger(is_wanted: impl Fn() -> bool) {
+    let mut nr_rounds = 0;
+    // Bounded, so that a test that fails ends.
+    lockdep::sync::spin_wait("suite.linger", 0, || {
+        nr_rounds += 1;
+        !is_wanted() || nr_rounds == 10_000_000
+    });
 }
 
 fn offset_of(page: u32) -> u64 {

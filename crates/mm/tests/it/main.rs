@@ -11,3 +11,4 @@ mod misuses;
 mod notifier;
 mod races;
 mod suite;
+mod victims;
