@@ -60,6 +60,7 @@ impl Memcg {
         let common = Common {
             tree: Arc::clone(&self.tree),
             zswap: Arc::clone(&self.zswap),
+            file: self.file.clone(),
             clock: Arc::clone(&self.clock),
             reclaim: Arc::clone(&self.reclaim),
             oom: Arc::clone(&self.oom),

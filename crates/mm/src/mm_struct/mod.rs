@@ -16,6 +16,7 @@ mod fault;
 mod map;
 mod mlock;
 mod pin;
+mod stored;
 mod unmap;
 mod vma;
 mod zap;

@@ -100,6 +100,7 @@ impl Memcg {
                 .refused
                 .is_pending(stall.nr_refused, now_ns, age_max_ns)
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
+            || reclaim.write_back.is_writing(now_ns, age_max_ns)
     }
 
     /// The address space with the highest badness; of equals, the later one. Tells whom it

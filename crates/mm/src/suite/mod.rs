@@ -13,6 +13,7 @@ mod devices;
 #[cfg(feature = "notifiers")]
 mod endings;
 mod failures;
+mod file;
 #[cfg(feature = "notifiers")]
 mod intervals;
 mod ladder;
@@ -39,6 +40,7 @@ use crate::fault::FaultError;
 use crate::limits::{Limits, SPARES};
 use crate::memcg::Memcg;
 use crate::mm_struct::{Mm, Vma};
+use crate::swap::BackingFile;
 use std::sync::Arc;
 
 /// Ends a task that [`Machine::spawn`] began: waits for it.
@@ -51,6 +53,12 @@ pub trait Machine {
 
     /// A mapping of `nr_pages` pages in `mm`, whose faults are resolved.
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping>;
+
+    /// A file of `nr_clusters` clusters, where the machine has one to try.
+    fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
+        let _ = nr_clusters;
+        None
+    }
 
     /// Runs `body` beside the test.
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join;
@@ -132,6 +140,7 @@ cases! {
     endings::the_reaper_skips_no_mapping,
     #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
+    file::contents_survive_in_the_file,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
@@ -276,8 +285,22 @@ impl<'a> World<'a> {
     }
 
     fn with_limits(machine: &'a dyn Machine, limits: Limits) -> Self {
-        let memcg = Memcg::new(limits, machine.clock()).expect("limits that leave a reserve");
-        let loops: [Worker; 3] = [
+        Self::on_file(machine, limits, None)
+    }
+
+    fn on_file(
+        machine: &'a dyn Machine,
+        limits: Limits,
+        file: Option<Arc<dyn BackingFile>>,
+    ) -> Self {
+        let clock = machine.clock();
+        let memcg = match file {
+            Some(file) => Memcg::with_file(limits, clock, file),
+            None => Memcg::new(limits, clock),
+        };
+        let memcg = memcg.expect("limits that leave a reserve");
+        let loops: [Worker; 4] = [
+            ("write back", Memcg::run_write_back),
             ("reclaim", Memcg::run_reclaim),
             ("settle", Memcg::run_settle),
             ("reaper", Memcg::run_reaper),

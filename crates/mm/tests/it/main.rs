@@ -1,6 +1,7 @@
 //! The memory manager on the simulated machine.
 
 mod answers;
+mod file_tier;
 #[cfg(feature = "notifiers")]
 mod invariants;
 mod judge;
