@@ -19,11 +19,62 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the main job: four times more memory than the limit, used by threads and devices
     Run(RunArgs),
+    /// Judge driver models by every invariant, and find the faults of the zoo in them
+    Conform(ConformArgs),
     /// Let the kernel OOM-kill a program in a small cgroup, and judge how its memory comes back
     Teardown(TeardownArgs),
     /// Takes up memory in the group of a teardown test
     #[command(name = crate::cmd::teardown::press::PART, hide = true)]
     TeardownPress,
+}
+
+const CONFORM_HELP: &str = "\
+What happens:
+  Each driver model is made for a small memory and used, while pages are taken
+  away under it in many ways, on simulated threads, under hundreds of schedules.
+  What breaks is shown with a schedule made short. Then each fault of the zoo is
+  put into the models that can have it: it has to be found. With all faults off
+  nothing may be found. `as shipped` is a model with the faults that its kernel
+  has.
+
+Examples:
+  pinless conform                          everything
+  pinless conform radeon                   one driver, in all its variants
+  pinless conform kfd-now --bug 10         one fault, with its schedule
+  pinless conform --json - | jq .zoo
+
+Exit codes:
+  0 all faults found and no driver wrongly convicted, 1 otherwise, 2 it could
+  not be judged as asked";
+
+/// Options of `pinless conform`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = CONFORM_HELP)]
+pub(crate) struct ConformArgs {
+    /// The driver: `kvm` for all its variants, or `kvm-2018` [default: all]
+    #[arg(value_name = "DRIVER")]
+    pub(crate) driver: Option<String>,
+
+    /// Only this fault of the zoo, by its number
+    #[arg(long, value_name = "N")]
+    pub(crate) bug: Option<u8>,
+
+    /// Only this scene
+    #[arg(long, value_name = "NAME")]
+    pub(crate) scene: Option<String>,
+
+    /// Schedules to try of each scene
+    #[arg(long, value_name = "N", default_value_t = pinless_sim::conformance::Kit::SCHEDULES,
+          value_parser = clap::value_parser!(u64).range(3..=10_000_000))]
+    pub(crate) schedules: u64,
+
+    /// Where chance starts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Write the report as JSON to FILE; `-` prints it instead of the table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 const TEARDOWN_HELP: &str = "\

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     exit::silence_panics();
     let outcome = std::panic::catch_unwind(|| match cli.command {
         Command::Run(args) => cmd::run::main(&args),
+        Command::Conform(args) => cmd::conform::main(&args),
         Command::Teardown(args) => cmd::teardown::main(&args),
         Command::TeardownPress => cmd::teardown::press::main(),
     });

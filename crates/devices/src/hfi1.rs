@@ -12,7 +12,7 @@ use crate::engine::{
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::sync::atomic::{AtomicBool, Ordering};
-use lockdep::sync::{Fence, Mutex};
+use lockdep::sync::{Fence, Mutex, spin_wait};
 use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::mmu_notifier::{Blockable, Context, EndContext, Notifier, Range, Subscription};
 use std::sync::Arc;
@@ -209,7 +209,11 @@ impl DmaDevice for Hfi1 {
         self.sdma.close();
         self.tids.close();
         self.end_hang();
-        self.wait_idle();
+        // The last transfers may still be letting go of their pages, and then nobody unpins them.
+        spin_wait("devices.pin_cache.reaped", 0, || {
+            self.wait_idle();
+            self.stats().pinned == 0
+        });
         self.is_over.store(true, Ordering::Relaxed);
         self.worker.ring();
     }

@@ -18,6 +18,11 @@ pub mod primary_mmu;
 pub mod rng;
 pub mod scheduler;
 
+/// The page for driver authors is compiled and run like the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/writing-a-driver.md")]
+struct WritingADriver;
+
 pub use clock::SimClock;
 pub use file::{FileFaults, SimFile};
 pub use frames::Frames;

@@ -1,4 +1,5 @@
 //! One module for each command.
 
+pub(crate) mod conform;
 pub(crate) mod run;
 pub(crate) mod teardown;

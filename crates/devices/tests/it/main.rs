@@ -3,5 +3,4 @@
 mod drivers;
 mod machine;
 mod models;
-mod scif;
 mod world;

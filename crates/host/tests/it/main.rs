@@ -11,4 +11,3 @@ mod pins;
 mod probes;
 mod races;
 mod signals;
-mod victims;

@@ -32,7 +32,6 @@ impl Memcg {
             ("pgdeactivate", stat.pgdeactivate),
             ("zswpin", stat.pgmajfault),
             ("zswpout", stat.zswpout),
-            ("zswpwb", stat.zswpwb),
         ]
         .into_iter()
     }

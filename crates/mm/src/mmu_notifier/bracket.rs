@@ -126,12 +126,8 @@ impl Started {
 
 #[inline]
 fn end_one(member: &Arc<Member>, range: &Range, how: How, common: &Common) {
-    let forgets = if member.is_interval() {
-        Inject::ForgetIntervals
-    } else {
-        Inject::ForgetList
-    };
-    if how == How::GivenUp && common.counters.injected() == forgets {
+    let is_forgotten = how == How::GivenUp && member.is_interval();
+    if is_forgotten && common.counters.injected() == Inject::ForgetIntervals {
         return;
     }
     // A panic was counted; whoever comes next gets its end all the same.

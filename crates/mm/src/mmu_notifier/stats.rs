@@ -81,15 +81,13 @@ pub enum Inject {
     LoseWakeUp,
     /// A bracket that a member of the list refuses does not end the intervals.
     ForgetIntervals,
-    /// A bracket that is refused does not end those of the list that it started.
-    ForgetList,
     /// The removal of an interval does not wait for callbacks that run.
     RemoveEarly,
 }
 
 impl Inject {
     /// Every setting, in the order in which they are declared.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::None,
         Self::SkipNotifier,
         Self::LateEnd,
@@ -97,7 +95,6 @@ impl Inject {
         Self::ForgetDeferred,
         Self::LoseWakeUp,
         Self::ForgetIntervals,
-        Self::ForgetList,
         Self::RemoveEarly,
     ];
 }

@@ -1,7 +1,6 @@
 //! The memory manager on the simulated machine.
 
 mod answers;
-mod file_tier;
 #[cfg(feature = "notifiers")]
 mod invariants;
 mod judge;
@@ -12,4 +11,3 @@ mod misuses;
 mod notifier;
 mod races;
 mod suite;
-mod victims;

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Contents {
     cells: BTreeMap<(u32, usize), Cell>,
+    /// When the contents of a page went the last time.
+    discards: BTreeMap<u32, u64>,
     /// Pages that can only be read with an error from some moment on.
     gone: BTreeMap<u32, (u64, Known)>,
 }
@@ -66,13 +68,14 @@ impl Contents {
     }
 
     fn cell(&mut self, page: u32, byte: usize) -> &mut Cell {
+        let last_discard = self.discards.get(&page).copied().unwrap_or(0);
         self.cells.entry((page, byte)).or_insert_with(|| Cell {
             values: vec![Value {
                 value: 0,
                 from: 0,
                 until: u64::MAX,
             }],
-            last_discard: 0,
+            last_discard,
         })
     }
 
@@ -93,6 +96,7 @@ impl Contents {
 
     /// The contents of the page went at this moment: every byte is zero.
     pub fn discarded(&mut self, page: u32, at: u64) {
+        self.discards.insert(page, at);
         let bytes: Vec<usize> = self
             .cells
             .keys()
@@ -204,7 +208,6 @@ mod tests {
     #[test]
     fn a_discard_beside_a_write_may_win_or_lose() {
         let mut contents = Contents::new();
-        contents.read(at(0), span(1, 1)).expect("zero at first");
         contents.discarded(1, 15);
         contents.wrote(at(5), span(10, 20));
         contents

@@ -154,13 +154,13 @@ impl Translations {
             Closing::Protected if !page.is_freed => {
                 (Invariant::R7, "to write after a write protection")
             }
-            _ if !was_used => (
-                Invariant::R1,
-                "for the first time after a start had returned that came after it was fetched",
-            ),
             Closing::Beside => (
                 Invariant::R3,
                 "after a start had returned that was called beside another one",
+            ),
+            _ if !was_used => (
+                Invariant::R1,
+                "for the first time after a start had returned that came after it was fetched",
             ),
             _ if page.is_freed => (Invariant::R4, "whose frame was freed"),
             _ => (Invariant::R2, "after a start had returned"),

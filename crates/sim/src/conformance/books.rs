@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(super) const NR_BYTES: usize = 8;
 
 /// Fetches of one page in a row, while nothing happens to it, after which the device is stuck.
-const FRUITLESS_MAX: u32 = 4;
+const FRUITLESS_MAX: u32 = 6;
 
 /// What is known of a run. One task runs at a time, so the lock is always free, and taking it is
 /// no step of the run.
@@ -34,7 +34,7 @@ struct Inside {
 struct Page {
     /// The last one is where the page is now.
     frames: Vec<Frame>,
-    /// Fetches since anything happened to the page.
+    /// Fetches since a bracket began, or the page was used.
     nr_fruitless: u32,
 }
 
@@ -103,24 +103,33 @@ impl Books {
         self.inside().pages.len() as u32
     }
 
-    /// A translation of each page of `run`, or `None` if the memory is gone.
-    pub(super) fn fetch(&self, page: PageIndex, access: Access) -> Result<Option<BusAddr>, Breach> {
+    /// A translation of the page, with what is to be said about the asking; `None` if the memory
+    /// is gone.
+    pub(super) fn fetch(
+        &self,
+        page: PageIndex,
+        access: Access,
+    ) -> Option<(BusAddr, Result<(), Breach>)> {
         let mut inside = self.inside();
         if inside.is_released {
-            return Ok(None);
+            return None;
         }
-        let is_open = inside.is_open(page);
+        let is_open = !inside.open.is_empty();
         let of = &mut inside.pages[page as usize];
         of.frame_mut().is_dirty |= access == Access::Write;
         of.nr_fruitless = if is_open { 0 } else { of.nr_fruitless + 1 };
-        if of.nr_fruitless > FRUITLESS_MAX {
-            let what = format!(
+        let is_stuck = of.nr_fruitless == FRUITLESS_MAX;
+        let what = || {
+            format!(
                 "page {page} was asked for {FRUITLESS_MAX} times, and thrown away each time, \
                  though no bracket is open"
-            );
-            return Err(Breach::of(Invariant::P4, what));
-        }
-        Ok(Some(inside.translations.fetched(page, access)))
+            )
+        };
+        let found = match is_stuck {
+            true => Err(Breach::of(Invariant::P4, what())),
+            false => Ok(()),
+        };
+        Some((inside.translations.fetched(page, access), found))
     }
 
     /// A device begins an access.
@@ -181,19 +190,24 @@ impl Books {
         Some(inside.pins.pinned(frames))
     }
 
-    pub(super) fn unpinned(&self, pin: PinId) -> Result<(), Breach> {
-        self.inside().pins.unpinned(pin).map(drop)
+    /// Pages are let go of. What was pinned for writing may have been written to the last moment.
+    pub(super) fn unpinned(&self, pin: PinId, access: Access) -> Result<(), Breach> {
+        let mut inside = self.inside();
+        for (page, born) in inside.pins.unpinned(pin)? {
+            let frame = inside.pages[page as usize].frame_of(born);
+            frame.is_dirty |= access == Access::Write;
+        }
+        Ok(())
     }
 
-    /// A start is about to be called; says whether another bracket is open over the run.
+    /// A start is about to be called; says whether another bracket is open: the work of this one may
+    /// have been begun by that one, whatever its range.
     pub(super) fn start_called(&self, run: PageRun) -> (u64, bool) {
         let mut inside = self.inside();
         let id = inside.tick();
-        let is_beside = inside.open.iter().any(|(_, open)| open.overlaps(run));
+        let is_beside = !inside.open.is_empty();
         inside.open.push((id, run));
-        for page in run.pages() {
-            inside.pages[page as usize].nr_fruitless = 0;
-        }
+        inside.pages.iter_mut().for_each(|of| of.nr_fruitless = 0);
         (id, is_beside)
     }
 
@@ -281,10 +295,6 @@ impl Inside {
     fn tick(&mut self) -> u64 {
         self.now += 1;
         self.now
-    }
-
-    fn is_open(&self, page: PageIndex) -> bool {
-        self.open.iter().any(|(_, run)| run.contains(page))
     }
 
     fn is_pinned(&mut self, at: BusAddr) -> bool {

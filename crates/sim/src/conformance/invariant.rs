@@ -78,6 +78,22 @@ impl fmt::Display for Invariant {
 }
 
 impl Invariant {
+    /// The other invariants as whose breach a breach of this one may show, since only what a device
+    /// does with memory is seen: not where it keeps an address, nor what it was about to do.
+    pub const fn shows_as(self) -> &'static [Self] {
+        match self {
+            Self::R1 | Self::R3 => &[Self::R2, Self::R4],
+            Self::R2 => &[Self::R4],
+            Self::R4 => &[Self::R2],
+            Self::R5 => &[Self::R1, Self::R2, Self::R3, Self::R4],
+            Self::R6 => &[Self::R7],
+            Self::P5 => &[Self::P6],
+            Self::L2 => &[Self::L1],
+            Self::L4 => &[Self::L2],
+            _ => &[],
+        }
+    }
+
     /// The invariant of this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.name() == name)

@@ -132,7 +132,9 @@ impl Memory {
             self.books.ended(id);
             return None;
         };
-        self.books.start_returned(ask.run, ask.closing(is_beside));
+        if self.notifiers.is_current(&invalidation) {
+            self.books.start_returned(ask.run, ask.closing(is_beside));
+        }
         Some(Bracket {
             memory: Arc::clone(self),
             id,
@@ -166,8 +168,10 @@ impl Memory {
         let (start, end) = addresses(run);
         if let Ok(invalidation) = self.notifiers.start_nonblock(start, end, Event::Clear) {
             let ask = Ask::new(run, Event::Clear, Mode::NonBlock);
-            self.books.start_returned(run, ask.closing(is_beside));
-            self.books.change(run, Change::Move);
+            if self.notifiers.is_current(&invalidation) {
+                self.books.start_returned(run, ask.closing(is_beside));
+                self.books.change(run, Change::Move);
+            }
             drop(invalidation);
         }
         self.books.ended(id);
@@ -182,10 +186,14 @@ impl Memory {
 }
 
 impl Bracket {
-    /// Changes the pages.
+    /// Changes the pages, unless somebody has subscribed since the bracket began, as the memory
+    /// manager does: who joined was not told.
     pub(super) fn change(&self, change: Change) {
         scheduler_point("kit.change", 0);
-        self.memory.books.change(self.run, change);
+        let is_current = |bracket: &Invalidation| self.memory.notifiers.is_current(bracket);
+        if self.invalidation.as_ref().is_some_and(is_current) {
+            self.memory.books.change(self.run, change);
+        }
     }
 }
 
@@ -217,14 +225,9 @@ impl Bus for Memory {
         self.reclaim(run);
         scheduler_point("kit.fault", 0);
         for (page, into) in run.pages().zip(into) {
-            match self.books.fetch(page, access) {
-                Ok(Some(at)) => *into = at,
-                Ok(None) => return Err(FaultError::Unmapped),
-                Err(breach) => {
-                    self.judge.judge(Err(breach));
-                    return Err(FaultError::Unmapped);
-                }
-            }
+            let (at, found) = self.books.fetch(page, access).ok_or(FaultError::Unmapped)?;
+            self.judge.judge(found);
+            *into = at;
         }
         scheduler_point("kit.fetched", 0);
         Ok(())
@@ -269,7 +272,11 @@ impl DeviceMemory for Memory {
             return Err(PinError::Fault { page, error });
         };
         scheduler_point("kit.pinned", 0);
-        Ok(Box::new(Held { memory: self, id }))
+        Ok(Box::new(Held {
+            memory: self,
+            id,
+            access,
+        }))
     }
 }
 
@@ -277,6 +284,7 @@ impl DeviceMemory for Memory {
 struct Held {
     memory: Arc<Memory>,
     id: PinId,
+    access: Access,
 }
 
 impl Drop for Held {
@@ -285,7 +293,8 @@ impl Drop for Held {
             let what = "pages were unpinned in a callback";
             self.memory.judge.note(Breach::of(Invariant::L1, what));
         }
-        self.memory.judge.judge(self.memory.books.unpinned(self.id));
+        let unpinned = self.memory.books.unpinned(self.id, self.access);
+        self.memory.judge.judge(unpinned);
     }
 }
 

@@ -5,55 +5,15 @@
 //! that the device reads, writes, translates and pins goes through the kit, and is judged. An
 //! invariant that breaks is reported with a schedule that breaks it, as short as can be found.
 //!
-//! ```
-//! # use pinless_mm::bus::DeviceMemory;
-//! # use std::sync::Arc;
-//! use pinless_sim::conformance::{self, Subject};
-//! # mod driver {
-//! #     use super::*;
-//! #     use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
-//! #     use pinless_mm::bus::{BusAddr, DeviceStats, DmaDevice, DmaError};
-//! #     use pinless_mm::mmu_notifier::*;
-//! #     use pinless_mm::primary_mmu::Access;
-//! #     pub struct Driver(Arc<dyn DeviceMemory>);
-//! #     impl Driver {
-//! #         pub fn attach(memory: &Arc<dyn DeviceMemory>) -> (Arc<Self>, Subscription) {
-//! #             let driver = Arc::new(Self(Arc::clone(memory)));
-//! #             let end = memory.base().0 + u64::from(memory.nr_pages()) * PAGE_SIZE as u64;
-//! #             let ranges = Ranges::Only(vec![memory.base()..Vaddr(end)]);
-//! #             let listed = memory.notifiers().subscribe("driver", ranges, driver.clone());
-//! #             (driver, listed)
-//! #         }
-//! #     }
-//! #     impl Notifier for Driver {
-//! #         fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
-//! #             Ok(())
-//! #         }
-//! #     }
-//! #     impl DmaDevice for Driver {
-//! #         fn name(&self) -> &str { "driver" }
-//! #         fn read(&self, _: PageIndex, _: usize, _: &mut [u8]) -> Result<(), DmaError> {
-//! #             Err(DmaError::LimitReached { limit: 0 })
-//! #         }
-//! #         fn write(&self, _: PageIndex, _: usize, _: &[u8]) -> Result<(), DmaError> {
-//! #             Err(DmaError::LimitReached { limit: 0 })
-//! #         }
-//! #         fn hang(&self, _: bool) {}
-//! #         fn stats(&self) -> DeviceStats { DeviceStats::default() }
-//! #         fn holds(&self) -> u32 { 0 }
-//! #         fn serve(&self) {}
-//! #         fn stop(&self) {}
-//! #     }
-//! # }
-//! # use driver::Driver;
-//!
-//! // In a test of your own; it fails with the report if your driver does.
+//! ```text
 //! let report = conformance::check(|memory| {
-//!     let (device, subscription) = Driver::attach(memory);
+//!     let (device, subscription) = Accelerator::attach(memory);
 //!     Subject::new(device, subscription)
 //! });
-//! assert!(report.has_passed());
 //! ```
+//!
+//! stands in a test of one's own, which fails with the report if the device does. The whole of it,
+//! with such a device, is in `docs/writing-a-driver.md`.
 //!
 //! [`Kit`] has the options. What the kit cannot see: a driver that blocks on what is not of
 //! `lockdep::sync`, weak memory orders, interrupts, and what hardware does ahead of time.
@@ -265,6 +225,11 @@ impl Kit {
         for _ in 0..BREACHES_MAX {
             let (nr_runs, failure) = self.search(nth, &setting);
             let failure = failure.map(|run| Conviction::of(scene, &run));
+            let is_graded = failure.as_ref().is_some_and(|one| self.grades(one));
+            if is_graded {
+                setting.figures.stuck(scene.stuck);
+            }
+            let failure = failure.filter(|_| !is_graded);
             report.add(scene, nr_runs, failure.clone());
             match failure {
                 Some(conviction) if !report.convicts(&self.wanted) => {
@@ -276,6 +241,12 @@ impl Kit {
                 _ => return,
             }
         }
+    }
+
+    /// Whether nobody got any further, and that is but a figure for devices of this kind.
+    fn grades(&self, conviction: &Conviction) -> bool {
+        let need = |pattern: Pattern| pattern.need(conviction.invariant);
+        conviction.is_stuck && self.pattern.map_or(Need::Must, need) != Need::Must
     }
 
     /// Little first, so that what is found is short. What is found and is not short is looked for

@@ -45,6 +45,8 @@ pub enum Grade {
     Fail,
     /// The share of cases, in percent, in which the device is worse than it might be.
     Share(f64),
+    /// It broke so often, which is no failure for devices of this kind.
+    Times(u64),
     /// Not asked of devices of this kind.
     Exempt,
     /// No scene was played that could have broken it.
@@ -196,7 +198,11 @@ impl Report {
                 Need::Nothing => Grade::Exempt,
                 _ if nr_runs == 0 => Grade::Unseen,
                 Need::Graded if invariant == Invariant::P8 => Grade::Share(stalled),
-                _ => Grade::Pass(nr_runs),
+                Need::Graded => match figures.graded[invariant as usize].load(Relaxed) {
+                    0 => Grade::Pass(nr_runs),
+                    times => Grade::Times(times),
+                },
+                Need::Must => Grade::Pass(nr_runs),
             };
             self.grades.insert(invariant, grade);
         }
@@ -211,7 +217,6 @@ impl Report {
                 "virtual ns",
             ),
             graded("pages freed late", ns(&figures.late_ns_max), "virtual ns"),
-            graded("breaches that are graded", ns(&figures.graded), "times"),
         ];
     }
 }
@@ -244,6 +249,7 @@ impl fmt::Display for Grade {
             Self::Pass(_) => f.pad("pass"),
             Self::Fail => f.pad("FAIL"),
             Self::Share(share) => f.pad(&format!("{share:.0} %")),
+            Self::Times(times) => f.pad(&format!("{times} x")),
             Self::Exempt => f.pad("-"),
             Self::Unseen => f.pad("unseen"),
         }

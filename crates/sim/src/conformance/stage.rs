@@ -57,7 +57,23 @@ pub(super) struct Figures {
     /// The longest time for which a page was pinned that nobody used any more.
     pub(super) late_ns_max: AtomicU64,
     /// Breaches that are graded, not failed.
-    pub(super) graded: AtomicU64,
+    pub(super) graded: [AtomicU64; Invariant::ALL.len()],
+}
+
+impl Figures {
+    /// Nobody got any further in a scene, which is a breach of this that is graded.
+    pub(super) fn stuck(&self, invariant: Invariant) {
+        if invariant == Invariant::P8 {
+            self.beside_stalled.fetch_add(1, Relaxed);
+        }
+        self.grade(Some(invariant));
+    }
+
+    fn grade(&self, invariant: Option<Invariant>) {
+        if let Some(invariant) = invariant {
+            self.graded[invariant as usize].fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// A device and all that is around it.
@@ -101,9 +117,7 @@ impl Judge {
         let Err(breach) = found else { return };
         match self.need(breach.invariant) {
             Need::Must => breach.raise(),
-            Need::Graded => {
-                self.figures.graded.fetch_add(1, Relaxed);
-            }
+            Need::Graded => self.figures.grade(breach.invariant),
             Need::Nothing => {}
         }
     }
@@ -264,16 +278,27 @@ impl Stage {
         false
     }
 
+    /// What is registered so that a page can be used: the page, or the whole mapping.
+    fn registered_with(&self, page: u32) -> PageRun {
+        match self.sim.knob("choice") % 2 {
+            0 => PageRun::single(page),
+            _ => PageRun::new(0, self.nr_pages()),
+        }
+    }
+
     /// Registers the page, if that is what is missing; whether to try again.
     fn recover(&self, error: &DmaError) -> bool {
+        let may_fail = self.may_fail.load(Relaxed);
         let met = match *error {
-            DmaError::Unregistered { page } => self.device.register(PageRun::single(page)),
+            // Whoever takes the device away may have done so: nobody registers then.
+            DmaError::Unregistered { .. } if may_fail => return false,
+            DmaError::Unregistered { page } => self.device.register(self.registered_with(page)),
             error => Err(error),
         };
         match met {
             Ok(()) => true,
             Err(DmaError::Stale(_) | DmaError::LimitReached { .. }) => false,
-            Err(_) if self.may_fail.load(Relaxed) => false,
+            Err(_) if may_fail => false,
             Err(error) => {
                 let what = format!("an access failed though nothing hangs: {error}");
                 self.judge.judge(Err(Breach::of(Invariant::P5, what)));

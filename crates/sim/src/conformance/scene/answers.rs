@@ -6,7 +6,7 @@ use crate::conformance::Invariant::{P1, P3, P4, P6, P8, P9, R2, R4, R8};
 use crate::conformance::memory::Ask;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use core::time::Duration;
-use lockdep::sync::{Completion, ShortLock, Waited};
+use lockdep::sync::{Completion, ShortLock, Waited, sleep};
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
 use pinless_mm::bus::{Bus, DeviceMemory};
 use pinless_mm::mmu_notifier::{
@@ -15,7 +15,7 @@ use pinless_mm::mmu_notifier::{
 use std::sync::Arc;
 
 /// How long a user waits for a page that nobody changes, in virtual time.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// An idle device is asked about a page that it has never used.
 pub(super) const UNRELATED: Scene = Scene {
@@ -23,6 +23,10 @@ pub(super) const UNRELATED: Scene = Scene {
     judges: &[P1],
     stuck: P9,
     play: |stage| {
+        // Each by itself: what was registered together is used together.
+        for nr in [0, 1] {
+            let _is_registered = stage.device.register(page(nr));
+        }
         let _is_used = stage.read(0, 0);
         stage.device.wait_idle();
         let ask = Ask::new(page(1), Event::Clear, Mode::NonBlock);
@@ -116,7 +120,12 @@ pub(super) const HUNG: Scene = Scene {
         };
         stage.take_back(patient, Change::Discard);
         if choice < 2 {
-            // A device that hangs can be stopped.
+            // A device that hangs can be stopped, and then holds nobody up.
+            stage.detach();
+            stage.sim.join_all();
+            // What its engine has in hand it lets go of when it goes on.
+            stage.device.hang(false);
+            sleep("kit.stopped", PATIENCE);
             return stage.finish();
         }
         stage.device.hang(false);

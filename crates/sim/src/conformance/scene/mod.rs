@@ -28,6 +28,8 @@ pub(super) struct Scene {
 pub(super) static SCENES: &[Scene] = &[
     races::RACE,
     races::EQUAL,
+    races::WIDE,
+    races::LATER,
     races::NESTED,
     races::SHORT,
     answers::UNRELATED,
@@ -40,6 +42,9 @@ pub(super) static SCENES: &[Scene] = &[
     ends::RELEASE,
     ends::LIFE,
 ];
+
+/// Pages of a mapping that is wide.
+const PAGES_WIDE: u64 = 12;
 
 /// How much happens in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +63,7 @@ pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
     let up_to = |grown: u64, else_to: u64| if is_grown { grown } else { else_to };
     [
         Knob::number("scene", scene, scene),
-        Knob::number("pages", 2, up_to(3, 2)),
+        pages(scene, size),
         Knob::number("users", 1, up_to(2, 1)),
         Knob::number("ops", 1, up_to(2, 1)),
         Knob::number("uses", 1, if is_tiny { 1 } else { 2 }),
@@ -69,6 +74,16 @@ pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
         ),
         Knob::number("choice", 0, 5),
     ]
+}
+
+/// More pages than a device drops with one command, in the scene that is about that.
+fn pages(scene: u64, size: Size) -> Knob {
+    let is_wide = SCENES[scene as usize].name == races::WIDE.name;
+    match (is_wide, size) {
+        (true, _) => Knob::number("pages", PAGES_WIDE, PAGES_WIDE),
+        (false, Size::Grown) => Knob::number("pages", 2, 3),
+        (false, Size::Tiny | Size::Small) => Knob::number("pages", 2, 2),
+    }
 }
 
 impl Stage {
@@ -91,8 +106,8 @@ impl Stage {
 
     /// Uses a page, perhaps twice: reads, writes, or first this and then that.
     fn use_page(&self, page: u32, byte: usize, value: u8) {
-        let choice = self.sim.knob("choice") % 3;
-        let uses = [choice > 0, choice == 1];
+        let choice = self.sim.knob("choice") % 4;
+        let uses = [matches!(choice, 1 | 2), choice % 2 == 1];
         for is_write in uses.into_iter().take(self.nr("uses") as usize) {
             let _is_used = match is_write {
                 true => self.write(page, byte, value),

@@ -5,8 +5,16 @@ use crate::conformance::Invariant::{
     L1, L2, L3, L5, P2, P3, P4, P5, P6, R1, R2, R3, R4, R5, R6, R7, R8,
 };
 use crate::conformance::memory::Ask;
+use core::time::Duration;
+use lockdep::sync::sleep;
 use pinless_mm::addr::PageRun;
 use pinless_mm::mmu_notifier::{Event, Mode};
+
+/// Changes of one page in a row.
+const CHANGES: u32 = 4;
+
+/// When drivers that put things right later do so: `devices::kfd` after a millisecond.
+const LATER_BY: Duration = Duration::from_millis(1);
 
 pub(super) const RACE: Scene = Scene {
     name: "race",
@@ -39,6 +47,57 @@ pub(super) const EQUAL: Scene = Scene {
                 stage.take_back(ask, Change::Move);
             });
         }
+        stage.finish();
+    },
+};
+
+/// A change of many pages at once, of which the last is used; then many changes of another one.
+pub(super) const WIDE: Scene = Scene {
+    name: "wide",
+    judges: &[R1, R2, R4, R7],
+    stuck: P6,
+    play: |stage| {
+        let last = stage.nr_pages() - 1;
+        let mode = Mode::ALL[stage.nr("choice") as usize % 2];
+        let _is_used = stage.write(last, 0, 1);
+        if stage.nr("choice") < 4 {
+            stage.spawn_users();
+            let all = PageRun::new(0, stage.nr_pages());
+            stage.take_back(Ask::new(all, Event::Clear, mode), Change::Move);
+            stage.sim.join_all();
+        } else {
+            stage.take_back(Ask::new(page(last), Event::Clear, mode), Change::Move);
+            for _ in 0..CHANGES {
+                let _is_used = stage.read(0, 0);
+                stage.take_back(Ask::new(page(0), Event::Clear, mode), Change::Move);
+            }
+        }
+        let _is_used = stage.read(last, 0);
+        stage.finish();
+    },
+};
+
+/// A change, and another one when whoever puts things right after the first one is at it.
+pub(super) const LATER: Scene = Scene {
+    name: "later",
+    judges: &[R1, R2, R4],
+    stuck: P6,
+    play: |stage| {
+        let _is_used = stage.write(0, 0, 1);
+        stage.take_back(
+            Ask::new(page(0), Event::Clear, Mode::Blockable),
+            Change::Move,
+        );
+        stage.spawn("taker", |stage| {
+            let choice = u64::from(stage.nr("choice"));
+            let pause = LATER_BY + Duration::from_nanos(100 * choice);
+            for _ in 0..stage.nr("brackets") {
+                sleep("kit.later", pause);
+                let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
+                stage.take_back(ask, Change::Move);
+            }
+        });
+        let _is_used = stage.read(0, 0);
         stage.finish();
     },
 };

@@ -1,0 +1,94 @@
+//! The whole zoo: each fault is found in each driver that can have it, and no driver without one
+//! is convicted.
+
+use serde_json::Value;
+use std::process::Command;
+
+/// Schedules of each scene: few, for this is every driver with every fault.
+const SCHEDULES: &str = "150";
+
+/// Steps of a schedule that is short enough to be read.
+const STEPS_MAX: u64 = 60;
+
+fn pinless(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_pinless"))
+        .args(arguments)
+        .output()
+        .expect("the command that was built");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn the_zoo_is_accounted_for_and_nobody_is_wronged() {
+    let (code, out, err) = pinless(&["conform", "--schedules", SCHEDULES, "--json", "-"]);
+    let report: Value = serde_json::from_str(&out).expect("JSON");
+    let zoo = &report["zoo"];
+    assert_eq!(zoo["accounted"], zoo["total"], "{err}");
+    assert_eq!(zoo["false_convictions"], 0, "{err}");
+    assert_eq!(code, Some(0), "{err}");
+    let drivers = report["drivers"].as_array().expect("a list");
+    assert!(drivers.iter().all(|driver| driver["ok"] == true));
+    // What is shown of a fault names what broke, and most can be read at a glance.
+    let bugs = zoo["bugs"].as_array().expect("a list");
+    let verdicts = bugs
+        .iter()
+        .flat_map(|bug| bug["verdicts"].as_array().expect("a list"));
+    let shown: Vec<&Value> = verdicts
+        .map(|verdict| &verdict["conviction"])
+        .filter(|conviction| !conviction.is_null())
+        .collect();
+    let is_short = |one: &&&Value| one["steps"].as_u64().is_some_and(|nr| nr <= STEPS_MAX);
+    let nr_short = shown.iter().filter(is_short).count();
+    assert!(
+        2 * nr_short > shown.len(),
+        "{nr_short} of {} are short",
+        shown.len()
+    );
+}
+
+#[test]
+fn a_fault_is_shown_with_its_schedule_and_repeats() {
+    let arguments = ["conform", "umem_odp-now", "--bug", "19", "--seed", "3"];
+    let (code, first, err) = pinless(&arguments);
+    assert_eq!(code, Some(0), "{err}");
+    for part in [
+        "seed 3",
+        "R1",
+        "umem_odp-now",
+        "kit.fetched",
+        "to see it again",
+    ] {
+        assert!(first.contains(part), "no `{part}` in:\n{first}");
+    }
+    let (_, second, _) = pinless(&arguments);
+    assert_eq!(first, second, "a seed repeats its run");
+}
+
+#[test]
+fn what_there_is_not_is_named() {
+    for (arguments, part) in [
+        (
+            &["conform", "nvidia"][..],
+            "there is no driver `nvidia`; there is: test_hmm-now",
+        ),
+        (&["conform", "--bug", "200"], "bug 200 is no switch"),
+        (
+            &["conform", "test_hmm", "--bug", "19"],
+            "test_hmm has no switch for bug 19",
+        ),
+        (
+            &["conform", "--scene", "opera"],
+            "there is no scene `opera`; there is: race",
+        ),
+        (&["conform", "--json", "/"], "cannot be written"),
+    ] {
+        let (code, _, err) = pinless(arguments);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains(part), "{err}");
+    }
+}
