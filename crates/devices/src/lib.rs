@@ -13,7 +13,8 @@
 //! * [`kvm`], [`gru`]: a hypervisor and an accelerator, which drop translations at once.
 //! * [`amdgpu`], [`amdgpu_2018`], [`radeon`], [`i915`], [`i915_2018`]: graphics cards, whose jobs
 //!   cannot fault; [`kfd`]: compute queues, which are stopped.
-//! * [`hfi1`]: a network card that keeps pages pinned.
+//! * [`hfi1`]: a network card that keeps pages pinned; [`scif`]: a coprocessor that does so by
+//!   registration and by itself.
 //! * [`gntdev`]: foreign pages that are mapped here.
 //! * [`hmm`]: a hub with devices behind it.
 //!
@@ -37,6 +38,7 @@ pub mod kfd;
 pub mod kvm;
 pub mod odp;
 pub mod radeon;
+pub mod scif;
 
 pub mod engine;
 pub mod lock_order;

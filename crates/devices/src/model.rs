@@ -29,6 +29,7 @@ use crate::i915_2018::I915y2018;
 use crate::kfd::Kfd;
 use crate::kvm::Kvm;
 use crate::radeon::Radeon;
+use crate::scif::Scif;
 use crate::zoo::{Bug, Bugs};
 use crate::{DeviceMemory, DmaDevice, Odp, Template};
 use core::fmt;
@@ -259,7 +260,12 @@ static MODELS: &[ModelInfo] = &[
         answers: Answers::IfBusy,
         ability: Ability::DropRange,
         must_register: false,
-        switches: &[Bug::NoSecondCheck, Bug::RangeBlind],
+        switches: &[
+            Bug::AdmittedTooLate,
+            Bug::NoSecondCheck,
+            Bug::WrongShift,
+            Bug::RangeBlind,
+        ],
         shipped: &[Bug::RangeBlind],
         make: |memory, name, bugs| {
             let bus = Arc::clone(memory) as _;
@@ -464,6 +470,36 @@ static MODELS: &[ModelInfo] = &[
         switches: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
         shipped: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
         make: |memory, name, bugs| Attached::listed(Gntdev::attach(memory, name, bugs)),
+    },
+    ModelInfo {
+        name: "scif",
+        variant: Variant::Y2018,
+        pattern: Pattern::UnlinkNow,
+        granularity: Granularity::Mapping,
+        answers: Answers::Never,
+        ability: Ability::DropRange,
+        must_register: false,
+        switches: &[
+            Bug::InsertUnchecked,
+            Bug::AdmissionInverted,
+            Bug::InTwoLists,
+            Bug::UnionWrong,
+            Bug::PinUnderRmaLock,
+            Bug::LeaksOnHang,
+            Bug::BytesForPages,
+            Bug::WorkerBlocked,
+        ],
+        shipped: &[
+            Bug::InsertUnchecked,
+            Bug::AdmissionInverted,
+            Bug::InTwoLists,
+            Bug::UnionWrong,
+            Bug::PinUnderRmaLock,
+            Bug::LeaksOnHang,
+            Bug::BytesForPages,
+            Bug::WorkerBlocked,
+        ],
+        make: |memory, name, bugs| Attached::listed(Scif::connect(memory, name, bugs)),
     },
 ];
 

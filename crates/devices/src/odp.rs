@@ -30,6 +30,9 @@ use std::sync::Arc;
 /// How long an access waits for the engine before it calls the device hung.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How many regions can wait for the end of a bracket.
+const REGIONS_MAX: usize = 16;
+
 /// The network card, and its driver.
 pub struct Odp {
     name: Box<str>,
@@ -55,6 +58,8 @@ struct Host {
     is_asked: bool,
     /// The engine takes no command.
     is_hung: bool,
+    /// Regions that were registered while a bracket was open: used after the last one's end.
+    waiting: Vec<PageRun>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,12 +76,21 @@ impl Notifier for Odp {
         let Some(run) = run_of(&*self.bus, range) else {
             return Ok(()); // not ours: never a reason to refuse
         };
+        let run = if self.bugs.has(Bug::WrongShift) {
+            PageRun::new(run.first, (run.nr >> 1).max(1))
+        } else {
+            run
+        };
         self.counters.answered(self.invalidate(run, cx))
     }
 
     fn end(&self, range: &Range, cx: &EndContext<'_>) {
         if run_of(&*self.bus, range).is_some() {
-            cx.short(&self.host).rounds.end();
+            let mut host = cx.short(&self.host);
+            host.rounds.end();
+            if !host.rounds.is_open() {
+                host.waiting.clear();
+            }
         }
     }
 
@@ -121,6 +135,7 @@ impl Odp {
             state: State::Running,
             is_asked: false,
             is_hung: false,
+            waiting: Vec::with_capacity(REGIONS_MAX),
         };
         let ranges = ranges_of(&*bus);
         let device = Arc::new(Self {
@@ -222,11 +237,15 @@ impl Odp {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), DmaError> {
         let host = self.host.lock();
         let (state, is_hung, sequence) = (host.state, host.is_hung, host.rounds.sequence());
+        let must_wait = host.waiting.iter().any(|region| region.contains(page));
         drop(host);
         match state {
             State::Running if is_hung => return Err(DmaError::Hung),
             State::Running => {}
             State::Released | State::Stopped => return Err(DmaError::Stopped),
+        }
+        if must_wait {
+            return Ok(()); // its time comes with the end of the last bracket
         }
         self.counters.faults.add();
         let at = fetch(&*self.bus, page, access).map_err(DmaError::Fault)?;
@@ -299,6 +318,25 @@ impl Odp {
 impl DmaDevice for Odp {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A region that is registered while a bracket is open is used after its end.
+    fn register(&self, run: PageRun) -> Result<(), DmaError> {
+        let mut host = self.host.lock();
+        let is_open = host.rounds.is_open();
+        if self.bugs.has(Bug::AdmittedTooLate) {
+            drop(host); // the last end may come here, and finds nothing to admit
+            host = self.host.lock();
+        }
+        if !is_open {
+            return Ok(());
+        }
+        if host.waiting.len() == REGIONS_MAX {
+            let limit = REGIONS_MAX as u32;
+            return Err(DmaError::LimitReached { limit });
+        }
+        host.waiting.push(run);
+        Ok(())
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {

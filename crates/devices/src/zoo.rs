@@ -2,7 +2,28 @@
 //!
 //! A checker of drivers is worth what it finds. So each fault of the list can be put back, and the
 //! checker has to find it; what cannot be put back names the proof of that. With no switch set,
-//! a model is right, or as right as its [findings](crate::ModelInfo::findings) say.
+//! a model is right; [`shipped`](crate::ModelInfo::shipped) are those that the driver had.
+//!
+//! Two cannot be put back, because what is taken here is a guard. An error path cannot unlock what
+//! is not held (6):
+//!
+//! ```compile_fail,E0382
+//! # use lockdep::sync::Mutex;
+//! fn submit(lock: &Mutex<u32>) {
+//!     let held = lock.lock();
+//!     drop(held);
+//!     drop(held); // the error path: there is no second one
+//! }
+//! ```
+//!
+//! And no path leaves a bracket open (40), as its end is no call that could be forgotten:
+//!
+//! ```compile_fail,E0599
+//! # use pinless_mm::mmu_notifier::Invalidation;
+//! fn skip(bracket: Invalidation) {
+//!     bracket.end(); // it ends when it goes, on every path
+//! }
+//! ```
 
 use pinless_mm::mmu_notifier::Inject;
 
@@ -10,10 +31,18 @@ use pinless_mm::mmu_notifier::Inject;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Bug {
+    /// A start refuses where it may block, and nobody looks.
+    RefusedInBlockable = 1,
+    /// A bracket is refused, and those who were started get no end.
+    EndsMissing = 2,
+    /// One of the list refuses, and the intervals get no end.
+    IntervalsLeftOpen = 3,
     /// The lock that is held from start to end is taken without regard to the mode.
     BlockingLock = 4,
     /// Memory is allocated under a lock that the notifier takes.
     AllocUnderLock = 5,
+    /// An error path unlocks what is not held.
+    UnlocksNotHeld = 6,
     /// A start queues the cancellation and does not wait for it.
     FlushSkipped = 7,
     /// The devices behind a hub are told in `end`, not in `start`.
@@ -36,12 +65,30 @@ pub enum Bug {
     SequenceReadLate = 16,
     /// A fault waits until no bracket is open at all, related or not.
     MmWideWait = 17,
+    /// A region that is registered during a bracket waits for an end that has been.
+    AdmittedTooLate = 18,
     /// The check before the card takes a translation over is left out.
     NoSecondCheck = 19,
+    /// Bytes become pages by a wrong shift.
+    WrongShift = 20,
     /// A start waits for another subsystem with the lock held that all need.
     WaitsUnderLock = 21,
     /// Of a mapping that was split only the first half is known.
     SplitUntracked = 22,
+    /// What may be cached is not, and what may not is.
+    AdmissionInverted = 23,
+    /// Pages are in the cache and in the list of what is doomed.
+    InTwoLists = 24,
+    /// The window for two requests does not contain them.
+    UnionWrong = 25,
+    /// Pages are pinned under a lock that the teardown of the memory takes.
+    PinUnderRmaLock = 26,
+    /// What is doomed while the hardware hangs is never freed.
+    LeaksOnHang = 27,
+    /// Room is taken in bytes where it is counted in pages.
+    BytesForPages = 28,
+    /// The worker that frees waits for a peer first.
+    WorkerBlocked = 29,
     /// A start that may not block refuses, whether anything of the range is in use or not.
     RangeBlind = 30,
     /// A start waits for the hardware whether it may block or not.
@@ -62,6 +109,8 @@ pub enum Bug {
     PublishedTooEarly = 38,
     /// A start gives up waiting for a job and goes on as if it were over.
     TimeoutIgnored = 39,
+    /// The path that skips a range leaves its bracket open.
+    GuardLeaked = 40,
     /// A start lets others run in the middle, whether it may block or not.
     SleepsInNonBlock = 41,
     /// A hub answers what the last of its devices said.
@@ -70,6 +119,8 @@ pub enum Bug {
     RestoresBlindly = 43,
     /// A device writes through a translation that was asked for reading.
     DirtyNotReported = 44,
+    /// A list is walked without the lock that guards it.
+    UnlockedWalk = 45,
 }
 
 impl Bug {
@@ -146,8 +197,6 @@ pub enum Home {
     /// It cannot be written in these types: the item whose documentation has the program that
     /// does not compile.
     Inexpressible(&'static str),
-    /// It is no matter of schedules: the property test that finds it in the function at fault.
-    Property(&'static str),
 }
 
 /// A row of the zoo.
@@ -188,6 +237,27 @@ const fn row(
 
 static ZOO: &[BugInfo] = &[
     row(
+        Bug::RefusedInBlockable,
+        Origin::Real,
+        Home::Inexpressible("devices::gntdev"),
+        &["P2"],
+        "a start refuses where it may block, and nobody looks",
+    ),
+    row(
+        Bug::EndsMissing,
+        Origin::Real,
+        Home::Core(Inject::ForgetList),
+        &["P4"],
+        "a bracket is refused, and those who were started get no end",
+    ),
+    row(
+        Bug::IntervalsLeftOpen,
+        Origin::Real,
+        Home::Core(Inject::ForgetIntervals),
+        &["P4", "P6"],
+        "one of the list refuses, and the intervals get no end",
+    ),
+    row(
         Bug::BlockingLock,
         Origin::Real,
         Home::Model,
@@ -200,6 +270,13 @@ static ZOO: &[BugInfo] = &[
         Home::Model,
         &["L2"],
         "memory is allocated under a lock that the notifier takes",
+    ),
+    row(
+        Bug::UnlocksNotHeld,
+        Origin::Real,
+        Home::Inexpressible("devices::zoo"),
+        &["L2"],
+        "an error path unlocks what is not held",
     ),
     row(
         Bug::FlushSkipped,
@@ -279,11 +356,25 @@ static ZOO: &[BugInfo] = &[
         "a fault waits until no bracket is open at all, related or not",
     ),
     row(
+        Bug::AdmittedTooLate,
+        Origin::Real,
+        Home::Model,
+        &["P6"],
+        "a region that is registered during a bracket waits for an end that has been",
+    ),
+    row(
         Bug::NoSecondCheck,
         Origin::Synthetic,
         Home::Model,
         &["R1"],
         "the check before the card takes a translation over is left out",
+    ),
+    row(
+        Bug::WrongShift,
+        Origin::Real,
+        Home::Model,
+        &["R2"],
+        "bytes become pages by a wrong shift",
     ),
     row(
         Bug::WaitsUnderLock,
@@ -298,6 +389,55 @@ static ZOO: &[BugInfo] = &[
         Home::Model,
         &["R2", "R8"],
         "of a mapping that was split only the first half is known",
+    ),
+    row(
+        Bug::AdmissionInverted,
+        Origin::Real,
+        Home::Model,
+        &["P7"],
+        "what may be cached is not, and what may not is",
+    ),
+    row(
+        Bug::InTwoLists,
+        Origin::Real,
+        Home::Model,
+        &["R4", "R8"],
+        "pages are in the cache and in the list of what is doomed",
+    ),
+    row(
+        Bug::UnionWrong,
+        Origin::Real,
+        Home::Model,
+        &["R2"],
+        "the window for two requests does not contain them",
+    ),
+    row(
+        Bug::PinUnderRmaLock,
+        Origin::Real,
+        Home::Model,
+        &["L1"],
+        "pages are pinned under a lock that the teardown of the memory takes",
+    ),
+    row(
+        Bug::LeaksOnHang,
+        Origin::Real,
+        Home::Model,
+        &["R8", "P9"],
+        "what is doomed while the hardware hangs is never freed",
+    ),
+    row(
+        Bug::BytesForPages,
+        Origin::Real,
+        Home::Model,
+        &["P7"],
+        "room is taken in bytes where it is counted in pages",
+    ),
+    row(
+        Bug::WorkerBlocked,
+        Origin::Real,
+        Home::Model,
+        &["P7"],
+        "the worker that frees waits for a peer first",
     ),
     row(
         Bug::RangeBlind,
@@ -370,6 +510,13 @@ static ZOO: &[BugInfo] = &[
         "a start gives up waiting for a job and goes on as if it were over",
     ),
     row(
+        Bug::GuardLeaked,
+        Origin::Real,
+        Home::Inexpressible("devices::zoo"),
+        &["P4"],
+        "the path that skips a range leaves its bracket open",
+    ),
+    row(
         Bug::SleepsInNonBlock,
         Origin::Real,
         Home::Model,
@@ -397,6 +544,13 @@ static ZOO: &[BugInfo] = &[
         &["R7"],
         "a device writes through a translation that was asked for reading",
     ),
+    row(
+        Bug::UnlockedWalk,
+        Origin::Real,
+        Home::Inexpressible("devices::scif"),
+        &["R4"],
+        "a list is walked without the lock that guards it",
+    ),
 ];
 
 #[cfg(test)]
@@ -405,8 +559,8 @@ mod tests {
     use crate::models;
 
     #[test]
-    fn rows_are_sorted_and_each_switch_is_in_a_model() {
-        assert!(ZOO.is_sorted_by_key(|info| info.bug));
+    fn there_are_45_and_each_switch_is_in_a_model() {
+        assert!((1..=45).eq(ZOO.iter().map(|info| info.bug.number())));
         for info in ZOO {
             let is_switch = models()
                 .iter()

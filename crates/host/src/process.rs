@@ -9,6 +9,7 @@ use crate::uffd::{OpenError, Track, Uffd};
 use core::fmt;
 use core::time::Duration;
 use pinless_mm::addr::PAGE_SIZE;
+use pinless_mm::oom::{Process, Release};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -93,6 +94,29 @@ impl PidFd {
             Err(Errno(libc::EINVAL)) => Mrelease::NotDying,
             Err(errno) => Mrelease::Failed(errno),
         }
+    }
+}
+
+/// A victim for the policy of `pinless_mm::oom`.
+impl Process for PidFd {
+    type Error = Errno;
+
+    fn kill(&self) -> Result<(), Errno> {
+        Self::kill(self)
+    }
+
+    fn release(&self) -> Release {
+        match self.mrelease() {
+            Mrelease::Released => Release::Released,
+            Mrelease::Refused => Release::Refused,
+            Mrelease::Gone => Release::Gone,
+            Mrelease::NotDying => Release::NotDying,
+            Mrelease::Failed(_) => Release::Unsupported,
+        }
+    }
+
+    fn wait_dead(&self, at_most: Duration) -> bool {
+        Self::wait_dead(self, at_most)
     }
 }
 

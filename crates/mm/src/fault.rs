@@ -65,12 +65,16 @@ pub enum StoreError {
     Corrupt,
     /// The slot holds the contents of another page, or an older version: a store was lost.
     Misplaced,
+    /// The device of the store's file answered with an error. The contents may still be there: the
+    /// next access asks again.
+    Unreadable,
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Corrupt => "the checksum of the stored copy is wrong",
+            Self::Unreadable => "the device of the store's file answered with an error",
             Self::Misplaced => "the slot holds another page or an older version: a store was lost",
         })
     }

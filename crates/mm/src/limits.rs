@@ -88,6 +88,8 @@ pub struct Limits {
     pub reap_passes: u32,
     /// The pause between two passes of the reaper.
     pub reap_interval: Duration,
+    /// How long somebody may take who promised to give memory back, before it is killed.
+    pub cancel_deadline: Duration,
     /// How long a callback may take that may block, before a spare steps in for its worker. Below
     /// twice [`settle_deadline`](Self::settle_deadline): what takes longer is no reason to put a
     /// kill off.
@@ -114,6 +116,7 @@ impl Limits {
             oom_group: false,
             reap_passes: 10,
             reap_interval: Duration::from_millis(100),
+            cancel_deadline: Duration::from_secs(1),
             callback_budget: Duration::from_secs(2),
             nonblock_budget: Duration::from_millis(500),
         }

@@ -59,7 +59,11 @@ const STATES: [State; 8] = [
 ];
 
 /// Why contents can be lost, by the number that a poisoned word keeps.
-const CAUSES: [StoreError; 2] = [StoreError::Corrupt, StoreError::Misplaced];
+const CAUSES: [StoreError; 3] = [
+    StoreError::Corrupt,
+    StoreError::Misplaced,
+    StoreError::Unreadable,
+];
 
 /// Bits of a shadow: a page that is stored has no pins, and keeps it in their place.
 pub(crate) const SHADOW_BITS: u32 = 10;
@@ -69,8 +73,10 @@ const WAITERS: u64 = 1 << 3;
 const DIRTY: u64 = 1 << 4;
 const REFERENCED: u64 = 1 << 5;
 const PROTECTED: u64 = 1 << 6;
-const HAS_COPY: u64 = 1 << 7;
-const SAME_FILLED: u64 = 1 << 8;
+const COPY_KIND: u64 = 3 << 7;
+const COPY_IN_SLOT: u64 = 1 << 7;
+const COPY_IN_FILE: u64 = 2 << 7;
+const COPY_PATTERN: u64 = 3 << 7;
 const LOCKED: u64 = 1 << 9;
 const ACTIVE: u64 = 1 << 10;
 const HAS_SHADOW: u64 = 1 << 11;
@@ -79,7 +85,7 @@ const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
 const TAG_MASK: u64 = 0x3ff << TAG_SHIFT;
 const PAYLOAD_SHIFT: u32 = 32;
-const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLOAD_SHIFT);
+const COPY_MASK: u64 = COPY_KIND | TAG_MASK | (0xffff_ffff << PAYLOAD_SHIFT);
 
 /// A value of the state word.
 ///
@@ -90,13 +96,13 @@ const COPY_MASK: u64 = HAS_COPY | SAME_FILLED | TAG_MASK | (0xffff_ffff << PAYLO
 /// | 4 | dirty: the stored copy, if any, is out of date |
 /// | 5 | referenced: proven in use since the front hand passed |
 /// | 6 | write-protected at its address |
-/// | 7, 8 | has a stored copy; the copy is a fill pattern |
+/// | 7, 8 | stored copy: 0 none, 1 in a slot, 3 a fill pattern, 2 in the file |
 /// | 9 | locked: reclaim passes over it |
 /// | 10 | active: the front hand passes over it while there are enough others |
 /// | 11 | the next field is a shadow |
 /// | 12..22 | pins; of a stored page, how old its memory cgroup was when it was evicted |
 /// | 22..32 | tag of the stored copy |
-/// | 32..64 | slot, or fill pattern; without a copy, what the store had no room for |
+/// | 32..64 | slot, pattern, or place in the file; without a copy, what there was no room for |
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Word(u64);
 
@@ -289,29 +295,27 @@ impl Word {
 
     /// The stored copy, if there is one.
     pub fn copy(self) -> Option<Stored> {
-        if self.0 & HAS_COPY == 0 {
-            return None;
-        }
         let payload = (self.0 >> PAYLOAD_SHIFT) as u32;
-        if self.0 & SAME_FILLED != 0 {
-            return Some(Stored::SameFilled(payload));
-        }
         let tag = ((self.0 & TAG_MASK) >> TAG_SHIFT) as u16;
-        Some(Stored::from_slot_parts(payload, tag))
+        match self.0 & COPY_KIND {
+            0 => None,
+            COPY_PATTERN => Some(Stored::SameFilled(payload)),
+            COPY_IN_FILE => Some(Stored::in_file(payload, tag)),
+            _ => Some(Stored::from_slot_parts(payload, tag)),
+        }
     }
 
     /// The same word with a stored copy.
     #[must_use]
     pub fn with_copy(self, stored: Stored) -> Self {
-        let same_filled = if stored.is_same_filled() {
-            SAME_FILLED
-        } else {
-            0
+        let kind = match stored {
+            Stored::SameFilled(_) => COPY_PATTERN,
+            Stored::Slot { .. } => COPY_IN_SLOT,
+            Stored::File { .. } => COPY_IN_FILE,
         };
         Self(
             (self.0 & !COPY_MASK)
-                | HAS_COPY
-                | same_filled
+                | kind
                 | ((u64::from(stored.tag()) << TAG_SHIFT) & TAG_MASK)
                 | (u64::from(stored.payload()) << PAYLOAD_SHIFT),
         )
@@ -320,7 +324,7 @@ impl Word {
     /// What the store had no room for when the page was to be stored. The contents have not changed
     /// since: a page that is used, or given up, forgets it.
     pub fn no_room(self) -> Option<NoRoom> {
-        if self.0 & HAS_COPY != 0 {
+        if self.0 & COPY_KIND != 0 {
             return None;
         }
         NoRoom::from_code((self.0 >> PAYLOAD_SHIFT) as u32)
@@ -479,6 +483,9 @@ mod tests {
             .with_shadow(0x3ff);
         assert_eq!((shaded.pins(), shaded.shadow()), (0, Some(0x3ff)));
         assert_eq!((shaded.copy(), word.shadow()), (Some(stored), None));
+        let filed = Stored::in_file(0, 0x155);
+        let in_file = Word::of(State::Swapped).with_copy(filed);
+        assert_eq!((in_file.copy(), in_file.no_room()), (Some(filed), None));
         let bare = Word::of(State::Swapped).with_copy(stored);
         assert_eq!(shaded.without_shadow(), bare);
         assert_eq!(pinned.without_shadow(), pinned);

@@ -63,6 +63,10 @@ pub enum Callback {
     Young,
     /// What [`Mm::set_on_kill`](crate::Mm::set_on_kill) set.
     OnKill,
+    /// What [`Mm::set_on_cancel`](crate::Mm::set_on_cancel) set.
+    Cancel,
+    /// A [`Shrinker`](crate::memcg::Shrinker).
+    Shrink,
 }
 
 impl Callback {
@@ -75,6 +79,8 @@ impl Callback {
             Self::Release => "release",
             Self::Young => "answer whether pages were used",
             Self::OnKill => "reaction to its kill",
+            Self::Cancel => "answer whether it gives memory back",
+            Self::Shrink => "shrinker",
         }
     }
 

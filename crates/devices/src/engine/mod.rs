@@ -33,7 +33,7 @@ pub use fifo::{COMMANDS_MAX, Command, Fifo, MAPS_MAX, spare};
 pub use grant_table::{GRANTS_MAX, GrantTable, Grants, Tracking};
 pub use in_flight::{Busy, IN_FLIGHT_MAX, InFlight, Mark};
 pub use page_set::PageSet;
-pub use pin_cache::{Doom, Insert, PinCache, Using};
+pub use pin_cache::{Doom, Insert, Keep, PinCache, Using};
 pub use queue_engine::{Check, PREEMPT_TIMEOUT, Process, QUEUE_MAX, QueueEngine};
 pub use registrations::Registrations;
 pub use resv::{BackOff, Reserved, Resv, SLOTS, Slot, SlotsFull, Ticket, Usage};

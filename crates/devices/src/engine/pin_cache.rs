@@ -11,7 +11,7 @@ use crate::{DeviceMemory, DmaError, Pinned};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::{ShortLock, spin_wait};
 use pinless_mm::addr::{PageIndex, PageRun};
-use pinless_mm::bus::{Bus, BusAddr};
+use pinless_mm::bus::BusAddr;
 use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
 
@@ -68,6 +68,15 @@ pub enum Insert {
     Checked,
     /// It is not: a fault.
     Unchecked,
+}
+
+/// Where a node stays that a transfer discards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// In no tree.
+    Nowhere,
+    /// In the tree, and in the list of what is doomed besides: a fault.
+    InTheTree,
 }
 
 /// How a lookup went.
@@ -224,6 +233,38 @@ impl PinCache {
         self.state.lock().doom(run, Doom::All)
     }
 
+    /// The pages of a node that shares one with `run`, if there is any.
+    pub fn overlapping(&self, run: PageRun) -> Option<PageRun> {
+        let state = self.state.lock();
+        let mut live = state.live.iter();
+        live.find(|node| node.run.overlaps(run))
+            .map(|node| node.run)
+    }
+
+    /// Unpins a node after this transfer: it was not worth caching.
+    pub fn discard(&self, using: Using<'_>, keep: Keep) {
+        let mut state = self.state.lock();
+        let same = |node: &Arc<Node>| Arc::ptr_eq(node, &using.node);
+        if let Some(at) = state.live.iter().position(same) {
+            let node = match keep {
+                Keep::Nowhere => state.live.swap_remove(at),
+                Keep::InTheTree => Arc::clone(&state.live[at]),
+            };
+            state.doomed.push(node);
+        }
+        drop(state);
+        drop(using);
+    }
+
+    /// Forgets what is doomed with its pages pinned: a fault.
+    pub fn leak(&self) {
+        let leaked = core::mem::take(&mut self.state.lock().doomed);
+        for node in leaked {
+            core::mem::forget(node.pinned.lock().take());
+            self.state.lock().nr_pinned -= node.run.nr;
+        }
+    }
+
     /// Takes everything out of the tree, and lets nothing in any more.
     pub fn close(&self) {
         let mut state = self.state.lock();
@@ -298,6 +339,12 @@ impl Node {
 }
 
 impl Using<'_> {
+    /// The translation of a page, if it is of the node.
+    pub fn find(&self, page: PageIndex) -> Option<BusAddr> {
+        let run = self.node.run;
+        run.contains(page).then(|| self.at(page))
+    }
+
     /// The translation of a page of the node.
     ///
     /// # Panics
@@ -305,11 +352,6 @@ impl Using<'_> {
     /// If the page is not of the node.
     pub fn at(&self, page: PageIndex) -> BusAddr {
         self.node.at[(page - self.node.run.first) as usize]
-    }
-
-    /// Does something through the node's translations.
-    pub fn with<R>(&self, bus: &dyn Bus, each: impl FnOnce(&dyn Bus, &[BusAddr]) -> R) -> R {
-        each(bus, &self.node.at)
     }
 }
 

@@ -51,6 +51,11 @@ impl Rounds {
         }
     }
 
+    /// Whether a round is open.
+    pub fn is_open(&self) -> bool {
+        self.nr_open > 0
+    }
+
     /// The value to read before asking for a translation.
     pub fn sequence(&self) -> u64 {
         self.sequence

@@ -3,4 +3,5 @@
 mod drivers;
 mod machine;
 mod models;
+mod scif;
 mod world;

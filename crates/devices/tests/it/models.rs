@@ -4,7 +4,7 @@
 //! while devices are idle, and while they hang. The right models pass all of it, under chance and
 //! under priorities; each fault fails in one of them.
 
-use crate::world::{NR_PAGES, Stage};
+use crate::world::{EVER, NR_PAGES, Stage};
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use core::time::Duration;
 use lockdep::sync::sleep;
@@ -29,6 +29,7 @@ fn until_done(stage: &Stage, page: u32, mut access: impl FnMut() -> Result<(), D
             Ok(()) => return,
             Err(DmaError::Starved) => {}
             Err(DmaError::Unregistered { .. }) => {
+                assert!(stage.info.must_register, "R2: a window without its page");
                 let registered = stage.device.register(PageRun::single(page));
                 registered.expect("room for what was unmapped");
             }
@@ -140,6 +141,11 @@ fn reclaim_in_step(stage: &Stage) {
     let all = PageRun::new(0, NR_PAGES);
     for first in 0..3 {
         stage.spawn("user", move |stage| {
+            if !stage.info.must_register {
+                sleep("test.pause", Duration::from_millis(1));
+                let run = PageRun::single(first as u32);
+                stage.device.register(run).expect("there is room");
+            }
             for page in (0..NR_PAGES).cycle().skip(first).take(10) {
                 until_done(stage, page, || stage.device.read(page, 0, &mut [0]));
             }
@@ -158,6 +164,47 @@ fn reclaim_in_step(stage: &Stage) {
             }
         });
     }
+}
+
+/// A few registrations, and the same transfer again and again, which a cache makes cheap.
+fn use_again(stage: &Stage) {
+    for _ in 0..3 {
+        until_done(stage, 0, || stage.device.read(0, 0, &mut [0]));
+    }
+    if stage.info.pattern.pins() && !stage.info.must_register {
+        let stats = stage.device.stats();
+        assert!(stats.cache_hits > 0, "P7: nothing is found again");
+    }
+    if !stage.info.must_register {
+        for page in 0..4 {
+            let registered = stage.device.register(PageRun::single(page));
+            registered.expect("P7: there is room for four");
+        }
+        stage.device.unregister(PageRun::new(0, NR_PAGES));
+    }
+}
+
+/// The memory goes away: afterwards nobody uses it.
+fn use_until_exit(stage: &Stage) {
+    stage.spawn("user", |stage| {
+        for page in (0..NR_PAGES).cycle().take(8) {
+            match stage.device.read(page, 0, &mut [0]) {
+                Ok(()) | Err(DmaError::Starved) => {}
+                Err(DmaError::Stopped | DmaError::Unregistered { .. }) => return,
+                Err(error) => panic!("R4: {error}"),
+            }
+        }
+    });
+    stage.spawn("exit", |stage| {
+        stage
+            .world
+            .notifiers
+            .release(EVER)
+            .expect("P10: it is released");
+        stage.world.discard(PageRun::new(0, NR_PAGES), 1);
+        let late = stage.device.read(0, 0, &mut [0]);
+        assert_eq!(late, Err(DmaError::Stopped), "P10: it goes on");
+    });
 }
 
 /// Nothing is in use: nobody refuses.
@@ -185,16 +232,19 @@ fn reclaim_while_it_hangs(stage: &Stage) {
         if let Ok(_bracket) = stage.world.try_blockable(all, Duration::from_secs(60)) {
             stage.world.reclaim(all);
         }
+        sleep("test.pause", Duration::from_secs(5));
         stage.device.hang(false);
     });
 }
 
 type Story = fn(&Stage);
 
-const WORKLOADS: [(&str, Story); 5] = [
+const WORKLOADS: [(&str, Story); 7] = [
     ("idle", ask_the_idle),
     ("reclaim", count_under_reclaim),
     ("discard", use_under_discard),
+    ("again", use_again),
+    ("exit", use_until_exit),
     ("in step", reclaim_in_step),
     ("hang", reclaim_while_it_hangs),
 ];
@@ -225,7 +275,32 @@ fn right_models_pass_under_all_schedules() {
 const NR_TO_FIND: [u64; 2] = [40, 600];
 
 /// Faults that these workloads do not show: they need a story of their own.
-const OWN_STORY: &[Bug] = &[Bug::MmWideWait];
+const OWN_STORY: &[Bug] = &[Bug::AdmittedTooLate, Bug::MmWideWait, Bug::WorkerBlocked];
+
+/// A region that is registered while brackets come and go can be used after the last of them.
+#[test]
+fn registration_during_a_bracket_is_not_forgotten() {
+    fn story(stage: &Stage) {
+        let run = PageRun::single(3);
+        stage.spawn("user", move |stage| {
+            for _ in 0..4 {
+                stage.device.register(run).expect("there is room");
+            }
+        });
+        stage.spawn("reclaimer", move |stage| {
+            for _ in 0..4 {
+                drop(stage.world.blockable(run));
+            }
+        });
+        stage.sim.join_all();
+        let read = stage.device.read(3, 0, &mut [0]);
+        assert_eq!(read, Ok(()), "P6: it waits for an end that has been");
+    }
+    let info = model("umem_odp-now").expect("a model");
+    assert_eq!(find(info, Bugs::NONE, nr_to_pass(), story), None);
+    let report = find(info, Bug::AdmittedTooLate.into(), 600, story).expect("it is forgotten");
+    assert!(report.contains("P6"), "{report}");
+}
 
 /// A bracket over one page is open for long: transfers to others go on.
 #[test]

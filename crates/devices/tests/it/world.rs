@@ -277,6 +277,7 @@ pub(crate) struct Stage {
     pub(crate) sim: Sim,
     pub(crate) world: Arc<World>,
     pub(crate) device: Arc<dyn DmaDevice>,
+    pub(crate) info: &'static ModelInfo,
     validator: Arc<Validator>,
 }
 
@@ -292,6 +293,7 @@ impl Stage {
             sim: sim.clone(),
             world: Arc::clone(&world),
             device: Arc::clone(&attached.device),
+            info,
             validator: Arc::clone(&validator),
         };
         for _ in 0..stage.device.nr_servers() {

@@ -11,3 +11,4 @@ mod pins;
 mod probes;
 mod races;
 mod signals;
+mod victims;

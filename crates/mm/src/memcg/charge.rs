@@ -229,15 +229,24 @@ impl Memcg {
         if stored.is_err() {
             self.uncharge_swap();
         }
+        self.kick_write_back();
         stored
     }
 
     /// Gives a stored copy back.
     pub(crate) fn free_stored(&self, stored: Stored) {
+        match (stored, self.file()) {
+            (Stored::File { handle, .. }, Some(file)) => file.free(handle),
+            _ => self.leave_slot(stored),
+        }
+        self.uncharge_swap();
+    }
+
+    /// Gives the slot of a page back that is still charged as stored.
+    pub(crate) fn leave_slot(&self, stored: Stored) {
         let bytes = self.zswap.charge_of(stored);
         self.zswap.free(stored);
         Charge::uncharge(self, bytes);
-        self.uncharge_swap();
     }
 
     /// Whether there is room now for what there was none for.

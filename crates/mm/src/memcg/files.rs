@@ -32,6 +32,7 @@ impl Memcg {
             ("pgdeactivate", stat.pgdeactivate),
             ("zswpin", stat.pgmajfault),
             ("zswpout", stat.zswpout),
+            ("zswpwb", stat.zswpwb),
         ]
         .into_iter()
     }

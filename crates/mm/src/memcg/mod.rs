@@ -33,7 +33,7 @@ use crate::mm_struct::{Mm, Vma, VmaId};
 use crate::mmu_notifier::MmId;
 use crate::oom;
 use crate::reclaim;
-use crate::swap::Zswap;
+use crate::swap::{BackingFile, FileStore, Zswap};
 use crate::watch::Watch;
 use core::sync::atomic::{AtomicBool, Ordering};
 use frames::Frames;
@@ -67,6 +67,7 @@ pub struct Memcg {
     pub(crate) domain: reclaim::Domain,
     tree: Arc<Tree>,
     pub(crate) zswap: Arc<Zswap>,
+    file: Option<Arc<FileStore>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reclaim: Arc<reclaim::Control>,
     pub(crate) oom: Arc<oom::Control>,
@@ -77,6 +78,7 @@ pub struct Memcg {
 struct Common {
     tree: Arc<Tree>,
     zswap: Arc<Zswap>,
+    file: Option<Arc<FileStore>>,
     clock: Arc<dyn Clock>,
     reclaim: Arc<reclaim::Control>,
     oom: Arc<oom::Control>,
@@ -100,11 +102,38 @@ impl Memcg {
     ///
     /// See [`LimitError`].
     pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Result<Arc<Self>, LimitError> {
+        Self::on_file(limits, clock, None)
+    }
+
+    /// The same, with a file under the compressed store. What is in the file when this is called is
+    /// not looked at. A thread has to call [`Memcg::run_write_back`].
+    ///
+    /// # Errors
+    ///
+    /// See [`LimitError`].
+    ///
+    /// # Panics
+    ///
+    /// If the file has fewer than 2 or more than 64 staging buffers.
+    pub fn with_file(
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+        file: Arc<dyn BackingFile>,
+    ) -> Result<Arc<Self>, LimitError> {
+        Self::on_file(limits, clock, Some(file))
+    }
+
+    fn on_file(
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+        file: Option<Arc<dyn BackingFile>>,
+    ) -> Result<Arc<Self>, LimitError> {
         limits.check()?;
         lock_order::ORDER.prime();
         let common = Common {
             tree: Arc::new(Tree::new()),
             zswap: Arc::new(Zswap::new(limits.zswap_max_bytes)),
+            file: file.map(|file| Arc::new(FileStore::new(file))),
             watch: Watch::new(&limits, &clock),
             clock,
             reclaim: Arc::new(reclaim::Control::new()),
@@ -117,6 +146,7 @@ impl Memcg {
         let Common {
             tree,
             zswap,
+            file,
             clock,
             reclaim,
             oom,
@@ -139,6 +169,7 @@ impl Memcg {
             limits,
             tree,
             zswap,
+            file,
             clock,
             reclaim,
             oom,
@@ -174,6 +205,11 @@ impl Memcg {
     /// The marks for the bound of today.
     pub(crate) fn marks(&self) -> Marks {
         Marks::new(self.frames.counter().max())
+    }
+
+    /// The file under the compressed store, if there is one.
+    pub fn file(&self) -> Option<&FileStore> {
+        self.file.as_deref()
     }
 
     /// The compressed store, which is one for the whole tree.

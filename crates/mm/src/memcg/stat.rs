@@ -75,6 +75,10 @@ stats! {
     workingset_activate,
     /// Pages that were compressed into the store.
     zswpout,
+    /// Pages that went from there to the file.
+    zswpwb,
+    /// Times that the file had no cluster free.
+    file_full,
     /// Pages that went back to their clean stored copy.
     clean_drop,
     /// Pages that the machine refused to move because of a kernel pin.

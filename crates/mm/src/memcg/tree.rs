@@ -51,6 +51,7 @@ impl Memcg {
             settle_deadline: self.limits.settle_deadline,
             reap_passes: self.limits.reap_passes,
             reap_interval: self.limits.reap_interval,
+            cancel_deadline: self.limits.cancel_deadline,
             callback_budget: self.limits.callback_budget,
             nonblock_budget: self.limits.nonblock_budget,
             ..limits
@@ -59,6 +60,7 @@ impl Memcg {
         let common = Common {
             tree: Arc::clone(&self.tree),
             zswap: Arc::clone(&self.zswap),
+            file: self.file.clone(),
             clock: Arc::clone(&self.clock),
             reclaim: Arc::clone(&self.reclaim),
             oom: Arc::clone(&self.oom),

@@ -23,6 +23,12 @@ pub enum Advice {
     /// The range will not be used soon: it stands by, and goes before anything else if memory runs
     /// short (`MADV_COLD`). Pinned and locked pages stay.
     Cold,
+    /// The contents can be done without when memory runs out: they are given up before anybody is
+    /// killed, and the range reads as zeros then. Written or not, it stays so until
+    /// [`Advice::Keep`]. Pinned and locked pages stay. (`MADV_FREE`, for the last resort.)
+    Discardable,
+    /// The contents are needed again: those that were not given up until now stay.
+    Keep,
     /// The range will be used soon: it is made resident as far as frames are free
     /// (`MADV_WILLNEED`).
     WillNeed,
@@ -117,6 +123,14 @@ impl Vma {
             Advice::DontNeed => self.dont_need(run),
             Advice::PageOut => self.page_out(run).map_err(AdviseError::Notifier),
             Advice::Cold => self.cool(run).map_err(AdviseError::Notifier),
+            Advice::Discardable => {
+                self.add_discardable(run);
+                Ok(())
+            }
+            Advice::Keep => {
+                self.keep(run);
+                Ok(())
+            }
             Advice::WillNeed => self.will_need(run),
         }
     }

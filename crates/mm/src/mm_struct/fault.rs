@@ -7,6 +7,7 @@
 //!
 //! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
 
+use super::stored::in_file;
 use super::vma::Owned;
 use super::{Mm, Vma};
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
@@ -17,7 +18,6 @@ use crate::mmu_notifier::Event;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
 use crate::reclaim::{Effort, InFlight};
-use crate::swap::Stored;
 use core::sync::atomic::Ordering;
 
 static ZEROS: PageBuf = [0; PAGE_SIZE];
@@ -70,7 +70,7 @@ impl FaultHandler for Vma {
 }
 
 /// A charged frame that goes back unless it is used.
-struct FrameCharge<'a> {
+pub(super) struct FrameCharge<'a> {
     vma: &'a Vma,
     is_charged: bool,
 }
@@ -102,7 +102,7 @@ impl FrameCharge<'_> {
     }
 
     /// The frame is used: from now on the mapping holds it.
-    fn commit(mut self, mm: &Mm) {
+    pub(super) fn commit(mut self, mm: &Mm) {
         assert!(self.is_charged, "a page was filled without a charge");
         mm.rss.frames.fetch_add(1, Ordering::Relaxed);
         self.is_charged = false;
@@ -166,6 +166,16 @@ impl Vma {
                 State::Empty | State::Swapped => charge.take(source)?,
                 _ => {}
             }
+            if let Some(place) = in_file(seen) {
+                match self.fill_from_file((page, seen), place, access, charge)? {
+                    None => {
+                        self.note_hard_fault(started_ns);
+                        return Ok(());
+                    }
+                    Some(unused) => charge = unused,
+                }
+                continue;
+            }
             let _in_flight = InFlight::new(&self.memcg().reclaim);
             let Some(owned) = self.try_own(page, seen) else {
                 continue;
@@ -180,6 +190,11 @@ impl Vma {
         }
     }
 
+    fn note_hard_fault(&self, started_ns: u64) {
+        let elapsed_ns = self.memcg().clock.now_ns().saturating_sub(started_ns);
+        self.stat().hard_fault_ns.record(elapsed_ns);
+    }
+
     fn resolve(
         &self,
         owned: Owned,
@@ -192,7 +207,7 @@ impl Vma {
             State::Empty => self.fill_zero(owned, access, charge),
             State::Swapped => {
                 self.fill_stored(owned, access, charge)?;
-                self.stat().hard_fault_ns.record(elapsed_ns());
+                self.note_hard_fault(started_ns);
                 Ok(())
             }
             State::Standby | State::Storing => {
@@ -278,50 +293,6 @@ impl Vma {
         Ok(())
     }
 
-    fn fill_stored(
-        &self,
-        owned: Owned,
-        access: Access,
-        charge: FrameCharge<'_>,
-    ) -> Result<(), FaultError> {
-        let (page, zswap) = (owned.page, &self.memcg().zswap);
-        let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let mut contents = [0; PAGE_SIZE];
-        if let Err(cause) = zswap.load(self.owner(page), stored, &mut contents) {
-            self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
-            self.lose(owned, cause)?;
-            return Err(FaultError::Lost { page, cause });
-        }
-        // A clean page need not be stored again. Its copy is kept while the store has room, as
-        // the kernel keeps its swap cache.
-        let has_room = zswap.bytes() * 2 <= zswap.max_bytes();
-        let is_kept = access == Access::Read && (has_room || stored.is_same_filled());
-        let access = if is_kept { Access::Read } else { Access::Write };
-        let filled = self.install(page, || match stored {
-            Stored::SameFilled(0) if is_kept => self.primary().map_zero(PageRun::single(page)),
-            _ => self.primary().map_filled(page, &contents, access),
-        });
-        if let Err(error) = filled {
-            self.restore(owned);
-            return Err(error.into());
-        }
-        charge.commit(self.mm());
-        self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
-        let next = self.refault_as(owned.was, owned.was.with_state(State::Resident));
-        // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
-        if is_kept && stored != Stored::SameFilled(0) {
-            if !stored.is_same_filled() {
-                self.memcg().note_kept_copy();
-            }
-            self.publish(owned, next.protected().clean());
-        } else {
-            self.publish(owned, next.dirty().without_copy());
-            self.free_copy(Some(stored));
-        }
-        count(&self.stat().pgmajfault);
-        Ok(())
-    }
-
     /// The second chance: the page goes back from its slot.
     fn reattach(&self, owned: Owned) -> Result<(), FaultError> {
         let page = owned.page;
@@ -347,7 +318,7 @@ impl Vma {
 
     /// Puts a page at its address. What somebody else put there is taken away, and counted: it
     /// is never accepted in place of the contents.
-    fn install(
+    pub(super) fn install(
         &self,
         page: PageIndex,
         put: impl Fn() -> Result<(), MmuError>,
@@ -363,7 +334,7 @@ impl Vma {
     }
 
     /// The contents of an owned page are lost: every access ends in an error from now on.
-    fn lose(&self, owned: Owned, cause: StoreError) -> Result<(), FaultError> {
+    pub(super) fn lose(&self, owned: Owned, cause: StoreError) -> Result<(), FaultError> {
         count(&self.stat().pages_lost);
         let was = owned.was;
         let poisoned = self.primary().poison(PageRun::single(owned.page));

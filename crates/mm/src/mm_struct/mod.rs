@@ -16,6 +16,7 @@ mod fault;
 mod map;
 mod mlock;
 mod pin;
+mod stored;
 mod unmap;
 mod vma;
 mod zap;
@@ -32,14 +33,16 @@ pub(crate) use zap::{Scope, ZapOutcome};
 
 use crate::memcg::Memcg;
 use crate::mmu_notifier::{MmId, Notifiers};
+use crate::oom::contained;
 use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use lockdep::sync::RwLock;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+#[cfg(doc)]
+use crate::limits::Limits;
 #[cfg(doc)]
 use crate::primary_mmu::PrimaryMmu;
 
@@ -55,6 +58,7 @@ pub struct Mm {
     exited: AtomicBool,
     oom_score_adj: AtomicI32,
     on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
+    pub(crate) on_cancel: RwLock<Option<Box<dyn Fn() -> bool + Send + Sync>>>,
     was_told: AtomicBool,
 }
 
@@ -92,6 +96,7 @@ impl Memcg {
             exited: AtomicBool::new(false),
             oom_score_adj: AtomicI32::new(0),
             on_kill: RwLock::new("mm.on_kill", None),
+            on_cancel: RwLock::new("mm.on_cancel", None),
             was_told: AtomicBool::new(false),
         });
         self.add_mm(&mm);
@@ -180,6 +185,17 @@ impl Mm {
         *self.on_kill.write() = Some(Box::new(on_kill));
     }
 
+    /// Sets what is called before the OOM killer chooses this address space, when nobody has more:
+    /// it is asked to give memory back itself, by ending work or by
+    /// [`Advice::DontNeed`](crate::Advice::DontNeed), and returns whether it is going to. If no
+    /// frame came free after [`Limits::cancel_deadline`], it is killed all the same.
+    ///
+    /// It runs on the reclaim worker: it hands the work to another thread and must not block,
+    /// touch managed memory, or allocate any. A panic of it means no.
+    pub fn set_on_cancel(&self, on_cancel: impl Fn() -> bool + Send + Sync + 'static) {
+        *self.on_cancel.write() = Some(Box::new(on_cancel));
+    }
+
     /// Calls what was set, the first time.
     pub(crate) fn call_on_kill(self: &Arc<Self>) {
         // Relaxed: it only chooses who calls.
@@ -188,11 +204,7 @@ impl Mm {
         }
         if let Some(on_kill) = &*self.on_kill.read() {
             let _watched = Watched::enter(Callback::OnKill, self);
-            // Unwind safe: nothing of ours is borrowed. What was thrown is foreign, and its drop
-            // might throw again.
-            if let Err(thrown) = catch_unwind(AssertUnwindSafe(on_kill)) {
-                core::mem::forget(thrown);
-            }
+            let _: Option<()> = contained(on_kill);
         }
     }
 

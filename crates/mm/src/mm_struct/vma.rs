@@ -51,6 +51,8 @@ pub struct Vma {
     generations: Box<[AtomicU32]>,
     windows: Box<[Window]>,
     pub(crate) waiters: PageWaiters,
+    /// What the program can do without when memory runs out.
+    discardable: Mutex<Vec<PageRun>>,
     /// What [`Vma::mlock`] holds; a range may be there more than once.
     pub(super) locked: Mutex<Vec<PageRun>>,
     pub(super) nr_locked: AtomicU64,
@@ -79,6 +81,7 @@ impl Vma {
             generations: (0..nr_pages).map(|_| AtomicU32::new(0)).collect(),
             windows: (0..nr_windows).map(|_| Window::default()).collect(),
             waiters: PageWaiters::new(),
+            discardable: Mutex::new("mm.discardable", Vec::new()),
             locked: Mutex::new("mm.mlock", Vec::new()),
             nr_locked: AtomicU64::new(0),
             life: AtomicU8::new(Life::Alive as u8),
@@ -301,6 +304,35 @@ impl Vma {
         PageRun::new(first, WINDOW_PAGES.min(self.nr_pages() - first))
     }
 
+    /// The program can do without the contents of `run`. Allocates.
+    pub(super) fn add_discardable(&self, run: PageRun) {
+        self.discardable.lock().push(run);
+    }
+
+    /// The program needs the contents of `run` again. Allocates; waits for pages that are being
+    /// moved.
+    pub(super) fn keep(&self, run: PageRun) {
+        let mut discardable = self.discardable.lock();
+        let parts = discardable.iter().flat_map(|of| without(*of, run));
+        *discardable = parts.collect();
+        drop(discardable);
+        for page in run.pages() {
+            let _ = self.load_settled(page);
+        }
+    }
+
+    /// The ranges that the program can do without, by their place in a list that may change.
+    pub(crate) fn discardable_at(&self, index: usize) -> Option<PageRun> {
+        self.discardable.lock().get(index).copied()
+    }
+
+    /// Whether the program can do without an owned page. If it can, whoever calls [`Vma::keep`]
+    /// after this finds the page owned, and waits.
+    pub(super) fn is_discardable(&self, page: PageIndex) -> bool {
+        let discardable = self.discardable.lock();
+        discardable.iter().any(|run| run.contains(page))
+    }
+
     /// Gives a stored copy back.
     pub(crate) fn free_copy(&self, copy: Option<Stored>) {
         if let Some(stored) = copy {
@@ -313,6 +345,16 @@ impl Vma {
         self.mm.rss.frames.fetch_sub(n, Ordering::Relaxed);
         self.memcg().uncharge_frames(n);
     }
+}
+
+/// What is left of `run` without the pages of `other`: what is before it, and what is after.
+fn without(run: PageRun, other: PageRun) -> impl Iterator<Item = PageRun> {
+    let before = (run.first, other.first.clamp(run.first, run.end()));
+    let after = (other.end().clamp(run.first, run.end()), run.end());
+    let parts = [before, after]
+        .into_iter()
+        .filter(|(first, end)| first < end);
+    parts.map(|(first, end)| PageRun::new(first, end - first))
 }
 
 /// A page that this thread owns: its word says `Moving` until it is published.

@@ -47,6 +47,8 @@ pub(crate) enum Scope<'a> {
     Reap,
     /// Everybody was told by this bracket, as long as nobody has subscribed since it began.
     Told(&'a Invalidation),
+    /// The same, for pages that the program can do without at that moment.
+    Discard(&'a Invalidation),
 }
 
 impl Scope<'_> {
@@ -54,7 +56,7 @@ impl Scope<'_> {
     fn event(self) -> Event {
         match self {
             Self::Gone | Self::Reap => Event::Unmap,
-            Self::Told(_) => Event::Clear,
+            Self::Told(_) | Self::Discard(_) => Event::Clear,
         }
     }
 }
@@ -112,7 +114,7 @@ impl Vma {
         for _ in 0..PATIENCE {
             let seen = self.pages.load(page);
             // A lock protects from advice, not from the end of its owner.
-            let is_kept = seen.is_locked() && matches!(scope, Scope::Told(_));
+            let is_kept = seen.is_locked() && scope.event() == Event::Clear;
             if seen.pins() > 0 || is_kept {
                 return Err(ZapOutcome {
                     pinned: 1,
@@ -125,7 +127,7 @@ impl Vma {
                     _ => self.waiters.wait(&self.pages, page),
                 }
             } else if let Some(owned) = self.try_own(page, seen) {
-                if self.were_all_told(scope) {
+                if self.may_go(page, scope) {
                     return Ok(owned);
                 }
                 self.restore(owned);
@@ -140,10 +142,12 @@ impl Vma {
 
     /// Whether every device that may use an owned page was told. One that subscribes after this
     /// finds the page owned, and waits.
-    fn were_all_told(&self, scope: Scope<'_>) -> bool {
+    fn may_go(&self, page: PageIndex, scope: Scope<'_>) -> bool {
+        let is_current = |bracket| self.mm().notifiers().is_current(bracket);
         match scope {
             Scope::Gone | Scope::Reap => true,
-            Scope::Told(bracket) => self.mm().notifiers().is_current(bracket),
+            Scope::Told(bracket) => is_current(bracket),
+            Scope::Discard(bracket) => is_current(bracket) && self.is_discardable(page),
         }
     }
 

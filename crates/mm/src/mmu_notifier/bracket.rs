@@ -126,8 +126,12 @@ impl Started {
 
 #[inline]
 fn end_one(member: &Arc<Member>, range: &Range, how: How, common: &Common) {
-    let is_forgotten = how == How::GivenUp && member.is_interval();
-    if is_forgotten && common.counters.injected() == Inject::ForgetIntervals {
+    let forgets = if member.is_interval() {
+        Inject::ForgetIntervals
+    } else {
+        Inject::ForgetList
+    };
+    if how == How::GivenUp && common.counters.injected() == forgets {
         return;
     }
     // A panic was counted; whoever comes next gets its end all the same.

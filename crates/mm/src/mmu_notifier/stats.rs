@@ -81,13 +81,15 @@ pub enum Inject {
     LoseWakeUp,
     /// A bracket that a member of the list refuses does not end the intervals.
     ForgetIntervals,
+    /// A bracket that is refused does not end those of the list that it started.
+    ForgetList,
     /// The removal of an interval does not wait for callbacks that run.
     RemoveEarly,
 }
 
 impl Inject {
     /// Every setting, in the order in which they are declared.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::None,
         Self::SkipNotifier,
         Self::LateEnd,
@@ -95,6 +97,7 @@ impl Inject {
         Self::ForgetDeferred,
         Self::LoseWakeUp,
         Self::ForgetIntervals,
+        Self::ForgetList,
         Self::RemoveEarly,
     ];
 }

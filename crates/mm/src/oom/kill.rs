@@ -19,6 +19,9 @@ impl Memcg {
         if self.may_still_free(stall) {
             return Verdict::Wait;
         }
+        if let Some(verdict) = self.climb(stall) {
+            return verdict;
+        }
         let mut state = self.oom.state.lock();
         // Looked at again under the lock: an earlier victim may have given something back since.
         if state.victim.is_some() || self.frames.nr_freed() != stall.nr_freed {
@@ -57,7 +60,7 @@ impl Memcg {
     /// Who would be killed if memory ran out now, worst first, as many as a report names.
     pub fn worst(&self) -> Vec<Considered> {
         let mut considered = Vec::with_capacity(CONSIDERED_MAX);
-        let _ = self.select_victim(&mut considered);
+        let _ = self.select_victim(|candidate| note(&mut considered, candidate));
         considered
     }
 
@@ -97,11 +100,15 @@ impl Memcg {
                 .refused
                 .is_pending(stall.nr_refused, now_ns, age_max_ns)
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
+            || reclaim.write_back.is_writing(now_ns, age_max_ns)
     }
 
-    /// The address space with the highest badness; of equals, the later one. Notes whom it
+    /// The address space with the highest badness; of equals, the later one. Tells whom it
     /// considered.
-    fn select_victim(&self, considered: &mut Vec<Considered>) -> Option<(Arc<Mm>, u64)> {
+    pub(super) fn select_victim(
+        &self,
+        mut consider: impl FnMut(Considered),
+    ) -> Option<(Arc<Mm>, u64)> {
         let mut candidates = 0;
         let mut worst: Option<(Arc<Mm>, i64)> = None;
         for mm in self.mms.read().values().filter_map(Weak::upgrade) {
@@ -110,7 +117,7 @@ impl Memcg {
             };
             candidates += 1;
             let badness = candidate.badness;
-            note(considered, candidate);
+            consider(candidate);
             if worst.as_ref().is_none_or(|(_, most)| badness >= *most) {
                 worst = Some((mm, badness));
             }
@@ -131,10 +138,12 @@ impl Memcg {
     /// Kills the worst, and its group if that is wanted; false when there is nobody to kill.
     fn kill_worst(&self, state: &mut State) -> bool {
         let mut lists = state.reports.empty_lists();
-        let Some((victim, candidates)) = self.select_victim(&mut lists.considered) else {
+        let select = |candidate| note(&mut lists.considered, candidate);
+        let Some((victim, candidates)) = self.select_victim(select) else {
             state.reports.put_back(lists);
             return false;
         };
+        lists.ladder = self.take_ladder();
         self.kill_one(state, &victim, Reason::Badness, candidates, lists);
         if let Some(group) = victim.memcg().oom_group_within(self) {
             count(&group.stat.oom_group_kill);
@@ -177,7 +186,9 @@ impl Memcg {
             passes: 0,
             freed_frames: 0,
             freed_swapped: 0,
+            back_ns: None,
             skipped: lists.skipped,
+            ladder: lists.ladder,
         };
         state.reports.push(report);
         victim.mark_killed();

@@ -8,8 +8,14 @@
 
 mod badness;
 mod kill;
+mod ladder;
+mod process;
 mod reaper;
 mod report;
+
+pub use ladder::Ladder;
+pub(crate) use ladder::{Drought, contained};
+pub use process::{Process, ProcessReport, Release, kill_process};
 
 pub use report::{Considered, Held, OomReport, Reason, Skipped};
 use report::{REPORTS_MAX, Reports};

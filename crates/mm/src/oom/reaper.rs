@@ -137,9 +137,13 @@ impl Memcg {
                 return;
             }
             let mut state = self.oom.state.lock();
+            let is_back = victim.nr_frames() + victim.nr_swapped() == 0;
+            let now_ns = self.clock.now_ns();
             if let Some(report) = state.reports.last_of(victim.id()) {
                 report.freed_frames += pass.outcome.frames;
                 report.freed_swapped += pass.outcome.swapped;
+                let after_ns = now_ns.saturating_sub(report.killed_at_ns);
+                report.back_ns = report.back_ns.or(is_back.then_some(after_ns));
             }
         }
     }
@@ -211,6 +215,7 @@ impl Memcg {
         report.first_page_ns = report.first_page_ns.or(pass.first_page_ns.map(after));
         report.first_pass_ns = report.first_pass_ns.or(Some(after(now_ns)));
         report.done_ns = is_last.then_some(after(now_ns));
+        report.back_ns = report.done_ns.filter(|_| pass.skipped.is_empty());
         report.freed_frames += pass.outcome.frames;
         report.freed_swapped += pass.outcome.swapped;
         pass.skipped

@@ -1,5 +1,6 @@
 //! What is told of a kill.
 
+use super::Ladder;
 use crate::mmu_notifier::{Cause, MmId};
 use core::fmt;
 use std::sync::Arc;
@@ -96,6 +97,9 @@ pub struct OomReport {
     pub first_pass_ns: Option<u64>,
     /// When the reaper was done, or gave up; `None` while it works.
     pub done_ns: Option<u64>,
+    /// When the last page was back; `None` while somebody holds one (see
+    /// [`skipped`](Self::skipped)): it is not mapped any more, and still charged.
+    pub back_ns: Option<u64>,
     /// Passes over the victim.
     pub passes: u32,
     /// Frames given back.
@@ -104,6 +108,8 @@ pub struct OomReport {
     pub freed_swapped: u64,
     /// Who held what back, most pages first.
     pub skipped: Vec<Skipped>,
+    /// What was tried before.
+    pub ladder: Ladder,
 }
 
 impl OomReport {
@@ -142,6 +148,7 @@ impl fmt::Display for OomReport {
             "because nothing could be freed: {} of {} frames, {} of {} compressed bytes in use",
             self.frames.0, self.frames.1, self.zswap.0, self.zswap.1
         )?;
+        self.ladder.fmt(f)?;
         writeln!(
             f,
             "it held {} frames and {} stored pages",
@@ -175,6 +182,29 @@ impl fmt::Display for OomReport {
     }
 }
 
+impl fmt::Display for Ladder {
+    /// A line for each rung that gave something.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.shrunk > 0 {
+            writeln!(f, "before, shrinkers gave {} things back", self.shrunk)?;
+        }
+        if self.discarded > 0 {
+            writeln!(
+                f,
+                "before, {} pages that nobody needs were discarded",
+                self.discarded
+            )?;
+        }
+        if let Some(name) = &self.cancelling {
+            writeln!(
+                f,
+                "before, {name} was asked for memory, and said that it would give some"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 /// The reports of a memory cgroup, oldest first. Everything that they need is reserved at the
 /// start: who runs out of memory must not ask for any.
 pub(super) struct Reports {
@@ -187,6 +217,7 @@ pub(super) struct Reports {
 pub(super) struct Lists {
     pub(super) considered: Vec<Considered>,
     pub(super) skipped: Vec<Skipped>,
+    pub(super) ladder: Ladder,
 }
 
 impl Reports {
@@ -194,6 +225,7 @@ impl Reports {
         let lists = |_| Lists {
             considered: Vec::with_capacity(CONSIDERED_MAX),
             skipped: Vec::with_capacity(SKIPPED_MAX),
+            ladder: Ladder::default(),
         };
         Self {
             told: Vec::with_capacity(REPORTS_MAX),
@@ -211,6 +243,7 @@ impl Reports {
             Lists {
                 considered,
                 skipped,
+                ladder: Ladder::default(),
             }
         })
     }
@@ -255,6 +288,7 @@ mod tests {
             let Lists {
                 considered,
                 skipped,
+                ladder,
             } = reports.empty_lists();
             assert_eq!((skipped.len(), skipped.capacity()), (0, SKIPPED_MAX));
             assert_eq!(
@@ -275,10 +309,12 @@ mod tests {
                 first_page_ns: None,
                 first_pass_ns: None,
                 done_ns: None,
+                back_ns: None,
                 passes: 0,
                 freed_frames: 0,
                 freed_swapped: 0,
                 skipped,
+                ladder,
             });
             let newest = reports.last_of(MmId(1)).expect("pushed above");
             assert_eq!(newest.badness, badness);

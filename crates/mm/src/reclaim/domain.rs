@@ -5,6 +5,7 @@ use super::hands::Hands;
 use super::shed::KeptCopies;
 use super::shrinker::Shrinkers;
 use super::workingset::Age;
+use crate::oom::Drought;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use lockdep::sync::Mutex;
 
@@ -13,6 +14,8 @@ use lockdep::sync::Mutex;
 pub(crate) struct Domain {
     pub(super) hands: Mutex<Hands>,
     pub(super) stall: Mutex<Stall>,
+    /// What was tried before a kill.
+    pub(crate) drought: Mutex<Drought>,
     pub(super) kept_copies: KeptCopies,
     pub(super) age: Age,
     pub(super) shrinkers: Shrinkers,
@@ -31,6 +34,7 @@ impl Domain {
         Self {
             hands: Mutex::new("mm.reclaim.hands", Hands::default()),
             stall: Mutex::new("mm.reclaim.stall", Stall::default()),
+            drought: Mutex::new("mm.oom.drought", Drought::default()),
             kept_copies: KeptCopies::new(),
             age: Age::new(frames_max),
             shrinkers: Shrinkers::new(),

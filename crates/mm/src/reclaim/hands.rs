@@ -5,6 +5,7 @@ use crate::addr::{PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::{Vma, VmaId};
+use crate::page::State;
 use std::sync::Arc;
 
 /// Which hand.
@@ -16,6 +17,8 @@ pub(super) enum Hand {
     Back,
     /// Gives back the stored copies of clean mapped pages.
     Shed,
+    /// Writes stored pages to the file.
+    Cold,
 }
 
 /// Where a hand stands: the next page it looks at.
@@ -32,6 +35,7 @@ pub(super) struct Hands {
     front: Position,
     back: Position,
     shed: Position,
+    cold: Position,
 }
 
 impl Default for Hands {
@@ -44,6 +48,7 @@ impl Default for Hands {
             front: start,
             back: start,
             shed: start,
+            cold: start,
         }
     }
 }
@@ -78,7 +83,7 @@ impl Memcg {
             // The first round takes the referenced marks away, the second finds the pages. The
             // third finds those that devices had marked in the first.
             Hand::Front => 3,
-            Hand::Back | Hand::Shed => 1,
+            Hand::Back | Hand::Shed | Hand::Cold => 1,
         };
         // One window more, because the first may be left out in part.
         let windows = rounds * nr + 1;
@@ -109,6 +114,7 @@ impl Memcg {
             Hand::Front => &mut hands.front,
             Hand::Back => &mut hands.back,
             Hand::Shed => &mut hands.shed,
+            Hand::Cold => &mut hands.cold,
         };
         while lap.windows_left > 0 {
             let next = vmas.range(at.vma..).next().or_else(|| vmas.iter().next());
@@ -120,7 +126,7 @@ impl Memcg {
             if lap.stops_at_subscribers && vma.mm().notifiers().has_subscriptions() {
                 return None;
             }
-            if hand != Hand::Shed && self.passes_over(vma, lap.protection) {
+            if matches!(hand, Hand::Front | Hand::Back) && self.passes_over(vma, lap.protection) {
                 let nr_left = (vma.nr_pages() - at.page).div_ceil(WINDOW_PAGES);
                 lap.windows_left = lap.windows_left.saturating_sub(u64::from(nr_left.max(1)));
                 at.page = vma.nr_pages();
@@ -132,6 +138,8 @@ impl Memcg {
                     Hand::Front if vma.is_refused(window) && !lap.asks_again => 0,
                     Hand::Front | Hand::Shed => vma.nr_evictable_in(window),
                     Hand::Back => vma.nr_detached_in(window),
+                    // Nobody counts them: this hand has time.
+                    Hand::Cold => 1,
                 };
                 let nr_pages = match nr {
                     0 => rest,
@@ -184,6 +192,7 @@ impl Hand {
             match self {
                 Self::Front | Self::Shed => word.is_evictable(),
                 Self::Back => word.is_detached(),
+                Self::Cold => word.state() == State::Swapped,
             }
         };
         let last = run.pages().filter(is_fit).nth(wanted as usize - 1);

@@ -22,6 +22,7 @@ mod shed;
 mod shrinker;
 mod store;
 mod workingset;
+mod write_back;
 
 pub use shrinker::{Shrinker, ShrinkerHandle};
 
@@ -41,6 +42,7 @@ use pending::{Begun, Pending};
 use retired::Retired;
 pub(crate) use settle::Awaited;
 use settle::{Parked, RefusedQueue, StuckTable};
+use write_back::WriteBack;
 
 /// Frames that a thread reclaims for itself before it takes one. It does so while few are left, and
 /// every access that does waits for all of them: few keep the tail short.
@@ -79,6 +81,7 @@ pub(crate) struct Control {
     pub(crate) pending: Pending,
     pub(crate) parked: Parked,
     pub(crate) retired: Retired,
+    pub(crate) write_back: WriteBack,
     /// Faults, with the pieces of reclaim in them, that some thread works on now, none of which
     /// waits for long: those that began in an even epoch, and those of an odd one.
     in_flight: [AtomicU64; 2],
@@ -187,6 +190,7 @@ impl Control {
             pending: Pending::new(),
             parked: Parked::new(),
             retired: Retired::new(),
+            write_back: WriteBack::new(),
             in_flight: [const { AtomicU64::new(0) }; 2],
             epoch: AtomicUsize::new(0),
         }
@@ -214,6 +218,7 @@ impl Control {
     pub(crate) fn wake_all(&self) {
         self.wake_workers();
         self.refused.wake_all();
+        self.write_back.wake_all();
     }
 
     fn wait_for_work(&self, is_stopped: impl Fn() -> bool, timeout: Option<Duration>) {
@@ -439,7 +444,7 @@ impl Memcg {
             let done = match hand {
                 Hand::Front => vma.detach_window(run, effort, lap.youth()),
                 Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
-                Hand::Shed => unreachable!("copies are shed by `shed_copies`"),
+                Hand::Shed | Hand::Cold => unreachable!("these take nothing from a frame"),
             };
             drop(under_way);
             if effort == Effort::Fault && self.reclaim.retired.let_go(vma) {

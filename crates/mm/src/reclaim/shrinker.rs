@@ -7,7 +7,10 @@
 
 use super::Effort;
 use crate::memcg::Memcg;
+use crate::oom::contained;
+use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 use lockdep::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
@@ -39,6 +42,8 @@ struct Entry {
 /// One that is registered.
 struct Registered {
     name: Arc<str>,
+    /// Calls of it that have not returned in their time.
+    nr_overdue: AtomicU32,
     entry: Mutex<Entry>,
     idle: Condvar,
 }
@@ -90,24 +95,49 @@ impl Registered {
         }
     }
 
-    /// Asks for the share of all it has that this effort calls for, in batches.
-    fn shrink(&self, effort: Effort) -> u64 {
+    /// Asks for the share of all it has that this effort calls for. One that has not returned in
+    /// its time is not asked, and one that panics has given nothing.
+    fn shrink(self: &Arc<Self>, effort: Effort) -> u64 {
+        if self.nr_overdue.load(Ordering::Relaxed) > 0 {
+            return 0;
+        }
         let Some(shrinker) = self.begin() else {
             return 0;
         };
-        let mut left = effort.share_of(shrinker.count());
-        let mut freed = 0;
-        while left > 0 {
-            let batch = left.min(BATCH);
-            match shrinker.scan(batch) {
-                Some(nr) => freed += nr,
-                None => break,
-            }
-            left -= batch;
-        }
+        let watched = Watched::enter(Callback::Shrink, self);
+        let freed = contained(|| shrink_in_batches(&*shrinker, effort)).unwrap_or(0);
+        drop(watched);
         drop(shrinker);
         self.end();
         freed
+    }
+}
+
+fn shrink_in_batches(shrinker: &dyn Shrinker, effort: Effort) -> u64 {
+    let mut left = effort.share_of(shrinker.count());
+    let mut freed = 0;
+    while left > 0 {
+        let batch = left.min(BATCH);
+        match shrinker.scan(batch) {
+            Some(nr) => freed += nr,
+            None => break,
+        }
+        left -= batch;
+    }
+    freed
+}
+
+impl Suspect for Registered {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn convict(&self) {
+        self.nr_overdue.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn acquit(&self) {
+        self.nr_overdue.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -137,6 +167,7 @@ impl Memcg {
         };
         let registered = Arc::new(Registered {
             name: Arc::from(name),
+            nr_overdue: AtomicU32::new(0),
             entry: Mutex::new("mm.shrinker", entry),
             idle: Condvar::new("mm.shrinker.idle"),
         });
@@ -156,6 +187,7 @@ impl Memcg {
                 freed += registered.shrink(effort);
             }
         });
+        self.note_shrunk(freed);
         freed
     }
 }

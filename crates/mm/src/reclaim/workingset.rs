@@ -61,6 +61,16 @@ impl Domain {
 }
 
 impl Vma {
+    /// Whether a stored page has not come back for as many evictions as there are frames.
+    pub(super) fn is_cold(&self, stored: Word) -> bool {
+        let memcg = self.memcg();
+        let distance = |shadow| memcg.domain.age.distance(shadow);
+        let frames = memcg.frames().usage();
+        stored
+            .shadow()
+            .is_none_or(|shadow| distance(shadow) >= frames)
+    }
+
     /// A page comes back from the store: as what. `filled` is its word as it is to be.
     pub(crate) fn refault_as(&self, was: Word, filled: Word) -> Word {
         let filled = filled.without_shadow();

@@ -1,7 +1,7 @@
 //! Callbacks that do not return, and others that break the contract, while memory is needed.
 
 use super::oom::{leak, limits};
-use super::{Machine, Mapping, Rng, World, offset_of, write_page};
+use super::{Machine, Mapping, Rng, World, linger, offset_of, write_page};
 use crate::addr::PageRun;
 use crate::bus::{Bus, BusAddr};
 use crate::fault::FaultError;
@@ -60,13 +60,8 @@ impl Rude {
     }
 
     fn stay(&self) {
-        for _ in 0..40_000 {
-            if !self.is_closed.load(Ordering::Relaxed) {
-                break;
-            }
-            self.is_in.store(true, Ordering::Relaxed);
-            lockdep::sync::sleep("suite.rude", Duration::from_micros(500));
-        }
+        self.is_in.store(true, Ordering::Relaxed);
+        linger(|| self.is_closed.load(Ordering::Relaxed));
         self.is_in.store(false, Ordering::Relaxed);
     }
 }

@@ -1,7 +1,7 @@
 //! Things that end: mappings that are unmapped, address spaces that exit or were killed.
 
 use super::oom::{leak, limits};
-use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use super::{Machine, Mapping, Rng, World, linger, offset_of, read_page, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::bus::{Bus, BusAddr};
 use crate::fault::FaultError;
@@ -315,12 +315,7 @@ impl Notifier for Gate {
             return Ok(());
         }
         self.has_reaper.store(true, Ordering::Relaxed);
-        for _ in 0..20_000 {
-            if !self.is_closed.load(Ordering::Relaxed) {
-                break;
-            }
-            lockdep::sync::sleep("suite.gate", Duration::from_micros(500));
-        }
+        linger(|| self.is_closed.load(Ordering::Relaxed));
         Ok(())
     }
 }

@@ -13,8 +13,10 @@ mod devices;
 #[cfg(feature = "notifiers")]
 mod endings;
 mod failures;
+mod file;
 #[cfg(feature = "notifiers")]
 mod intervals;
+mod ladder;
 #[cfg(feature = "notifiers")]
 mod mayfail;
 mod memcg;
@@ -24,6 +26,8 @@ mod mlock;
 mod oom;
 #[cfg(feature = "notifiers")]
 mod oom_devices;
+#[cfg(feature = "notifiers")]
+mod oom_schedules;
 mod pressure;
 #[cfg(feature = "notifiers")]
 mod refused;
@@ -36,6 +40,7 @@ use crate::fault::FaultError;
 use crate::limits::{Limits, SPARES};
 use crate::memcg::Memcg;
 use crate::mm_struct::{Mm, Vma};
+use crate::swap::BackingFile;
 use std::sync::Arc;
 
 /// Ends a task that [`Machine::spawn`] began: waits for it.
@@ -48,6 +53,12 @@ pub trait Machine {
 
     /// A mapping of `nr_pages` pages in `mm`, whose faults are resolved.
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping>;
+
+    /// A file of `nr_clusters` clusters, where the machine has one to try.
+    fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
+        let _ = nr_clusters;
+        None
+    }
 
     /// Runs `body` beside the test.
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join;
@@ -129,6 +140,7 @@ cases! {
     endings::the_reaper_skips_no_mapping,
     #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
+    file::contents_survive_in_the_file,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
@@ -200,6 +212,23 @@ cases! {
     oom_devices::a_hung_callback_does_not_stop_the_oom_killer,
     #[cfg(feature = "notifiers")]
     oom_devices::a_reaper_that_gives_up_kills_a_second,
+    ladder::a_shrinker_comes_before_a_kill,
+    ladder::what_can_be_done_without_goes_before_anybody_is_killed,
+    ladder::who_cancels_in_time_is_not_killed,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::two_memory_cgroups_run_out_at_once,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_victim_that_exits_already_is_reaped,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::the_last_reference_drops_in_the_reaper,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_limit_that_is_raised_ends_the_shortage,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::a_reaction_to_a_kill_that_asks_for_memory_gets_none,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::n113_success_in_the_last_pass_is_success,
+    #[cfg(feature = "notifiers")]
+    oom_schedules::who_takes_the_place_of_a_victim_has_its_own_memory,
     #[cfg(feature = "notifiers")]
     convicts::n74_a_stuck_reaper_is_left_behind,
     #[cfg(feature = "notifiers")]
@@ -256,8 +285,22 @@ impl<'a> World<'a> {
     }
 
     fn with_limits(machine: &'a dyn Machine, limits: Limits) -> Self {
-        let memcg = Memcg::new(limits, machine.clock()).expect("limits that leave a reserve");
-        let loops: [Worker; 3] = [
+        Self::on_file(machine, limits, None)
+    }
+
+    fn on_file(
+        machine: &'a dyn Machine,
+        limits: Limits,
+        file: Option<Arc<dyn BackingFile>>,
+    ) -> Self {
+        let clock = machine.clock();
+        let memcg = match file {
+            Some(file) => Memcg::with_file(limits, clock, file),
+            None => Memcg::new(limits, clock),
+        };
+        let memcg = memcg.expect("limits that leave a reserve");
+        let loops: [Worker; 4] = [
+            ("write back", Memcg::run_write_back),
             ("reclaim", Memcg::run_reclaim),
             ("settle", Memcg::run_settle),
             ("reaper", Memcg::run_reaper),
@@ -362,6 +405,17 @@ impl Rng {
         page[PAGE_SIZE / 2..].fill(7);
         page
     }
+}
+
+/// Stays in a callback as long as `is_wanted` says so, without a sleep, which not every callback
+/// may take.
+fn linger(is_wanted: impl Fn() -> bool) {
+    let mut nr_rounds = 0;
+    // Bounded, so that a test that fails ends.
+    lockdep::sync::spin_wait("suite.linger", 0, || {
+        nr_rounds += 1;
+        !is_wanted() || nr_rounds == 10_000_000
+    });
 }
 
 fn offset_of(page: u32) -> u64 {

@@ -14,6 +14,7 @@
 
 mod backing_file;
 mod codec;
+mod file_store;
 mod header;
 mod size_class;
 mod slab;
@@ -26,6 +27,8 @@ pub use backing_file::{
     BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
 };
 pub use codec::Scratch;
+pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, SLOT_BYTES_MAX};
+pub use file_store::{FileStats, FileStore};
 pub(crate) use zswap::Charge;
 pub use zswap::{Inject, NoRoom, Stats, Zswap};
 
@@ -88,6 +91,34 @@ impl SlotHandle {
     }
 }
 
+/// Where in a file a slot is: its cluster, and its place there. Fits 32 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileHandle(u32);
+
+impl FileHandle {
+    /// Bits that number the place in the cluster.
+    const UNIT_BITS: u32 = 10;
+
+    /// The most clusters that handles can tell apart.
+    const NR_CLUSTERS_MAX: u32 = 1 << (u32::BITS - Self::UNIT_BITS);
+
+    fn new(cluster: Cluster, unit: u32) -> Self {
+        assert!(
+            cluster < Self::NR_CLUSTERS_MAX && unit < 1 << Self::UNIT_BITS,
+            "a handle has no room for unit {unit} of cluster {cluster}"
+        );
+        Self(cluster << Self::UNIT_BITS | unit)
+    }
+
+    const fn cluster(self) -> Cluster {
+        self.0 >> Self::UNIT_BITS
+    }
+
+    const fn unit(self) -> u32 {
+        self.0 & ((1 << Self::UNIT_BITS) - 1)
+    }
+}
+
 /// What is remembered of a page whose contents are in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Stored {
@@ -100,6 +131,13 @@ pub enum Stored {
         /// The low bits of the store's sequence number; ten bits.
         tag: u16,
     },
+    /// The contents are in the file.
+    File {
+        /// Where.
+        handle: FileHandle,
+        /// The tag that its slot had.
+        tag: u16,
+    },
 }
 
 impl Stored {
@@ -108,6 +146,7 @@ impl Stored {
         match self {
             Self::SameFilled(pattern) => pattern,
             Self::Slot { handle, .. } => handle.get(),
+            Self::File { handle, .. } => handle.0,
         }
     }
 
@@ -115,13 +154,19 @@ impl Stored {
     pub const fn tag(self) -> u16 {
         match self {
             Self::SameFilled(_) => 0,
-            Self::Slot { tag, .. } => tag,
+            Self::Slot { tag, .. } | Self::File { tag, .. } => tag,
         }
     }
 
     /// Whether no slot is used.
     pub const fn is_same_filled(self) -> bool {
         matches!(self, Self::SameFilled(_))
+    }
+
+    /// The place in the file that a state word with this payload and tag names.
+    pub(crate) fn in_file(payload: u32, tag: u16) -> Self {
+        let handle = FileHandle(payload);
+        Self::File { handle, tag }
     }
 
     /// The slot that a state word with this payload and tag names.

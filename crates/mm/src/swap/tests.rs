@@ -134,7 +134,7 @@ fn assert_empty(store: &Zswap) {
 fn slot_of(stored: Stored) -> super::SlotHandle {
     match stored {
         Stored::Slot { handle, .. } => handle,
-        Stored::SameFilled(_) => panic!("{stored:?} has no slot"),
+        Stored::SameFilled(_) | Stored::File { .. } => panic!("{stored:?} has no slot"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The compressed store.
 
 use super::codec::{self, Scratch};
+use super::file_store::whole_slot;
 use super::header::{HEADER_BYTES, Header, tag_of};
 use super::size_class::{BLOCK_BYTES, NR_CLASSES, RAW, SizeClass};
 use super::slab::Slab;
@@ -207,6 +208,7 @@ impl Zswap {
                 Ok(())
             }
             Stored::Slot { handle, tag } => self.load_slot(owner, handle, tag, into),
+            Stored::File { .. } => unreachable!("the file reads what is in it"),
         };
         match result {
             Ok(()) => self.counters.loads.fetch_add(1, Relaxed),
@@ -233,6 +235,7 @@ impl Zswap {
     /// If the slot is not in use: it was freed twice.
     pub fn free(&self, stored: Stored) {
         let Stored::Slot { handle, .. } = stored else {
+            assert!(stored.is_same_filled(), "the file frees what is in it");
             let before = self.counters.same_filled.fetch_sub(1, Relaxed);
             assert!(
                 before > 0,
@@ -249,7 +252,7 @@ impl Zswap {
     /// Bytes that this stored page is charged for.
     pub fn charge_of(&self, stored: Stored) -> u64 {
         match stored {
-            Stored::SameFilled(_) => 0,
+            Stored::SameFilled(_) | Stored::File { .. } => 0,
             Stored::Slot { handle, .. } => self.slab.class_of(handle).slot_bytes() as u64,
         }
     }
@@ -336,13 +339,23 @@ impl Zswap {
             copy[..len].copy_from_slice(&body[..len]);
             Ok((header, len))
         })?;
-        let payload = &copy[..len];
-        header.verify(payload)?;
-        if len == PAGE_SIZE {
-            into.copy_from_slice(payload);
-            return Ok(());
-        }
-        codec::decompress(payload, into)
+        open(&header, &copy[..len], into)
+    }
+
+    /// Calls `take` with the slot of a stored page, as it is and as long as it is: for it to be
+    /// stored elsewhere. The caller owns the page.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the slot is not that of the page.
+    pub(crate) fn with_slot<R>(
+        &self,
+        owner: Owner,
+        (handle, tag): (SlotHandle, u16),
+        take: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, StoreError> {
+        self.slab
+            .read(handle, |slot| Ok(take(whole_slot(slot, owner, tag)?)))
     }
 
     fn charge(&self, class: SizeClass) -> Result<(), NoRoom> {
@@ -370,6 +383,27 @@ impl Zswap {
         let before = self.charged_bytes.fetch_sub(bytes, Relaxed);
         assert!(before >= bytes, "more was uncharged than charged");
     }
+}
+
+/// Gives the contents of a slot that begins with `bytes`, if it is that of `owner` with `tag`.
+pub(super) fn unpack(
+    bytes: &[u8],
+    owner: Owner,
+    tag: u16,
+    into: &mut PageBuf,
+) -> Result<(), StoreError> {
+    let slot = whole_slot(bytes, owner, tag)?;
+    let (head, payload) = slot.split_at(HEADER_BYTES);
+    open(&Header::decode(head)?, payload, into)
+}
+
+fn open(header: &Header, payload: &[u8], into: &mut PageBuf) -> Result<(), StoreError> {
+    header.verify(payload)?;
+    if payload.len() == PAGE_SIZE {
+        into.copy_from_slice(payload);
+        return Ok(());
+    }
+    codec::decompress(payload, into)
 }
 
 impl fmt::Debug for Zswap {

@@ -6,11 +6,12 @@ use pinless_mm::env::Clock;
 use pinless_mm::fault::FaultError;
 use pinless_mm::primary_mmu::PrimaryMmu;
 use pinless_mm::suite::{Join, Machine, Mapping};
+use pinless_mm::swap::BackingFile;
 use pinless_mm::{Mm, Vma};
-use pinless_sim::{Frames, Sim, SimMmu};
+use pinless_sim::{FileFaults, Frames, Sim, SimFile, SimMmu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Frames of the machine: more than any test may use.
 const NR_FRAMES: u64 = 3000;
@@ -85,6 +86,16 @@ impl Memory {
     }
 }
 
+/// A file whose device takes its time.
+fn slow_file(nr_clusters: u32) -> Arc<dyn BackingFile> {
+    let file = SimFile::new(nr_clusters, 4, 1);
+    file.set_faults(FileFaults {
+        latency: Duration::from_micros(20),
+        ..FileFaults::default()
+    });
+    Arc::new(file)
+}
+
 impl Machine for OnTasks {
     fn clock(&self) -> Arc<dyn Clock> {
         self.sim.clock()
@@ -92,6 +103,10 @@ impl Machine for OnTasks {
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
         self.memory.map(mm, nr_pages)
+    }
+
+    fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
+        Some(slow_file(nr_clusters))
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {
@@ -112,6 +127,10 @@ impl Machine for OnThreads {
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
         self.memory.map(mm, nr_pages)
+    }
+
+    fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
+        Some(slow_file(nr_clusters))
     }
 
     fn spawn(&self, _name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {

@@ -1,6 +1,7 @@
 //! The memory manager on the simulated machine.
 
 mod answers;
+mod file_tier;
 #[cfg(feature = "notifiers")]
 mod invariants;
 mod judge;
@@ -11,3 +12,4 @@ mod misuses;
 mod notifier;
 mod races;
 mod suite;
+mod victims;

@@ -191,6 +191,17 @@ fn n18_n21_n22_a_refusal_ends_what_was_started() {
     }
 }
 
+/// The canary of the one above: ends that a refused bracket forgets are missed.
+#[test]
+fn a_refusal_that_forgets_its_ends_is_seen() {
+    let (notifiers, log) = (Notifiers::new(MmId(1)), log());
+    let _subscriptions = four(&notifiers, &log, 2, Answer::WouldBlock);
+    notifiers.inject(Inject::ForgetList);
+    let refused = nonblock(&notifiers).expect_err("one refuses");
+    assert_eq!(&*refused.holder, "c");
+    check_log(&log, "start a, start b, refuse c");
+}
+
 /// Guarantee G3: what refuses when it must not block, accepts when it may.
 #[test]
 fn n24_a_blockable_start_is_not_refused() {

@@ -1,0 +1,471 @@
+//! A coprocessor behind a bus: windows of memory that both sides know, copies between them by one
+//! channel of hardware, and a cache of windows that come and go by themselves.
+//!
+//! An endpoint holds two kinds of pinned memory, by design. A *registered* window stays until it is
+//! unregistered, whatever becomes of the mapping: no start touches it. A *cached* window is made
+//! for a copy from or to a virtual address and kept for the next one; a start takes it out of the
+//! cache, and a worker unpins it when the channel is drained. So starts never wait and never
+//! refuse, and what they were accepted for is freed later.
+//!
+//! The peer is a node with memory, an inbox and mirrors of the registered windows. Copies are in
+//! order; a mark is a place in that order which can be waited for.
+//!
+//! A list of notifiers that was walked without its lock (bug 45 of the zoo) cannot be written: what
+//! a lock guards is inside of it.
+//!
+//! ```compile_fail,E0599
+//! # use lockdep::sync::Mutex;
+//! fn end_all(notifiers: &Mutex<Vec<u64>>) -> u64 {
+//!     notifiers.iter().sum() // there is no list without the lock
+//! }
+//! ```
+//!
+//! Linux counterpart: drivers/misc/mic/scif/, version 4.19
+
+mod card;
+mod offsets;
+
+pub use card::{Card, Message, WINDOWS_MAX, What};
+pub use offsets::{Offset, Offsets, SPACE_PAGES, Unit, Widen, widen};
+
+use crate::engine::{
+    Counters, DmaFence, Doom, Doorbell, FenceEngine, Insert, Job, Keep, Next, NotSubmitted,
+    Operation, PinCache, Retry, Using, fetch_run, ranges_of, run_of,
+};
+use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError, Pinned};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+use lockdep::sync::{Mutex, Waited};
+use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
+use pinless_mm::bus::BusAddr;
+use pinless_mm::mmu_notifier::{Blockable, Context, EndContext, Notifier, Range, Subscription};
+use pinless_mm::primary_mmu::Access;
+use std::sync::Arc;
+
+/// How long the worker waits for the channel before it comes back later.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a peer may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A window that is cached has this many pages, where the mapping has them.
+const CACHED_PAGES: u32 = 2;
+
+/// A connected endpoint, with the channel and the worker of its node.
+pub struct Scif {
+    name: Box<str>,
+    memory: Arc<dyn DeviceMemory>,
+    bugs: Bugs,
+    /// The registered windows. Taken in `release`, so nothing is pinned under it.
+    rma: Mutex<Rma>,
+    cache: PinCache,
+    channel: FenceEngine,
+    peer: Card,
+    worker: Doorbell,
+    /// The last copy that was queued.
+    last: Mutex<Option<DmaFence>>,
+    nr_servers: AtomicU32,
+    is_over: AtomicBool,
+    counters: Counters,
+}
+
+/// What an endpoint has registered.
+struct Rma {
+    offsets: Offsets,
+    windows: Vec<Window>,
+    is_over: bool,
+}
+
+/// A registered window: sticky.
+struct Window {
+    offset: Offset,
+    run: PageRun,
+    at: Vec<BusAddr>,
+    /// Held for its destructor.
+    _pinned: Pinned,
+}
+
+/// A place in the order of copies; see [`Scif::mark`].
+#[derive(Clone, Debug)]
+pub struct FenceMark {
+    last: Option<DmaFence>,
+}
+
+impl Notifier for Scif {
+    fn start<C: Context>(&self, range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        if let Some(run) = run_of(&*self.memory, range)
+            && self.cache.begin(run, Doom::All)
+        {
+            self.worker.ring();
+        }
+        self.counters.answered(Ok(()))
+    }
+
+    fn end(&self, range: &Range, _cx: &EndContext<'_>) {
+        if run_of(&*self.memory, range).is_some() {
+            self.cache.end();
+        }
+    }
+
+    fn release(&self, cx: &Blockable<'_>) {
+        let Ok(mut rma) = cx.lock(&self.rma);
+        rma.is_over = true;
+        drop(rma);
+        self.cache.close();
+        self.worker.ring();
+    }
+}
+
+impl Scif {
+    /// Connects an endpoint to a peer and subscribes its cache.
+    pub fn connect(
+        memory: &Arc<dyn DeviceMemory>,
+        name: &str,
+        bugs: Bugs,
+    ) -> (Arc<Self>, Subscription) {
+        crate::lock_order::prime();
+        let rma = Rma {
+            offsets: Offsets::default(),
+            windows: Vec::with_capacity(WINDOWS_MAX),
+            is_over: false,
+        };
+        let endpoint = Arc::new(Self {
+            name: name.into(),
+            bugs,
+            rma: Mutex::new("devices.scif.rma", rma),
+            cache: PinCache::new(memory.nr_pages().max(4)),
+            channel: FenceEngine::new(),
+            peer: Card::new(memory.nr_pages() as usize * PAGE_SIZE),
+            worker: Doorbell::new(),
+            last: Mutex::new("devices.scif.last", None),
+            nr_servers: AtomicU32::new(0),
+            is_over: AtomicBool::new(false),
+            counters: Counters::default(),
+            memory: Arc::clone(memory),
+        });
+        let ranges = ranges_of(&**memory);
+        let listed = memory
+            .notifiers()
+            .subscribe(name, ranges, Arc::clone(&endpoint));
+        (endpoint, listed)
+    }
+
+    /// The other node.
+    pub fn peer(&self) -> &Card {
+        &self.peer
+    }
+
+    /// Registers a window: its pages stay pinned until it is
+    /// [unregistered](Self::unregister_window), and the peer has a mirror of it.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError`]; nothing was registered.
+    pub fn register_window(&self, run: PageRun) -> Result<Offset, DmaError> {
+        let pinned = Arc::clone(&self.memory)
+            .pin(run, Access::Write)
+            .map_err(DmaError::Pin)?;
+        let at = fetch_run(&*self.memory, run, Access::Write).map_err(DmaError::Fault)?;
+        let unit = if self.bugs.has(Bug::BytesForPages) {
+            Unit::Bytes
+        } else {
+            Unit::Pages
+        };
+        let mut rma = self.rma.lock();
+        if rma.is_over {
+            return Err(DmaError::Stopped);
+        }
+        let limit = WINDOWS_MAX as u32;
+        let full = DmaError::LimitReached { limit };
+        if rma.windows.len() == WINDOWS_MAX {
+            return Err(full);
+        }
+        let offset = rma.offsets.take(run.nr, unit).ok_or(full)?;
+        rma.windows.push(Window {
+            offset,
+            run,
+            at,
+            _pinned: pinned,
+        });
+        drop(rma);
+        if let Err(error) = self.ask(What::Register(offset)) {
+            // In order: whenever it answers, the mirror is gone in the end.
+            let _unanswered = self.peer.send(What::Unregister(offset));
+            self.remove(offset);
+            return Err(error);
+        }
+        Ok(offset)
+    }
+
+    /// Takes a registered window back: the peer's mirror goes first, then the pages are unpinned,
+    /// after all copies that were queued before.
+    pub fn unregister_window(&self, offset: Offset) {
+        let _unanswered = self.ask(What::Unregister(offset));
+        self.wait(&self.mark());
+        self.remove(offset);
+    }
+
+    fn remove(&self, offset: Offset) {
+        let mut rma = self.rma.lock();
+        let found = rma
+            .windows
+            .iter()
+            .position(|window| window.offset == offset);
+        let window = found.map(|at| rma.windows.swap_remove(at));
+        if window.is_some() {
+            rma.offsets.give_back(offset);
+        }
+        drop(rma);
+        drop(window); // unpins with no lock held
+    }
+
+    /// A place in the order of copies: after all that were queued so far.
+    pub fn mark(&self) -> FenceMark {
+        FenceMark {
+            last: self.last.lock().clone(),
+        }
+    }
+
+    /// Waits until every copy before the mark is over.
+    pub fn wait(&self, mark: &FenceMark) {
+        if let Some(last) = &mark.last {
+            let _over = last.wait();
+        }
+    }
+
+    /// Stores `value` at `at` in the peer's memory, after every copy that was queued so far.
+    pub fn signal(&self, at: usize, value: u64) {
+        self.wait(&self.mark());
+        self.peer.store(at, &value.to_le_bytes());
+    }
+
+    fn ask(&self, what: What) -> Result<(), DmaError> {
+        let answer = self.peer.send(what).ok_or(DmaError::Stopped)?;
+        match answer.wait_timeout(ANSWER_TIMEOUT) {
+            Waited::Done => Ok(()),
+            Waited::TimedOut => Err(DmaError::Hung),
+        }
+    }
+
+    /// The address of a page in a registered window, if one has it.
+    fn registered(&self, page: PageIndex) -> Result<Option<BusAddr>, DmaError> {
+        let rma = self.rma.lock();
+        if rma.is_over {
+            return Err(DmaError::Stopped);
+        }
+        let found = rma.windows.iter().find(|window| window.run.contains(page));
+        Ok(found.map(|window| window.at[(page - window.run.first) as usize]))
+    }
+
+    /// The cached window that has a page, made now if there is none.
+    fn cached(&self, page: PageIndex, access: Access) -> Result<Option<Using<'_>>, DmaError> {
+        let last = self.memory.nr_pages();
+        let run = PageRun::new(page, CACHED_PAGES.min(last - page));
+        let how = if self.bugs.has(Bug::UnionWrong) {
+            Widen::FromTheOldStart
+        } else {
+            Widen::Union
+        };
+        let clip = |run: PageRun| PageRun::new(run.first, run.nr.min(last - run.first));
+        let run = match self.cache.overlapping(run) {
+            Some(found) if found.hull(run) != found => clip(widen(run, found, how)),
+            _ => run,
+        };
+        let insert = if self.bugs.has(Bug::InsertUnchecked) {
+            Insert::Unchecked
+        } else {
+            Insert::Checked
+        };
+        let _rma = self.bugs.has(Bug::PinUnderRmaLock).then(|| self.rma.lock());
+        self.cache
+            .get(&self.memory, run, access, insert, &self.counters)
+    }
+
+    fn transfer(
+        &self,
+        page: PageIndex,
+        offset: usize,
+        operation: Operation<'_>,
+    ) -> Result<(), DmaError> {
+        if let Some(at) = self.registered(page)? {
+            return self.copy(at, offset, operation);
+        }
+        let mut retry = Retry::new();
+        let using = loop {
+            if let Some(using) = self.cached(page, operation.access())? {
+                break using;
+            }
+            if !retry.pause() {
+                return Err(DmaError::Starved);
+            }
+        };
+        let at = using.find(page).ok_or(DmaError::Unregistered { page })?;
+        let outcome = self.copy(at, offset, operation);
+        if self.bugs.has(Bug::AdmissionInverted) {
+            self.cache.discard(using, Keep::Nowhere);
+        } else if self.bugs.has(Bug::InTwoLists) {
+            self.cache.discard(using, Keep::InTheTree);
+        } else {
+            drop(using);
+        }
+        self.worker.ring();
+        outcome
+    }
+
+    /// Has the channel copy between a page and the peer's memory.
+    fn copy(&self, at: BusAddr, offset: usize, operation: Operation<'_>) -> Result<(), DmaError> {
+        let there = at.page as usize * PAGE_SIZE + offset;
+        let job = match &operation {
+            Operation::Read(_) => Job::new(at, offset, &operation),
+            Operation::Write(from) => {
+                self.peer.store(there, from);
+                Job::new(at, offset, &operation)
+            }
+        };
+        let mut retry = Retry::new();
+        loop {
+            let mut last = self.last.lock();
+            match self.channel.submit(&job) {
+                Ok(()) => {
+                    *last = Some(job.fence().clone());
+                    break;
+                }
+                Err(NotSubmitted::Full) => {}
+                Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+            }
+            drop(last);
+            if !retry.pause() {
+                return Err(DmaError::Starved);
+            }
+        }
+        match operation {
+            Operation::Read(into) => {
+                let taken = Operation::Read(&mut *into);
+                job.finish(taken, &self.counters)?;
+                self.peer.store(there, into);
+                Ok(())
+            }
+            Operation::Write(_) => job.finish(operation, &self.counters),
+        }
+    }
+
+    /// The worker of the node: unpins what is doomed, when the channel is drained.
+    fn work(&self) -> Next {
+        if self.bugs.has(Bug::WorkerBlocked) && self.cache.nr_pinned().1 > 0 {
+            // The fault: what a peer owes comes before what can be had now.
+            if let Some(answer) = self.peer.send(What::Fence) {
+                let _late = answer.wait_timeout(ANSWER_TIMEOUT);
+            }
+        }
+        let drained = self
+            .mark()
+            .last
+            .is_none_or(|last| last.wait_timeout(DRAIN_TIMEOUT) == Waited::Done);
+        if !drained {
+            if self.bugs.has(Bug::LeaksOnHang) {
+                self.cache.leak();
+            }
+            return Next::SleepFor(DRAIN_TIMEOUT);
+        }
+        if self.cache.reap_one() {
+            return Next::Step;
+        }
+        // Relaxed: the bell that rings after it was set orders it.
+        if self.is_over.load(Ordering::Relaxed) {
+            Next::End
+        } else {
+            Next::Sleep
+        }
+    }
+}
+
+impl DmaDevice for Scif {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn register(&self, run: PageRun) -> Result<(), DmaError> {
+        self.register_window(run).map(|_| ())
+    }
+
+    fn unregister(&self, run: PageRun) {
+        let rma = self.rma.lock();
+        let inside = rma
+            .windows
+            .iter()
+            .filter(|window| window.run.hull(run) == run);
+        let offsets: Vec<Offset> = inside.map(|window| window.offset).collect();
+        drop(rma);
+        offsets
+            .into_iter()
+            .for_each(|offset| self.unregister_window(offset));
+        self.cache.forget(run);
+        self.worker.ring();
+    }
+
+    fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
+        self.transfer(page, offset, Operation::Read(into))
+    }
+
+    fn write(&self, page: PageIndex, offset: usize, from: &[u8]) -> Result<(), DmaError> {
+        self.transfer(page, offset, Operation::Write(from))
+    }
+
+    fn wait_idle(&self) {
+        self.channel.wait_idle();
+        self.cache.reap_all();
+    }
+
+    /// The channel hangs; the peer goes on.
+    fn hang(&self, hang: bool) {
+        self.channel.hang(hang);
+    }
+
+    fn stats(&self) -> DeviceStats {
+        let mut stats = self.counters.snapshot();
+        let (pinned, doomed) = self.cache.nr_pinned();
+        let rma = self.rma.lock();
+        let sticky: u32 = rma.windows.iter().map(|window| window.run.nr).sum();
+        drop(rma);
+        stats.pinned = u64::from(pinned + sticky);
+        stats.doomed = u64::from(doomed);
+        stats
+    }
+
+    fn holds(&self) -> u32 {
+        let sticky: u32 = self
+            .rma
+            .lock()
+            .windows
+            .iter()
+            .map(|window| window.run.nr)
+            .sum();
+        self.cache.nr_live() + sticky
+    }
+
+    fn nr_servers(&self) -> u32 {
+        3
+    }
+
+    fn serve(&self) {
+        match self.nr_servers.fetch_add(1, Ordering::Relaxed) {
+            0 => self.channel.serve(&*self.memory, &self.counters),
+            1 => self.worker.serve(|| self.work()),
+            _ => self.peer.serve(),
+        }
+    }
+
+    fn stop(&self) {
+        self.channel.stop();
+        let mut rma = self.rma.lock();
+        rma.is_over = true;
+        let windows = core::mem::take(&mut rma.windows);
+        drop(rma);
+        drop(windows);
+        self.cache.close();
+        self.cache.reap_all();
+        self.peer.stop();
+        self.is_over.store(true, Ordering::Relaxed);
+        self.worker.ring();
+    }
+}

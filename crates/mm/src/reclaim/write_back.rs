@@ -1,0 +1,280 @@
+//! Write-back: stored pages that nobody has asked for go to the file.
+//!
+//! A worker does it while the compressed store has little room: it gathers slots until a cluster is
+//! full, writes it, and lets go of the slots of those pages that are still as they were. Pages that
+//! have not come back for as many evictions as there are frames go first.
+//!
+//! While a cluster is written, its pages are where they were. What goes wrong costs nothing but the
+//! room that was hoped for.
+//!
+//! Linux counterpart: `zswap_writeback_entry`, `shrink_memcg` in `mm/zswap.c`.
+
+use super::Effort;
+use super::hands::Hand;
+use crate::addr::{PageIndex, PageRun};
+use crate::memcg::stat::{add, count};
+use crate::memcg::{Memcg, Protection};
+use crate::mm_struct::Vma;
+use crate::page::{State, Word};
+use crate::swap::{
+    CLUSTER_SLOTS_MAX, FileHandle, FileStore, Filling, SLOT_BYTES_MAX, SlotHandle, Stored,
+};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use lockdep::sync::{Condvar, Mutex};
+use std::sync::Arc;
+
+/// Pages that the hand looks at in one go.
+const RUN_PAGES: u64 = 16;
+
+/// How often the worker tries again when the file took nothing.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The worker's sleep, and what it is doing.
+#[derive(Debug)]
+pub(crate) struct WriteBack {
+    is_kicked: AtomicBool,
+    idle: Mutex<()>,
+    wake: Condvar,
+    /// When the write began that is under way; zero for none.
+    begun_ns: AtomicU64,
+}
+
+/// A page whose slot is in the cluster that is being written.
+struct Moved {
+    vma: Arc<Vma>,
+    page: PageIndex,
+    generation: u32,
+    slot: Stored,
+    in_file: Stored,
+    handle: FileHandle,
+}
+
+/// Which pages are gathered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Cold,
+    Any,
+}
+
+impl WriteBack {
+    pub(super) fn new() -> Self {
+        Self {
+            is_kicked: AtomicBool::new(false),
+            idle: Mutex::new("mm.write_back.idle", ()),
+            wake: Condvar::new("mm.write_back.wake"),
+            begun_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Wakes the worker.
+    fn kick(&self) {
+        // AcqRel: pairs with the swap in `wait`, as in `Control::kick`.
+        if !self.is_kicked.swap(true, Ordering::AcqRel) {
+            self.wake_all();
+        }
+    }
+
+    pub(super) fn wake_all(&self) {
+        drop(self.idle.lock());
+        self.wake.notify_all();
+    }
+
+    fn wait(&self, is_stopped: impl Fn() -> bool, timeout: Option<Duration>) {
+        let mut idle = self.idle.lock();
+        // AcqRel: pairs with the swap in `kick`.
+        while !self.is_kicked.swap(false, Ordering::AcqRel) && !is_stopped() {
+            idle = match timeout {
+                None => self.wake.wait(idle),
+                Some(timeout) => {
+                    drop(self.wake.wait_timeout(idle, timeout));
+                    return;
+                }
+            };
+        }
+    }
+
+    /// Whether a cluster is being written, for less than `age_max_ns`: there may be room soon.
+    pub(crate) fn is_writing(&self, now_ns: u64, age_max_ns: u64) -> bool {
+        let begun_ns = self.begun_ns.load(Ordering::Relaxed);
+        begun_ns != 0 && now_ns.saturating_sub(begun_ns) < age_max_ns
+    }
+}
+
+impl Memcg {
+    /// The loop of the worker that writes stored pages to the file, until [`Memcg::stop`]. One
+    /// thread, if there is a file; no fault ever waits for it.
+    pub fn run_write_back(&self) {
+        let mut moved = Vec::with_capacity(CLUSTER_SLOTS_MAX);
+        while !self.is_stopped() {
+            let mut is_short = false;
+            self.for_each_level(&mut |level| is_short |= !level.write_back(&mut moved));
+            let pause = is_short.then_some(RETRY_PAUSE);
+            let write_back = &self.reclaim.write_back;
+            write_back.wait(|| self.is_stopped(), pause);
+        }
+    }
+
+    /// A page was stored, or there was no room for it: wakes the worker when little is left.
+    pub(crate) fn kick_write_back(&self) {
+        if self.file().is_some() && self.levels().any(|level| level.has_stored_above(3, 4)) {
+            self.reclaim.write_back.kick();
+        }
+    }
+
+    /// Whether more than this share of the bound on compressed bytes is in use.
+    fn has_stored_above(&self, numerator: u64, denominator: u64) -> bool {
+        let stored = self.zswap_bytes();
+        let part = stored.max() / denominator * numerator;
+        stored.usage() > part
+    }
+
+    /// Writes clusters until the store has room again; false when it has not.
+    fn write_back(&self, moved: &mut Vec<Moved>) -> bool {
+        let Some(file) = self.file().filter(|_| self.has_stored_above(3, 4)) else {
+            return true;
+        };
+        while self.has_stored_above(5, 8) && !self.is_stopped() {
+            if self.write_cluster(file, moved) == 0 {
+                return false;
+            }
+            // There is room for what stands by.
+            self.reclaim.kick();
+        }
+        true
+    }
+
+    /// Writes a cluster; returns how many pages are in the file now.
+    fn write_cluster(&self, file: &FileStore, moved: &mut Vec<Moved>) -> u64 {
+        let Some(mut filling) = file.begin() else {
+            count(&self.stat.file_full);
+            return 0;
+        };
+        self.gather(&mut filling, moved, Which::Cold);
+        if moved.is_empty() {
+            self.gather(&mut filling, moved, Which::Any);
+        }
+        if moved.is_empty() {
+            filling.give_up();
+            return 0;
+        }
+        let begun_ns = &self.reclaim.write_back.begun_ns;
+        begun_ns.store(self.clock.now_ns().max(1), Ordering::Relaxed);
+        let written = filling.write();
+        let nr = match &written {
+            Ok(_) => moved.drain(..).map(|moved| moved.finish(file)).sum(),
+            Err(_) => {
+                moved.clear();
+                0
+            }
+        };
+        begun_ns.store(0, Ordering::Relaxed);
+        add(&self.stat.zswpwb, nr);
+        nr
+    }
+
+    /// Fills a cluster with slots of pages that are in the compressed store.
+    fn gather(&self, filling: &mut Filling<'_>, moved: &mut Vec<Moved>, which: Which) {
+        let mut lap = self.start_lap(Hand::Cold, Effort::Worker, Protection::Min);
+        while let Some((vma, run)) = self.next_run(Hand::Cold, &mut lap, RUN_PAGES) {
+            if !Vma::gather_run(&vma, run, filling, moved, which) {
+                return;
+            }
+        }
+    }
+}
+
+impl Vma {
+    /// Adds the slots of a run to a cluster; false when it is full.
+    fn gather_run(
+        self: &Arc<Self>,
+        run: PageRun,
+        filling: &mut Filling<'_>,
+        moved: &mut Vec<Moved>,
+        which: Which,
+    ) -> bool {
+        let mut slot = [0; SLOT_BYTES_MAX];
+        for page in run.pages() {
+            let seen = self.pages.load(page);
+            let Some((handle, tag)) = slot_of(seen) else {
+                continue;
+            };
+            if which == Which::Cold && !self.is_cold(seen) {
+                continue;
+            }
+            let generation = self.generation(page);
+            let Some(len) = self.copy_slot(page, seen, (handle, tag), &mut slot) else {
+                continue;
+            };
+            let Some(in_file) = filling.push(&slot[..len]) else {
+                return false;
+            };
+            moved.push(Moved {
+                vma: Arc::clone(self),
+                page,
+                generation,
+                slot: Stored::Slot { handle, tag },
+                in_file: Stored::File {
+                    handle: in_file,
+                    tag,
+                },
+                handle: in_file,
+            });
+        }
+        true
+    }
+
+    /// Copies the slot of a page, which nobody can free meanwhile. Returns how long it is.
+    fn copy_slot(
+        &self,
+        page: PageIndex,
+        seen: Word,
+        slot: (SlotHandle, u16),
+        into: &mut [u8; SLOT_BYTES_MAX],
+    ) -> Option<usize> {
+        let owned = self.try_own(page, seen)?;
+        let zswap = &self.memcg().zswap;
+        let copied = zswap.with_slot(self.owner(page), slot, |bytes| {
+            into[..bytes.len()].copy_from_slice(bytes);
+            bytes.len()
+        });
+        self.restore(owned);
+        // What is wrong with it, the next fault tells.
+        copied.ok()
+    }
+}
+
+/// The slot of a page that is in the compressed store and nowhere else.
+fn slot_of(word: Word) -> Option<(SlotHandle, u16)> {
+    match word.copy() {
+        Some(Stored::Slot { handle, tag }) if word.state() == State::Swapped => Some((handle, tag)),
+        _ => None,
+    }
+}
+
+impl Moved {
+    /// The cluster is written: a page that is as it was is in the file now. Returns how many
+    /// pages are: one or none.
+    fn finish(self, file: &FileStore) -> u64 {
+        let Self { vma, page, .. } = &self;
+        let seen = vma.pages.load(*page);
+        let is_same = seen.state() == State::Swapped && seen.copy() == Some(self.slot);
+        let owned = if is_same {
+            vma.try_own(*page, seen)
+        } else {
+            None
+        };
+        match owned {
+            Some(owned) if vma.generation(*page) == self.generation => {
+                let next = owned.was.with_copy(self.in_file);
+                vma.publish(owned, next);
+                vma.memcg().leave_slot(self.slot);
+                return 1;
+            }
+            Some(owned) => vma.restore(owned),
+            None => {}
+        }
+        file.free(self.handle);
+        0
+    }
+}
