@@ -12,15 +12,14 @@
 
 use crate::errno::Errno;
 use crate::lock_order;
-use crate::primary_mmu::PrivateMmu;
 use crate::thread::{self, EngineAccess};
-use crate::uffd::{Fault, MESSAGE_BATCH};
+use crate::uffd::{Fault, MESSAGE_BATCH, Uffd};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use lockdep::sync::{Condvar, Mutex};
-use pinless_mm::addr::PAGE_SIZE;
-use pinless_mm::fault::FaultHandler;
-use pinless_mm::primary_mmu::{Access, PrimaryMmu};
+use pinless_mm::addr::{PAGE_SIZE, PageIndex};
+use pinless_mm::fault::{FaultError, FaultHandler};
+use pinless_mm::primary_mmu::Access;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -42,9 +41,24 @@ const OWN_SIGNALS: [i32; 6] = [
     libc::SIGABRT,
 ];
 
-/// A mapping that a shard serves.
+/// Addresses at which a mapping is used, in this process or another.
+pub(crate) trait FaultSide: Send + Sync {
+    /// What reports the faults there.
+    fn uffd(&self) -> &Uffd;
+
+    /// The page at an address.
+    fn page_at(&self, address: usize) -> Option<PageIndex>;
+
+    /// Has whoever waits for the page try again.
+    fn wake(&self, page: PageIndex);
+
+    /// Ends the accesses that wait for the page, if `error` says that no waiting helps.
+    fn refuse(&self, page: PageIndex, error: FaultError);
+}
+
+/// One side of a mapping that a shard serves.
 struct Served {
-    mmu: Arc<PrivateMmu>,
+    side: Arc<dyn FaultSide>,
     handler: Arc<dyn FaultHandler>,
     life: Mutex<Life>,
     /// Told when the thread lets go of a mapping that is to be left alone.
@@ -115,7 +129,7 @@ impl FaultService {
     /// Serves a mapping, in the shard whose turn it is, until the answer is dropped.
     pub(crate) fn serve(
         self: &Arc<Self>,
-        mmu: Arc<PrivateMmu>,
+        side: Arc<dyn FaultSide>,
         handler: Arc<dyn FaultHandler>,
     ) -> Result<Service, Errno> {
         // Relaxed: only distinct numbers are wanted.
@@ -123,7 +137,7 @@ impl FaultService {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let shard = &self.shards[turn % self.shards.len()].0;
         let served = Arc::new(Served {
-            mmu,
+            side,
             handler,
             life: Mutex::new("host.served", Life::default()),
             let_go: Condvar::new("host.served.let_go"),
@@ -136,7 +150,7 @@ impl FaultService {
             served,
         };
         // A failure drops `service`, which takes the mapping out again.
-        let uffd = service.served.mmu.uffd().as_raw_fd();
+        let uffd = service.served.side.uffd().as_raw_fd();
         service.shard.watch(libc::EPOLL_CTL_ADD, uffd, key)?;
         Ok(service)
     }
@@ -171,9 +185,15 @@ pub(crate) struct Service {
     served: Arc<Served>,
 }
 
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").finish_non_exhaustive()
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
-        let uffd = self.served.mmu.uffd().as_raw_fd();
+        let uffd = self.served.side.uffd().as_raw_fd();
         // Fails only if the mapping was never watched.
         let _ = self.shard.watch(libc::EPOLL_CTL_DEL, uffd, self.key);
         self.shard.served.lock().remove(&self.key);
@@ -281,15 +301,15 @@ impl Served {
     fn resolve_waiting(&self) {
         let Some(_busy) = self.begin() else { return };
         // An error says that the descriptor cannot be read, and then nobody waits there.
-        let nr = self.mmu.uffd().read_faults(|fault| self.resolve(fault));
+        let nr = self.side.uffd().read_faults(|fault| self.resolve(fault));
         debug_assert!(nr.is_ok_and(|nr| nr <= MESSAGE_BATCH));
     }
 
     fn resolve(&self, fault: Fault) {
-        let Some(page) = self.mmu.page_at(fault.address) else {
+        let Some(page) = self.side.page_at(fault.address) else {
             return;
         };
-        let page_address = self.mmu.base().0 as usize + page as usize * PAGE_SIZE;
+        let page_address = fault.address & !(PAGE_SIZE - 1);
         match thread::engine_access(fault.thread, page_address) {
             EngineAccess::NotAnEngine => {}
             EngineAccess::Repeated => return,
@@ -308,8 +328,8 @@ impl Served {
         match self.handler.fault(page, access) {
             // The page may have been there already, for a message that came twice, and then
             // nothing woke the thread.
-            Ok(()) => self.mmu.wake(page),
-            Err(_) => self.mmu.deny(page),
+            Ok(()) => self.side.wake(page),
+            Err(error) => self.side.refuse(page, error),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! `SOUNDNESS.md` beside this crate says, module by module, why the unsafe code is sound.
 //!
 //! [`HostMapping`] is where to begin: a mapping whose pages can be taken away while programs use
-//! it. [`PrivateMmu`] is what the memory manager drives, [`FaultService`] and [`attach_thread`]
+//! it. [`HostMmu`] is what the memory manager drives, [`FaultService`] and [`attach_thread`]
 //! are the two ways to have faults resolved, and [`mark_engine_thread`] is for threads that stand
 //! in for devices.
 //!
@@ -21,9 +21,12 @@ mod fork;
 mod guard;
 pub mod io_uring;
 pub mod kmsg;
+#[cfg(feature = "kvm")]
+pub mod kvm;
 pub mod lock_order;
 mod mapping;
 pub mod memcg;
+mod memfd;
 mod pagemap;
 mod primary_mmu;
 mod probe;
@@ -31,11 +34,13 @@ pub mod process;
 pub mod psi;
 mod region;
 mod registry;
+mod share;
 mod sigbus;
 mod thread;
 pub mod tracefs;
 pub mod uaccess;
 mod uffd;
+mod window;
 
 pub use clock::MonotonicClock;
 pub use errno::Errno;
@@ -43,7 +48,8 @@ pub use fault_thread::FaultService;
 pub use fork::is_forked_child;
 pub use guard::{Guard, GuardError};
 pub use mapping::{AccessError, HostMapping, Resolver};
-pub use primary_mmu::{CreateError, FaultMode, PrivateMmu, UnknownFaultMode};
+pub use primary_mmu::{CreateError, FaultMode, HostMmu, UnknownFaultMode};
 pub use probe::{Capabilities, Feature, ProbeError, probe};
+pub use share::{Client, Share, ShareError};
 pub use thread::{AttachedThread, EngineThread, attach_thread, last_fault, mark_engine_thread};
 pub use uffd::{Source, Unavailable};

@@ -24,6 +24,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("host.registry", &[]),
     sleeping("host.sigbus", &[]),
     sleeping("host.fork", &[]),
+    sleeping("host.kvm.slots", &[]),
     sleeping("host.io_uring.state", &["host.io_uring.index"]),
     short("host.io_uring.index"),
     event("host.served.let_go"),

@@ -4,14 +4,16 @@ use crate::errno::Errno;
 use crate::fault_thread::{FaultService, Service};
 use crate::fork::{self, is_forked_child};
 use crate::lock_order;
-use crate::primary_mmu::{CreateError, FaultMode, PrivateMmu};
+use crate::primary_mmu::{CreateError, FaultMode, HostMmu};
 use crate::registry::{self, Kind, Registration, Target};
 use crate::sigbus;
-use crate::uaccess::{self, Cause, UserFault};
+use crate::uaccess::Cause;
+use crate::window::Window;
 use core::fmt;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
-use pinless_mm::gfp::might_touch;
+#[cfg(feature = "kvm")]
+use pinless_mm::{gfp::might_touch, primary_mmu::Access};
 use std::sync::Arc;
 
 /// Who resolves the faults of a mapping.
@@ -37,17 +39,18 @@ impl Resolver {
 ///
 /// Dropping it ends the resolving of faults and closes the mapping: an access through an address
 /// that somebody kept ends in SIGSEGV, or in SIGBUS if it was under way. The memory itself goes
-/// when the last [`PrivateMmu`] goes.
+/// when the last [`HostMmu`] goes.
 #[derive(Debug)]
 pub struct HostMapping {
     attachment: Option<Attachment>,
-    mmu: Arc<PrivateMmu>,
+    mmu: Arc<HostMmu>,
     resolver: Resolver,
 }
 
 /// What resolves the faults, in the order in which it is taken down: first no new fault reaches
 /// the handler, then none is in it.
 struct Attachment {
+    handler: Arc<dyn FaultHandler>,
     _service: Option<Service>,
     _managed: Registration,
     _staging: Registration,
@@ -60,25 +63,37 @@ impl fmt::Debug for Attachment {
 }
 
 impl HostMapping {
-    /// Makes a mapping of `nr_pages` holes. It is used after [`HostMapping::attach`].
+    /// Makes a mapping of `nr_pages` holes, of anonymous memory: see [`HostMmu::create`]. It is
+    /// used after [`HostMapping::attach`].
     ///
     /// # Errors
     ///
     /// See [`CreateError`].
     pub fn create(nr_pages: u32, resolver: Resolver) -> Result<Self, CreateError> {
+        Self::with(resolver, |mode| HostMmu::create(nr_pages, mode))
+    }
+
+    /// The same, of memory that other processes can map ([`HostMapping::share`]): see
+    /// [`HostMmu::create_shared`] for what it does not protect from.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_shared(nr_pages: u32, resolver: Resolver) -> Result<Self, CreateError> {
+        Self::with(resolver, |mode| HostMmu::create_shared(nr_pages, mode))
+    }
+
+    fn with(
+        resolver: Resolver,
+        make: impl FnOnce(FaultMode) -> Result<HostMmu, CreateError>,
+    ) -> Result<Self, CreateError> {
         lock_order::prime();
         if is_forked_child() {
             return Err(CreateError::ForkedChild);
         }
-        fork::mark_owner().map_err(|errno| CreateError::Os {
-            operation: "madvise(MADV_WIPEONFORK)",
-            errno,
-        })?;
-        sigbus::install().map_err(|errno| CreateError::Os {
-            operation: "sigaction of SIGBUS",
-            errno,
-        })?;
-        let mmu = Arc::new(PrivateMmu::create(nr_pages, resolver.mode())?);
+        fork::mark_owner().map_err(CreateError::os("madvise(MADV_WIPEONFORK)"))?;
+        sigbus::install().map_err(CreateError::os("sigaction of SIGBUS"))?;
+        let mmu = Arc::new(make(resolver.mode())?);
         Ok(Self {
             attachment: None,
             mmu,
@@ -87,7 +102,7 @@ impl HostMapping {
     }
 
     /// The primary MMU, for the memory manager.
-    pub fn mmu(&self) -> Arc<PrivateMmu> {
+    pub fn mmu(&self) -> Arc<HostMmu> {
         Arc::clone(&self.mmu)
     }
 
@@ -107,7 +122,7 @@ impl HostMapping {
     /// When the mapping is attached already.
     pub fn attach(&mut self, handler: Arc<dyn FaultHandler>) -> Result<(), Errno> {
         assert!(self.attachment.is_none(), "the mapping is attached already");
-        let (base, len) = self.mmu.staging_range();
+        let (base, len) = self.mmu.slot_range();
         let staging = registry::register(Target {
             base,
             len,
@@ -124,14 +139,21 @@ impl HostMapping {
         });
         let service = match &self.resolver {
             Resolver::InThread => None,
-            Resolver::Service(service) => Some(service.serve(self.mmu(), handler)?),
+            Resolver::Service(service) => Some(service.serve(self.mmu(), Arc::clone(&handler))?),
         };
         self.attachment = Some(Attachment {
+            handler,
             _service: service,
             _managed: managed,
             _staging: staging,
         });
         Ok(())
+    }
+
+    /// What resolves the faults, once there is something.
+    pub(crate) fn handler(&self) -> Option<Arc<dyn FaultHandler>> {
+        let attachment = self.attachment.as_ref();
+        attachment.map(|attachment| Arc::clone(&attachment.handler))
     }
 
     /// The address of the first byte. Valid while the mapping lives; what is read through it is
@@ -152,10 +174,7 @@ impl HostMapping {
     /// See [`AccessError`]; part of `into` may be written.
     #[track_caller]
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
-        let address = self.locate(offset, into.len())?;
-        might_touch();
-        // SAFETY: the bytes lie in the mapping (`locate`), which lives as long as `self`.
-        unsafe { uaccess::copy_in(into, address as *const u8) }.map_err(|fault| self.failed(fault))
+        self.window()?.read_at(offset, into)
     }
 
     /// Writes to `offset` bytes on.
@@ -165,10 +184,7 @@ impl HostMapping {
     /// See [`AccessError`]; part of `from` may have been written.
     #[track_caller]
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
-        let address = self.locate(offset, from.len())?;
-        might_touch();
-        // SAFETY: as in `read_at`; no Rust reference into a mapping is ever made.
-        unsafe { uaccess::copy_out(address as *mut u8, from) }.map_err(|fault| self.failed(fault))
+        self.window()?.write_at(offset, from)
     }
 
     /// Loads the word at `offset` bytes, in one access, with acquire ordering.
@@ -178,10 +194,7 @@ impl HostMapping {
     /// See [`AccessError`].
     #[track_caller]
     pub fn load_u64(&self, offset: u64) -> Result<u64, AccessError> {
-        let address = self.locate_word(offset)?;
-        might_touch();
-        // SAFETY: as in `read_at`; the address is aligned (`locate_word`).
-        unsafe { uaccess::load_u64(address as *const u64) }.map_err(|fault| self.failed(fault))
+        self.window()?.load_u64(offset)
     }
 
     /// Stores the word at `offset` bytes, in one access, with release ordering.
@@ -191,48 +204,34 @@ impl HostMapping {
     /// See [`AccessError`].
     #[track_caller]
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), AccessError> {
-        let address = self.locate_word(offset)?;
+        self.window()?.store_u64(offset, value)
+    }
+
+    /// Has the page at `offset` bytes filled, as an access by this thread would.
+    #[cfg(feature = "kvm")]
+    pub(crate) fn fault_in(&self, offset: u64, access: Access) -> Result<(), AccessError> {
+        self.window()?.locate(offset, 1)?;
+        let handler = self.handler().ok_or(AccessError::NotAttached)?;
         might_touch();
-        // SAFETY: as in `write_at`; the address is aligned (`locate_word`).
-        unsafe { uaccess::store_u64(address as *mut u64, value) }
-            .map_err(|fault| self.failed(fault))
-    }
-
-    fn locate(&self, offset: u64, len: usize) -> Result<usize, AccessError> {
-        let (base, mapped) = self.mmu.mapping_range();
-        let fits = offset <= mapped as u64 && len as u64 <= mapped as u64 - offset;
-        if is_forked_child() {
-            Err(AccessError::ForkedChild)
-        } else if self.attachment.is_none() {
-            Err(AccessError::NotAttached)
-        } else if fits {
-            Ok(base + offset as usize)
-        } else {
-            Err(AccessError::OutOfRange { offset, len })
-        }
-    }
-
-    fn locate_word(&self, offset: u64) -> Result<usize, AccessError> {
-        let len = size_of::<u64>();
-        if offset.is_multiple_of(len as u64) {
-            self.locate(offset, len)
-        } else {
-            Err(AccessError::Misaligned { offset })
-        }
-    }
-
-    fn failed(&self, fault: UserFault) -> AccessError {
-        let offset = fault.address.0 - self.mmu.mapping_range().0 as u64;
         let page = (offset / PAGE_SIZE as u64) as PageIndex;
-        match fault.cause {
-            Cause::Fault(error) => AccessError::Fault {
-                offset,
-                page,
-                error,
-            },
-            Cause::StaleDma => AccessError::StaleDma { offset, page },
-            Cause::ThreadNotAttached => AccessError::ThreadNotAttached { offset },
+        let filled = handler.fault(page, access);
+        filled.map_err(|error| AccessError::Fault {
+            offset,
+            page,
+            error,
+        })
+    }
+
+    /// The whole mapping, if its faults are resolved.
+    fn window(&self) -> Result<Window, AccessError> {
+        if is_forked_child() {
+            return Err(AccessError::ForkedChild);
         }
+        if self.attachment.is_none() {
+            return Err(AccessError::NotAttached);
+        }
+        // SAFETY: the mapping lives as long as `self`, which the caller borrows meanwhile.
+        Ok(unsafe { Window::new(self.mmu.mapping_range()) })
     }
 }
 
@@ -283,6 +282,13 @@ pub enum AccessError {
         /// The byte that was accessed.
         offset: u64,
     },
+    /// The memory is another process's, and that refused the page or has gone.
+    OwnerRefused {
+        /// The byte that was accessed.
+        offset: u64,
+        /// Its page.
+        page: PageIndex,
+    },
     /// A thread that stands in for a device accessed a page that is not there.
     StaleDma {
         /// The byte that was accessed.
@@ -290,6 +296,23 @@ pub enum AccessError {
         /// Its page.
         page: PageIndex,
     },
+}
+
+impl AccessError {
+    /// Why the access to `offset` bytes into a mapping failed.
+    pub(crate) fn at(offset: u64, cause: Cause) -> Self {
+        let page = (offset / PAGE_SIZE as u64) as PageIndex;
+        match cause {
+            Cause::Fault(error) => Self::Fault {
+                offset,
+                page,
+                error,
+            },
+            Cause::StaleDma => Self::StaleDma { offset, page },
+            Cause::ThreadNotAttached => Self::ThreadNotAttached { offset },
+            Cause::OwnerRefused => Self::OwnerRefused { offset, page },
+        }
+    }
 }
 
 impl fmt::Display for AccessError {
@@ -317,6 +340,11 @@ impl fmt::Display for AccessError {
             Self::ThreadNotAttached { offset } => write!(
                 f,
                 "access to offset {offset} by a thread that did not call `attach_thread`"
+            ),
+            Self::OwnerRefused { offset, page } => write!(
+                f,
+                "access to offset {offset} (page {page}): the process that owns the memory \
+                 refused, or has gone"
             ),
             Self::StaleDma { offset, page } => write!(
                 f,

@@ -1,18 +1,18 @@
-//! The private backend of the primary MMU: anonymous memory, and a staging area of equal size.
+//! The primary MMU of a mapping: what both backends have in common, and the choice between them.
 //!
-//! Page `i` of the mapping has slot `i` of the staging area, so slots need no allocator and a run
-//! of pages is a run of slots. Each area has a userfaultfd of its own: the mapping's reports
-//! faults, the staging area's exists so that pages can be moved there, and so that a stray access
-//! to an empty slot is a SIGBUS and not a silent zero page.
-//!
-//! What a move answers is not trusted unless it is full success: Linux 6.18 can answer EEXIST
-//! with a negative count although every page has moved. See [`moving`].
+//! Programs use a mapping at its addresses, whose faults a userfaultfd reports. What is behind it
+//! is chosen when it is made: see [`private`] and [`shared`].
 //!
 //! Linux counterpart: `mm/userfaultfd.c`.
 
 mod moving;
+mod private;
+mod shared;
+
+pub(crate) use shared::SharedFile;
 
 use crate::errno::Errno;
+use crate::fault_thread::FaultSide;
 use crate::pagemap::Pagemap;
 use crate::region::Region;
 use crate::thread;
@@ -21,7 +21,9 @@ use crate::uffd::{OpenError, Source, Stopped, Track, Uffd, Unavailable, feature}
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
+use pinless_mm::fault::FaultError;
 use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu};
+use private::Staging;
 
 /// How often an operation that the kernel stopped for no lasting reason is tried again.
 const NR_RETRIES_MAX: u32 = 64;
@@ -114,6 +116,13 @@ impl fmt::Display for CreateError {
 
 impl std::error::Error for CreateError {}
 
+impl CreateError {
+    /// What a system call that failed becomes.
+    pub(crate) fn os(operation: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Os { operation, errno }
+    }
+}
+
 impl From<OpenError> for CreateError {
     fn from(error: OpenError) -> Self {
         match error {
@@ -123,17 +132,24 @@ impl From<OpenError> for CreateError {
     }
 }
 
-/// The primary MMU of one mapping of anonymous private memory.
+/// What is behind the addresses of a mapping.
+enum Backing {
+    /// Anonymous memory, which a detach moves away.
+    Private(Staging),
+    /// A file in memory, which a detach unmaps.
+    Shared(SharedFile),
+}
+
+/// The primary MMU of one mapping.
 ///
 /// A zero page of [`PrimaryMmu::map_zero`] and a page of [`PrimaryMmu::reattach`] are writable
 /// without a trap.
-pub struct PrivateMmu {
+pub struct HostMmu {
     // Fields drop in this order. The memory goes before the descriptors: a descriptor that is
     // closed first would leave a moment in which an access to an absent page reads zeros.
     mapping: Region,
-    staging: Region,
+    backing: Backing,
     uffd: Uffd,
-    staging_uffd: Uffd,
     pagemap: Pagemap,
     nr_pages: u32,
     mode: FaultMode,
@@ -142,38 +158,58 @@ pub struct PrivateMmu {
     denied: Box<[AtomicU64]>,
 }
 
-impl PrivateMmu {
-    /// Makes a mapping of `nr_pages` holes.
+impl HostMmu {
+    /// Makes a mapping of `nr_pages` holes, of anonymous memory. The kernel itself keeps a page in
+    /// its place that a device has pinned, whether or not the memory manager knows.
     ///
     /// # Errors
     ///
     /// See [`CreateError`].
     pub fn create(nr_pages: u32, mode: FaultMode) -> Result<Self, CreateError> {
+        Self::with(nr_pages, mode, (Staging::FEATURES, Staging::TRACK), || {
+            let mapping = Region::reserve(nr_pages).map_err(CreateError::os("mmap"))?;
+            Ok((mapping, Backing::Private(Staging::create(nr_pages)?)))
+        })
+    }
+
+    /// Makes a mapping of `nr_pages` holes, of a file that other processes can map too. There is no
+    /// check for pins of devices: a device that is not told of changes must hold a pin that the
+    /// memory manager knows of, or it goes on with memory that is nobody's any more.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_shared(nr_pages: u32, mode: FaultMode) -> Result<Self, CreateError> {
+        let needs = (SharedFile::FEATURES, SharedFile::TRACK);
+        Self::with(nr_pages, mode, needs, || {
+            let (mapping, file) = SharedFile::create(nr_pages)?;
+            Ok((mapping, Backing::Shared(file)))
+        })
+    }
+
+    fn with(
+        nr_pages: u32,
+        mode: FaultMode,
+        (features, track): (u64, Track),
+        memory: impl FnOnce() -> Result<(Region, Backing), CreateError>,
+    ) -> Result<Self, CreateError> {
         if nr_pages == 0 {
             return Err(CreateError::Empty);
         }
-        let os = |operation| move |errno| CreateError::Os { operation, errno };
-        let common = feature::WP | feature::POISON | feature::MOVE;
-        let features = match mode {
-            FaultMode::Service => common | feature::THREAD_ID | feature::EXACT_ADDRESS,
-            FaultMode::InThread => common | feature::SIGBUS | feature::EXACT_ADDRESS,
+        let way = match mode {
+            FaultMode::Service => feature::THREAD_ID,
+            FaultMode::InThread => feature::SIGBUS,
         };
-        let uffd = Uffd::open(features)?;
-        let staging_uffd = Uffd::open(feature::MOVE | feature::SIGBUS)?;
-        let mapping = Region::reserve(nr_pages).map_err(os("mmap"))?;
-        let staging = Region::reserve(nr_pages).map_err(os("mmap"))?;
-        uffd.register(mapping.base(), mapping.len(), Track::MissingAndWrites)
-            .map_err(os("UFFDIO_REGISTER"))?;
-        staging_uffd
-            .register(staging.base(), staging.len(), Track::Missing)
-            .map_err(os("UFFDIO_REGISTER"))?;
-        let pagemap = Pagemap::open().map_err(os("open /proc/self/pagemap"))?;
+        let uffd = Uffd::open(features | feature::EXACT_ADDRESS | way)?;
+        let (mapping, backing) = memory()?;
+        uffd.register(mapping.base(), mapping.len(), track)
+            .map_err(CreateError::os("UFFDIO_REGISTER"))?;
+        let pagemap = Pagemap::open().map_err(CreateError::os("open /proc/self/pagemap"))?;
         let nr_words = nr_pages.div_ceil(u64::BITS) as usize;
         Ok(Self {
             mapping,
-            staging,
+            backing,
             uffd,
-            staging_uffd,
             pagemap,
             nr_pages,
             mode,
@@ -196,20 +232,21 @@ impl PrivateMmu {
         (self.mapping.base(), self.mapping.len())
     }
 
-    /// The address range of the staging area.
-    pub(crate) fn staging_range(&self) -> (usize, usize) {
-        (self.staging.base(), self.staging.len())
+    /// The address range of the slots.
+    pub(crate) fn slot_range(&self) -> (usize, usize) {
+        let slots = match &self.backing {
+            Backing::Private(staging) => &staging.region,
+            Backing::Shared(file) => &file.alias,
+        };
+        (slots.base(), slots.len())
     }
 
-    /// The userfaultfd that reports the faults of the mapping.
-    pub(crate) fn uffd(&self) -> &Uffd {
-        &self.uffd
-    }
-
-    /// The page at an address.
-    pub(crate) fn page_at(&self, address: usize) -> Option<PageIndex> {
-        let offset = address.checked_sub(self.mapping.base())?;
-        (offset < self.mapping.len()).then_some((offset / PAGE_SIZE) as PageIndex)
+    /// The file, of a shared mapping.
+    pub(crate) fn shared(&self) -> Option<&SharedFile> {
+        match &self.backing {
+            Backing::Private(_) => None,
+            Backing::Shared(file) => Some(file),
+        }
     }
 
     /// Whether there is a mark at the page's address, such as poison. Callable from a signal
@@ -219,24 +256,6 @@ impl PrivateMmu {
         entry.is_ok_and(|entry| entry.is_mark())
     }
 
-    /// Has whoever waits for the page try again.
-    pub(crate) fn wake(&self, page: PageIndex) {
-        // Fails only when the range is gone, and then nobody waits there.
-        let _ = self.uffd.wake(self.address(page), PAGE_SIZE);
-    }
-
-    /// Ends the accesses that wait for the page in SIGBUS. Unlike [`PrimaryMmu::poison`] it is
-    /// not for good: a later fill of the page removes the mark. May race with everything.
-    pub(crate) fn deny(&self, page: PageIndex) {
-        let (word, bit) = self.denied_bit(page);
-        // Release: pairs with the acquire in `was_denied`; who meets the mark finds the bit.
-        word.fetch_or(bit, Ordering::Release);
-        if self.uffd.poison(self.address(page), PAGE_SIZE).is_err() {
-            // A page came in between: the access is good now.
-            self.wake(page);
-        }
-    }
-
     /// Makes every later access to the mapping end in SIGSEGV, and has whoever waits try again.
     pub(crate) fn seal(&self) {
         // Fails only when somebody else unmapped the range, which has the same effect.
@@ -244,10 +263,10 @@ impl PrivateMmu {
         let _ = self.uffd.wake(self.mapping.base(), self.mapping.len());
     }
 
-    /// Whether a mark at the page may be one of [`Self::deny`].
+    /// Whether a mark at the page may be one of [`FaultSide::refuse`].
     fn was_denied(&self, page: PageIndex) -> bool {
         let (word, bit) = self.denied_bit(page);
-        // Acquire: pairs with the release in `deny`.
+        // Acquire: pairs with the release in `refuse`.
         word.load(Ordering::Acquire) & bit != 0
     }
 
@@ -256,8 +275,8 @@ impl PrivateMmu {
         (word, 1 << (page % u64::BITS))
     }
 
-    /// Removes the mark that [`Self::deny`] left at a page, if there is one. The caller owns the
-    /// page, which is a hole in its books.
+    /// Removes the mark that [`FaultSide::refuse`] left at a page, if there is one. The caller owns
+    /// the page, which is a hole in its books.
     fn take_denied(&self, page: PageIndex) -> bool {
         if !self.was_denied(page) || !self.is_marked(page) {
             return false;
@@ -273,7 +292,10 @@ impl PrivateMmu {
     }
 
     fn slot(&self, page: PageIndex) -> usize {
-        self.staging.base() + page as usize * PAGE_SIZE
+        match &self.backing {
+            Backing::Private(staging) => staging.slot(page),
+            Backing::Shared(file) => file.slot(page),
+        }
     }
 
     #[track_caller]
@@ -298,21 +320,32 @@ impl PrivateMmu {
         match errno.0 {
             libc::EAGAIN if again => Ok(()),
             libc::EEXIST => {
-                let entry = self.pagemap.entry(self.address(page));
+                let is_there = self.is_occupied(page);
                 if again && self.take_denied(page) {
                     return Ok(());
                 }
-                match entry {
-                    Ok(entry) if entry.is_occupied() => {
+                match is_there {
+                    Ok(true) => {
                         self.wake(page);
                         Err(MmuError::ForeignFill { page })
                     }
                     // The kernel says that a page is there, and that none is: it has just gone.
-                    Ok(_) if again => Ok(()),
+                    Ok(false) if again => Ok(()),
                     _ => Err(mmu_error(operation, page, errno)),
                 }
             }
             _ => Err(mmu_error(operation, page, errno)),
+        }
+    }
+
+    /// Whether there is something that keeps a fill from succeeding.
+    fn is_occupied(&self, page: PageIndex) -> Result<bool, Errno> {
+        match &self.backing {
+            Backing::Private(_) => {
+                let entry = self.pagemap.entry(self.address(page))?;
+                Ok(entry.is_occupied())
+            }
+            Backing::Shared(file) => Ok(file.has(page)),
         }
     }
 
@@ -358,6 +391,13 @@ impl PrivateMmu {
             })
     }
 
+    /// Pages were put at their addresses: whoever else maps them may see them.
+    fn filled(&self, run: PageRun, access: Access) {
+        if let Backing::Shared(file) = &self.backing {
+            file.filled(run, access);
+        }
+    }
+
     #[track_caller]
     fn dma_address(&self, offset: u64, len: usize) -> usize {
         let in_page = offset as usize % PAGE_SIZE;
@@ -369,7 +409,35 @@ impl PrivateMmu {
     }
 }
 
-impl PrimaryMmu for PrivateMmu {
+impl FaultSide for HostMmu {
+    fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    fn page_at(&self, address: usize) -> Option<PageIndex> {
+        let offset = address.checked_sub(self.mapping.base())?;
+        (offset < self.mapping.len()).then_some((offset / PAGE_SIZE) as PageIndex)
+    }
+
+    fn wake(&self, page: PageIndex) {
+        // Fails only when the range is gone, and then nobody waits there.
+        let _ = self.uffd.wake(self.address(page), PAGE_SIZE);
+    }
+
+    /// In SIGBUS. Unlike [`PrimaryMmu::poison`] it is not for good: a later fill of the page
+    /// removes the mark. May race with everything.
+    fn refuse(&self, page: PageIndex, _: FaultError) {
+        let (word, bit) = self.denied_bit(page);
+        // Release: pairs with the acquire in `was_denied`; who meets the mark finds the bit.
+        word.fetch_or(bit, Ordering::Release);
+        if self.uffd.poison(self.address(page), PAGE_SIZE).is_err() {
+            // A page came in between: the access is good now.
+            self.wake(page);
+        }
+    }
+}
+
+impl PrimaryMmu for HostMmu {
     fn base(&self) -> Vaddr {
         Vaddr(self.mapping.base() as u64)
     }
@@ -382,7 +450,9 @@ impl PrimaryMmu for PrivateMmu {
         self.fill("UFFDIO_ZEROPAGE", run, |left| {
             self.uffd
                 .zeropage(self.address(left.first), left.len_bytes())
-        })
+        })?;
+        self.filled(run, Access::Write);
+        Ok(())
     }
 
     fn map_filled(
@@ -394,7 +464,9 @@ impl PrimaryMmu for PrivateMmu {
         self.fill("UFFDIO_COPY", PageRun::single(page), |left| {
             self.uffd
                 .copy(self.address(left.first), contents, access == Access::Read)
-        })
+        })?;
+        self.filled(PageRun::single(page), access);
+        Ok(())
     }
 
     fn detach(&self, run: PageRun, outcome: &mut [Detached]) -> Result<(), MmuError> {
@@ -404,20 +476,26 @@ impl PrimaryMmu for PrivateMmu {
             run.nr as usize,
             "one outcome for each page of the run"
         );
-        moving::detach(self, run, outcome)
+        match &self.backing {
+            Backing::Private(staging) => moving::detach(self, staging, run, outcome),
+            Backing::Shared(file) => file.detach(self, run, outcome),
+        }
     }
 
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         self.assert_inside(run);
-        moving::reattach(self, run)
+        match &self.backing {
+            Backing::Private(staging) => moving::reattach(self, staging, run),
+            Backing::Shared(file) => file.reattach(self, run),
+        }
     }
 
     fn read_detached(&self, page: PageIndex, into: &mut PageBuf) {
         self.assert_inside(PageRun::single(page));
-        // SAFETY: 1. The slot lies in the staging area, which lives as long as `self`. 2. The
+        // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`. 2. The
         // caller owns the page and says that it is in its slot (trait contract), so nobody
         // writes there; if it is not, the access is a SIGBUS and not another page's data.
-        // 3. `into` is memory of the caller's, apart from the staging area.
+        // 3. `into` is memory of the caller's, apart from the slots.
         unsafe {
             core::ptr::copy_nonoverlapping(
                 self.slot(page) as *const u8,
@@ -428,11 +506,21 @@ impl PrimaryMmu for PrivateMmu {
     }
 
     fn free_detached(&self, run: PageRun) -> Result<(), MmuError> {
-        self.discard(&self.staging, "madvise of slots", run)
+        match &self.backing {
+            Backing::Private(staging) => self.discard(&staging.region, "madvise of slots", run),
+            Backing::Shared(file) => {
+                self.assert_inside(run);
+                file.free(run)
+            }
+        }
     }
 
     fn zap(&self, run: PageRun) -> Result<(), MmuError> {
-        self.discard(&self.mapping, "madvise", run)
+        self.discard(&self.mapping, "madvise", run)?;
+        match &self.backing {
+            Backing::Private(_) => Ok(()),
+            Backing::Shared(file) => file.free(run),
+        }
     }
 
     fn protect(&self, run: PageRun, access: Access) -> Result<(), MmuError> {
@@ -440,18 +528,12 @@ impl PrimaryMmu for PrivateMmu {
         if run.nr == 0 {
             return Ok(());
         }
-        let mut nr_retries = 0;
-        loop {
-            let done = self.uffd.write_protect(
-                self.address(run.first),
-                run.len_bytes(),
-                access == Access::Read,
-            );
-            match done {
-                Ok(()) => return Ok(()),
-                Err(Errno(libc::EAGAIN)) if nr_retries < NR_RETRIES_MAX => nr_retries += 1,
-                Err(errno) => return Err(mmu_error("UFFDIO_WRITEPROTECT", run.first, errno)),
-            }
+        let error = |errno| mmu_error("UFFDIO_WRITEPROTECT", run.first, errno);
+        let protect = access == Access::Read;
+        write_protect(&self.uffd, self.address(run.first), run, protect).map_err(error)?;
+        match &self.backing {
+            Backing::Private(_) => Ok(()),
+            Backing::Shared(file) => file.peers().protect(run, access).map_err(error),
         }
     }
 
@@ -481,13 +563,26 @@ impl PrimaryMmu for PrivateMmu {
         Ok(())
     }
 
+    fn remap(&self, page: PageIndex) -> bool {
+        self.assert_inside(PageRun::single(page));
+        match &self.backing {
+            Backing::Private(_) => self.is_present(page),
+            Backing::Shared(file) => file.remap(self, page),
+        }
+    }
+
     fn is_present(&self, page: PageIndex) -> bool {
         self.assert_inside(PageRun::single(page));
-        let entry = self.pagemap.entry(self.address(page));
-        entry.is_ok_and(|entry| {
+        let Ok(entry) = self.pagemap.entry(self.address(page)) else {
+            return false;
+        };
+        let is_swapped = match &self.backing {
             // A mark is a page in the kernel's swap, unless a refused fault left it.
-            entry.is_present() || entry.is_mark() && !self.was_denied(page)
-        })
+            Backing::Private(_) => entry.is_mark() && !self.was_denied(page),
+            // The kernel leaves no mark for a page of a file.
+            Backing::Shared(_) => false,
+        };
+        entry.is_present() || is_swapped
     }
 
     fn dma_read(&self, offset: u64, into: &mut [u8]) -> Result<(), DmaFault> {
@@ -505,13 +600,29 @@ impl PrimaryMmu for PrivateMmu {
     }
 }
 
-impl fmt::Debug for PrivateMmu {
+impl fmt::Debug for HostMmu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrivateMmu")
+        f.debug_struct("HostMmu")
             .field("base", &self.base())
             .field("nr_pages", &self.nr_pages)
             .field("mode", &self.mode)
             .finish_non_exhaustive()
+    }
+}
+
+/// Makes writes to the pages of `run`, which begin at `address`, trap, or lets them pass.
+pub(crate) fn write_protect(
+    uffd: &Uffd,
+    address: usize,
+    run: PageRun,
+    protect: bool,
+) -> Result<(), Errno> {
+    let mut nr_retries = 0;
+    loop {
+        match uffd.write_protect(address, run.len_bytes(), protect) {
+            Err(Errno(libc::EAGAIN)) if nr_retries < NR_RETRIES_MAX => nr_retries += 1,
+            done => return done,
+        }
     }
 }
 

@@ -1,13 +1,24 @@
-//! A range of anonymous private memory with a guard page on either side.
+//! A range of memory with a guard page on either side.
 
 use crate::errno::Errno;
+use crate::memfd::Memfd;
 use pinless_mm::addr::PAGE_SIZE;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Works on locked memory too, unlike `MADV_DONTNEED`. Linux 5.18.
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
-/// Anonymous private memory, reserved but not committed, that a child process does not inherit
-/// and that the kernel does not merge into huge pages.
+/// How the pages of a file are mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum View {
+    /// Where programs use them.
+    ReadWrite,
+    /// Where they are looked at while programs cannot.
+    ReadOnly,
+}
+
+/// Anonymous private memory, reserved but not committed, or a file in memory; a child process does
+/// not inherit it, and the kernel does not merge it into huge pages.
 ///
 /// # Invariants
 ///
@@ -21,8 +32,48 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// Reserves `nr_pages` pages.
+    /// Reserves `nr_pages` pages of anonymous memory.
     pub(crate) fn reserve(nr_pages: u32) -> Result<Self, Errno> {
+        let region = Self::inaccessible(nr_pages)?;
+        // SAFETY: the range is the inside of the mapping made above, which nobody else knows.
+        let done = unsafe {
+            libc::mprotect(
+                region.base as *mut libc::c_void,
+                region.len,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
+        };
+        Errno::check(done.into())?;
+        region.prepare()
+    }
+
+    /// Maps the pages of a file.
+    pub(crate) fn of_file(file: &Memfd, view: View) -> Result<Self, Errno> {
+        let region = Self::inaccessible(file.nr_pages())?;
+        let protection = match view {
+            View::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            View::ReadOnly => libc::PROT_READ,
+        };
+        // SAFETY: the range is the inside of the mapping made above, which nobody else knows: what
+        // is replaced is inaccessible and empty.
+        let start = unsafe {
+            libc::mmap(
+                region.base as *mut libc::c_void,
+                region.len,
+                protection,
+                libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        region.prepare()
+    }
+
+    /// Reserves the addresses of `nr_pages` pages and of a page on either side.
+    fn inaccessible(nr_pages: u32) -> Result<Self, Errno> {
         let len = nr_pages as usize * PAGE_SIZE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let start = unsafe {
@@ -39,26 +90,21 @@ impl Region {
             return Err(Errno::last());
         }
         // INVARIANT: the mapping has one page more on each side, which stays inaccessible. From
-        // here on `Drop` unmaps it, also when a call below fails.
-        let region = Self {
+        // here on `Drop` unmaps it, also when a later call fails.
+        Ok(Self {
             base: start as usize + PAGE_SIZE,
             len,
-        };
-        // SAFETY: the range is the inside of the mapping made above, which nobody else knows.
-        let done = unsafe {
-            libc::mprotect(
-                region.base as *mut libc::c_void,
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-            )
-        };
-        Errno::check(done.into())?;
-        region.advise(0, len, libc::MADV_DONTFORK)?;
-        region.advise(0, len, libc::MADV_NOHUGEPAGE).or_else(|e| {
-            // A kernel that was built without huge pages does not know the advice.
-            if e.0 == libc::EINVAL { Ok(()) } else { Err(e) }
-        })?;
-        Ok(region)
+        })
+    }
+
+    fn prepare(self) -> Result<Self, Errno> {
+        self.advise(0, self.len, libc::MADV_DONTFORK)?;
+        self.advise(0, self.len, libc::MADV_NOHUGEPAGE)
+            .or_else(|e| {
+                // A kernel that was built without huge pages does not know the advice.
+                if e.0 == libc::EINVAL { Ok(()) } else { Err(e) }
+            })?;
+        Ok(self)
     }
 
     /// The address of the first byte.
@@ -71,7 +117,8 @@ impl Region {
         self.len
     }
 
-    /// Gives the frames of a part back to the machine.
+    /// Takes a part out of the page table, and marks with it. The frames of anonymous memory go
+    /// back to the machine; those of a file stay in it.
     pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), Errno> {
         self.advise(offset, len, MADV_DONTNEED_LOCKED)
     }
@@ -100,7 +147,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the range with its two guard pages is the mapping that `reserve` made (type
+        // SAFETY: the range with its two guard pages is the mapping that this value made (type
         // invariant), and nobody else unmaps it. Whoever kept a raw address gets SIGSEGV.
         unsafe {
             libc::munmap(

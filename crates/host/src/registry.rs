@@ -8,7 +8,7 @@
 //!
 //! Linux counterpart: `kernel/rcu/srcutree.c`, `include/linux/percpu-refcount.h`.
 
-use crate::primary_mmu::PrivateMmu;
+use crate::primary_mmu::HostMmu;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -24,10 +24,12 @@ pub(crate) enum Kind {
         /// Who resolves its faults.
         handler: Arc<dyn FaultHandler>,
         /// Its memory.
-        mmu: Arc<PrivateMmu>,
+        mmu: Arc<HostMmu>,
     },
     /// The slots of a mapping: an access that faults there is a bug of ours.
     Staging,
+    /// Memory of another process: what ends in a signal there was refused.
+    Foreign,
 }
 
 /// A range of addresses and what lies there.

@@ -17,7 +17,7 @@ mod context;
 mod stderr;
 
 use crate::errno::Errno;
-use crate::primary_mmu::{FaultMode, PrivateMmu};
+use crate::primary_mmu::{FaultMode, HostMmu};
 use crate::registry::{self, InFlight, Kind};
 use crate::thread;
 use crate::uaccess::{self, Cause, UserFault};
@@ -86,8 +86,13 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
     };
     let target = found.target();
     let page = ((trap.address - target.base) / PAGE_SIZE) as PageIndex;
-    let Kind::Managed { handler, mmu } = &target.kind else {
-        stderr::die_in_staging(trap, page);
+    let (handler, mmu) = match &target.kind {
+        Kind::Managed { handler, mmu } => (handler, mmu),
+        Kind::Staging => stderr::die_in_staging(trap, page),
+        Kind::Foreign => {
+            drop::<InFlight>(found);
+            return refuse(trap, Cause::OwnerRefused);
+        }
     };
     if thread::is_in_handler() {
         stderr::die_in_handler(trap, page);
@@ -133,7 +138,7 @@ fn page_address(address: usize) -> usize {
 fn refuse_unattached(
     trap: &Trap<'_>,
     handler: &dyn FaultHandler,
-    mmu: &PrivateMmu,
+    mmu: &HostMmu,
     page: PageIndex,
 ) -> Cause {
     match mmu.mode() {
@@ -147,7 +152,7 @@ fn refuse_unattached(
 fn resolve(
     trap: &Trap<'_>,
     handler: &dyn FaultHandler,
-    mmu: &PrivateMmu,
+    mmu: &HostMmu,
     page: PageIndex,
 ) -> Result<(), FaultError> {
     let access = if trap.is_write {
@@ -180,6 +185,9 @@ fn refuse(trap: &mut Trap<'_>, cause: Cause) -> Verdict {
     });
     if uaccess::contains(trap.instruction()) {
         trap.go_on_at(uaccess::fixup());
+        Verdict::GoOn
+    } else if thread::is_in_guest() {
+        // The access was a guest's. The signal has ended its run, and what was noted says why.
         Verdict::GoOn
     } else {
         Verdict::HandOn

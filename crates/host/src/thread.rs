@@ -23,6 +23,8 @@ const NR_PROBES_MAX: usize = 64;
 struct ThreadState {
     /// How many fault handlers this thread is in.
     handler_depth: Cell<u32>,
+    /// Whether it runs a guest.
+    is_in_guest: Cell<bool>,
     /// How many engine guards it holds.
     engine_depth: Cell<u32>,
     /// Its slot in [`ENGINES`] while it holds one.
@@ -41,6 +43,7 @@ thread_local! {
     static STATE: ThreadState = const {
         ThreadState {
             handler_depth: Cell::new(0),
+            is_in_guest: Cell::new(false),
             engine_depth: Cell::new(0),
             engine_slot: Cell::new(0),
             thread_id: Cell::new(0),
@@ -84,6 +87,34 @@ impl Drop for HandlerDepth {
 /// Whether this thread is resolving a fault already.
 pub(crate) fn is_in_handler() -> bool {
     STATE.with(|state| state.handler_depth.get() > 0)
+}
+
+/// Notes that this thread is in a system call that runs a guest, until dropped.
+#[cfg(feature = "kvm")]
+pub(crate) struct InGuest {
+    _not_send: PhantomData<*const ()>,
+}
+
+/// Enters a guest. A fault of it that cannot be resolved is noted, and ends the system call.
+#[cfg(feature = "kvm")]
+pub(crate) fn enter_guest() -> InGuest {
+    take_fault();
+    STATE.with(|state| state.is_in_guest.set(true));
+    InGuest {
+        _not_send: PhantomData,
+    }
+}
+
+#[cfg(feature = "kvm")]
+impl Drop for InGuest {
+    fn drop(&mut self) {
+        STATE.with(|state| state.is_in_guest.set(false));
+    }
+}
+
+/// Whether this thread runs a guest.
+pub(crate) fn is_in_guest() -> bool {
+    STATE.with(|state| state.is_in_guest.get())
 }
 
 /// Remembers why the access that comes back as an error failed.

@@ -36,6 +36,8 @@ pub enum Cause {
     StaleDma,
     /// The thread's signal stack is too small to resolve anything: it is not attached.
     ThreadNotAttached,
+    /// The memory is another process's, and that refused or has gone.
+    OwnerRefused,
 }
 
 impl fmt::Display for UserFault {
@@ -50,6 +52,11 @@ impl fmt::Display for UserFault {
             Cause::ThreadNotAttached => write!(
                 f,
                 "access to {} by a thread that did not call `attach_thread`",
+                self.address
+            ),
+            Cause::OwnerRefused => write!(
+                f,
+                "access to {}: the process that owns the memory refused, or has gone",
                 self.address
             ),
         }

@@ -7,14 +7,16 @@
 
 use crate::errno::Errno;
 use core::fmt;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Features of the handshake that are used here.
 pub(crate) mod feature {
     pub(crate) const WP: u64 = 1 << 0;
     pub(crate) const SIGBUS: u64 = 1 << 7;
     pub(crate) const THREAD_ID: u64 = 1 << 8;
+    pub(crate) const MINOR_SHMEM: u64 = 1 << 10;
     pub(crate) const EXACT_ADDRESS: u64 = 1 << 11;
+    pub(crate) const WP_SHMEM: u64 = 1 << 12;
     pub(crate) const POISON: u64 = 1 << 14;
     pub(crate) const MOVE: u64 = 1 << 16;
 }
@@ -24,6 +26,8 @@ const USER_MODE_ONLY: libc::c_int = 1;
 
 const REGISTER_MISSING: u64 = 1 << 0;
 const REGISTER_WP: u64 = 1 << 1;
+const REGISTER_MINOR: u64 = 1 << 2;
+const CONTINUE_WP: u64 = 1 << 1;
 const COPY_WP: u64 = 1 << 1;
 const MOVE_ALLOW_SRC_HOLES: u64 = 1 << 1;
 const WRITEPROTECT_WP: u64 = 1 << 0;
@@ -74,6 +78,7 @@ payload!(CopyPayload, 3, 0x03, { dst: u64, src: u64, len: u64, mode: u64, done: 
 payload!(ZeropagePayload, 3, 0x04, { start: u64, len: u64, mode: u64, done: i64 });
 payload!(MovePayload, 3, 0x05, { dst: u64, src: u64, len: u64, mode: u64, done: i64 });
 payload!(WriteprotectPayload, 3, 0x06, { start: u64, len: u64, mode: u64 });
+payload!(ContinuePayload, 3, 0x07, { start: u64, len: u64, mode: u64, mapped: i64 });
 payload!(PoisonPayload, 3, 0x08, { start: u64, len: u64, mode: u64, done: i64 });
 
 /// Which accesses raise a fault that userfaultfd sees.
@@ -83,6 +88,8 @@ pub(crate) enum Track {
     Missing,
     /// Accesses to absent pages, and writes to protected ones.
     MissingAndWrites,
+    /// The same, and accesses to pages that are in the file but not in the page table.
+    MissingMinorAndWrites,
 }
 
 /// What a move does about a source page that is not there.
@@ -223,6 +230,15 @@ impl Uffd {
         Ok(uffd)
     }
 
+    /// Takes over a descriptor of another process, which it has passed on after its handshake.
+    pub(crate) fn adopt(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            // Which one does not matter here: the process itself knows what it may do.
+            source: Source::UserModeOnly,
+        }
+    }
+
     fn handshake(&self, features: u64) -> Result<u64, Errno> {
         let mut payload = ApiPayload {
             api: API,
@@ -243,6 +259,7 @@ impl Uffd {
         let mode = match track {
             Track::Missing => REGISTER_MISSING,
             Track::MissingAndWrites => REGISTER_MISSING | REGISTER_WP,
+            Track::MissingMinorAndWrites => REGISTER_MISSING | REGISTER_MINOR | REGISTER_WP,
         };
         self.ioctl(&mut RegisterPayload {
             start: start as u64,
@@ -299,6 +316,24 @@ impl Uffd {
         };
         let result = self.ioctl(&mut payload);
         stopped(result, payload.done)
+    }
+
+    /// Maps pages that are in the file of a shared mapping at absent addresses, and wakes whoever
+    /// waits; with `protect` the first write traps.
+    pub(crate) fn map_present(
+        &self,
+        start: usize,
+        len: usize,
+        protect: bool,
+    ) -> Result<(), Stopped> {
+        let mut payload = ContinuePayload {
+            start: start as u64,
+            len: len as u64,
+            mode: if protect { CONTINUE_WP } else { 0 },
+            mapped: 0,
+        };
+        let result = self.ioctl(&mut payload);
+        stopped(result, payload.mapped)
     }
 
     /// Makes writes to present pages trap, or lets them pass and wakes whoever waits.
@@ -376,8 +411,9 @@ impl Uffd {
     fn ioctl<P: Payload>(&self, payload: &mut P) -> Result<(), Errno> {
         // SAFETY: 1. `payload` is the type that belongs to the number (`Payload`), borrowed
         // mutably for the call. 2. Other memory that an operation changes is the page tables of
-        // ranges that `PrivateMmu`, `Hold` and the probe own, to which no Rust reference exists;
-        // the source of a copy is a slice that the caller borrows.
+        // ranges that `HostMmu`, `Client`, `Hold` and the probe own, to which no Rust reference
+        // exists, or those of another process that handed its descriptor over for that; the source
+        // of a copy is a slice that the caller borrows.
         let result = unsafe {
             libc::ioctl(
                 self.fd.as_raw_fd(),
@@ -386,6 +422,12 @@ impl Uffd {
             )
         };
         Errno::check(result.into()).map(drop)
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -247,7 +247,7 @@ impl Notifier for Device {
 struct World<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     memcg: Arc<Memcg>,
-    resolver: Resolver,
+    side: Side,
 }
 
 /// A mapping in an address space of its own.
@@ -301,7 +301,7 @@ fn limits(frames: u64, zswap_frames: u64) -> Limits {
 }
 
 impl<'scope, 'env> World<'scope, 'env> {
-    fn new(scope: &'scope Scope<'scope, 'env>, resolver: &Resolver, limits: Limits) -> Self {
+    fn new(scope: &'scope Scope<'scope, 'env>, side: &Side, limits: Limits) -> Self {
         let clock = Arc::new(TestClock(Instant::now()));
         let memcg = Memcg::new(limits, clock).expect("limits that leave a reserve");
         for run in [Memcg::run_reclaim, Memcg::run_settle] {
@@ -317,13 +317,14 @@ impl<'scope, 'env> World<'scope, 'env> {
         Self {
             scope,
             memcg,
-            resolver: resolver.clone(),
+            side: side.clone(),
         }
     }
 
     fn tenant(&self, name: &str, nr_pages: u32) -> Arc<Tenant> {
         let mm = self.memcg.new_mm(name);
-        let mut host = HostMapping::create(nr_pages, self.resolver.clone()).expect("probed before");
+        let mut host =
+            (self.side.create)(nr_pages, self.side.resolver.clone()).expect("probed before");
         let vma = mm.map(host.mmu()).expect("an address space that lives");
         let spy = Arc::new(Spy {
             vma: Arc::clone(&vma),
@@ -562,11 +563,11 @@ fn slots(world: &World<'_, '_>) {
 }
 
 /// A device that does not answer in time, and then does.
-fn a_stuck_device(resolver: &Resolver) {
+fn a_stuck_device(side: &Side) {
     let mut limits = limits(8, 400);
     limits.settle_deadline = Duration::from_millis(5);
     std::thread::scope(|scope| {
-        let world = World::new(scope, resolver, limits);
+        let world = World::new(scope, side, limits);
         let tenant = world.tenant("stuck", 32);
         let fence = Fence::new("test.stuck");
         let device = Device::new(&fence);
@@ -609,9 +610,9 @@ fn leak(tenant: &Tenant, seed: u64) {
 
 /// The decision, the kill, the reaper with a device that holds something back, and those who come
 /// to the memory of the victim afterwards. More than once: reports are kept.
-fn kills(resolver: &Resolver) {
+fn kills(side: &Side) {
     std::thread::scope(|scope| {
-        let world = World::new(scope, resolver, limits(32, 64));
+        let world = World::new(scope, side, limits(32, 64));
         let good = world.tenant("good", 8);
         // The first one has the reaper watched.
         for round in 0..5 {
@@ -647,9 +648,16 @@ fn kills(resolver: &Resolver) {
     });
 }
 
-fn check(resolver: &Resolver) {
+/// What is behind the memory, and who resolves its faults.
+#[derive(Clone)]
+struct Side {
+    create: fn(u32, Resolver) -> Result<HostMapping, CreateError>,
+    resolver: Resolver,
+}
+
+fn check(side: &Side) {
     std::thread::scope(|scope| {
-        let world = World::new(scope, resolver, limits(8, 400));
+        let world = World::new(scope, side, limits(8, 400));
         the_counter_counts(&world);
         faults_and_reclaim(&world);
         new_threads(&world);
@@ -657,8 +665,8 @@ fn check(resolver: &Resolver) {
         notifiers(&world);
         slots(&world);
     });
-    a_stuck_device(resolver);
-    kills(resolver);
+    a_stuck_device(side);
+    kills(side);
 }
 
 #[test]
@@ -673,6 +681,10 @@ fn nothing_allocates_after_start() {
         Err(error) => panic!("{error}"),
     }
     let _attached = attach_thread().expect("a signal stack");
-    check(&Resolver::Service(FaultService::start(2).expect("threads")));
-    check(&Resolver::InThread);
+    for create in [HostMapping::create, HostMapping::create_shared] {
+        let service = FaultService::start(2).expect("threads");
+        for resolver in [Resolver::Service(service), Resolver::InThread] {
+            check(&Side { create, resolver });
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! The shared suite on real memory: with faults resolved by service threads and in the faulting
-//! thread.
+//! The shared suite on real memory: private and shared, with faults resolved by service threads
+//! and in the faulting thread.
 
 #![expect(clippy::print_stdout, reason = "which case runs, for when one hangs")]
 
@@ -19,8 +19,12 @@ impl Clock for TestClock {
     }
 }
 
+/// Makes a mapping.
+type Create = fn(u32, Resolver) -> Result<HostMapping, CreateError>;
+
 struct RealMachine {
     clock: Arc<TestClock>,
+    create: Create,
     resolver: Resolver,
 }
 
@@ -56,7 +60,7 @@ impl Machine for RealMachine {
     }
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-        let mut host = HostMapping::create(nr_pages, self.resolver.clone()).expect("probed before");
+        let mut host = (self.create)(nr_pages, self.resolver.clone()).expect("probed before");
         let vma = mm.map(host.mmu()).expect("an address space that lives");
         host.attach(Arc::clone(&vma) as _).expect("registered");
         Arc::new(RealMapping { host, vma })
@@ -79,8 +83,8 @@ impl Machine for RealMachine {
     }
 }
 
-fn check(resolver: Resolver) {
-    match HostMapping::create(1, resolver.clone()) {
+fn check(create: Create, resolver: Resolver) {
+    match create(1, resolver.clone()) {
         Ok(_) => {}
         Err(CreateError::Unavailable(why)) => {
             println!("skipped: no userfaultfd: {why}");
@@ -91,6 +95,7 @@ fn check(resolver: Resolver) {
     let _attached = attach_thread().expect("a signal stack");
     let machine = RealMachine {
         clock: Arc::new(TestClock(Instant::now())),
+        create,
         resolver,
     };
     // All cases, or those whose names contain it: for whoever works on one.
@@ -108,12 +113,26 @@ fn check(resolver: Resolver) {
     }
 }
 
+fn service() -> Resolver {
+    Resolver::Service(FaultService::start(1).expect("threads"))
+}
+
 #[test]
 fn the_suite_holds_with_service_threads() {
-    check(Resolver::Service(FaultService::start(1).expect("threads")));
+    check(HostMapping::create, service());
 }
 
 #[test]
 fn the_suite_holds_in_the_faulting_thread() {
-    check(Resolver::InThread);
+    check(HostMapping::create, Resolver::InThread);
+}
+
+#[test]
+fn the_suite_holds_on_shared_memory_with_service_threads() {
+    check(HostMapping::create_shared, service());
+}
+
+#[test]
+fn the_suite_holds_on_shared_memory_in_the_faulting_thread() {
+    check(HostMapping::create_shared, Resolver::InThread);
 }

@@ -136,7 +136,8 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// Copies the contents of a page that is in its slot.
     fn read_detached(&self, page: PageIndex, into: &mut PageBuf);
 
-    /// Gives the frames in the slots of `run` back to the machine; empty slots are passed over.
+    /// Gives the frames in the slots of `run` back to the machine; empty slots are passed over. No
+    /// page of the run is at its address.
     ///
     /// # Errors
     ///
@@ -167,9 +168,16 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// [`MmuError::Gone`] when the range was changed.
     fn poison(&self, run: PageRun) -> Result<(), MmuError>;
 
-    /// Whether a page is at the address of `page`. For the rare fault on a page that the books
-    /// call mapped: either somebody resolved it meanwhile, or somebody took the page away.
+    /// Whether a page is at the address of `page`.
     fn is_present(&self, page: PageIndex) -> bool;
+
+    /// Whether a page is at the address of `page`, for everybody who may use it. For the rare fault
+    /// on a page that the books call mapped: either somebody resolved it meanwhile, or somebody
+    /// took the page away. Where a page can be out of sight without being away (shared memory),
+    /// this brings it back, with the protection that it had.
+    fn remap(&self, page: PageIndex) -> bool {
+        self.is_present(page)
+    }
 
     /// Copies bytes from `offset` bytes into the mapping, as a device would: without asking the
     /// memory manager for the page. `offset..offset + into.len()` lies in one page.

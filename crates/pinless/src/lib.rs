@@ -28,7 +28,7 @@
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
 //! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`] |
-//! | devices that are there | [`io_uring`] |
+//! | devices that are there | [`io_uring`], [`kvm`] |
 //!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is
 //! `pinless-host`'s. Everything a user names of both is exported from here.
@@ -46,9 +46,12 @@ pub use mapping::{MapError, Mapping};
 pub use options::{MAPPING_BYTES_MAX, MapOptions};
 
 pub use lockdep::sync::{self, Fence};
+#[cfg(feature = "kvm")]
+pub use pinless_host::kvm;
 pub use pinless_host::{
-    AccessError, AttachedThread, Capabilities, CreateError, Errno, FaultMode, Feature, GuardError,
-    HostMapping, ProbeError, Source, Unavailable, UnknownFaultMode, attach_thread, io_uring,
+    AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, Feature,
+    GuardError, HostMapping, ProbeError, Share, ShareError, Source, Unavailable, UnknownFaultMode,
+    attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
@@ -70,6 +73,7 @@ pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
 
 use io_count::IoCount;
 use pinless_host::{FaultService, Resolver};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -140,6 +144,17 @@ impl Pinless {
             FaultMode::InThread => Resolver::InThread,
         };
         Mapping::create(mm, options, resolver, &self.io, layer)
+    }
+
+    /// Lets the process at the other end of `stream`, which calls [`Client::join`], use a mapping
+    /// that was made with [`MapOptions::shared`], until the answer is dropped. See
+    /// [`HostMapping::share`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ShareError`].
+    pub fn share(&self, mapping: &Mapping, stream: UnixStream) -> Result<Share, ShareError> {
+        mapping.host().share(stream, &self.faults)
     }
 }
 

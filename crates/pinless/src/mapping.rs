@@ -85,7 +85,11 @@ impl Mapping {
     ) -> Result<Self, MapError> {
         let len_bytes = options.len_bytes();
         let nr_pages = options.nr_pages().ok_or(MapError::Length { len_bytes })?;
-        let mut host = HostMapping::create(nr_pages, resolver).map_err(MapError::Create)?;
+        let create = match options.is_shared() {
+            true => HostMapping::create_shared,
+            false => HostMapping::create,
+        };
+        let mut host = create(nr_pages, resolver).map_err(MapError::Create)?;
         let vma = mm.map(layer(host.mmu())).map_err(MapError::Books)?;
         let attached = host.attach(Arc::clone(&vma) as Arc<dyn FaultHandler>);
         // Dropped on an error, which unmaps.

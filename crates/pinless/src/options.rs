@@ -13,6 +13,7 @@ pub const MAPPING_BYTES_MAX: u64 = MAPPING_PAGES_MAX as u64 * PAGE_SIZE as u64;
 pub struct MapOptions {
     len_bytes: u64,
     fault_mode: Option<FaultMode>,
+    is_shared: bool,
 }
 
 impl MapOptions {
@@ -21,6 +22,7 @@ impl MapOptions {
         Self {
             len_bytes,
             fault_mode: None,
+            is_shared: false,
         }
     }
 
@@ -34,6 +36,19 @@ impl MapOptions {
     pub const fn fault_mode(mut self, mode: FaultMode) -> Self {
         self.fault_mode = Some(mode);
         self
+    }
+
+    /// Other processes can map it, too: see [`Pinless::share`](crate::Pinless::share). The kernel
+    /// does not keep a page of such memory in its place for a device that nobody was told of;
+    /// private memory it does.
+    #[must_use]
+    pub const fn shared(mut self) -> Self {
+        self.is_shared = true;
+        self
+    }
+
+    pub(crate) fn is_shared(self) -> bool {
+        self.is_shared
     }
 
     pub(crate) fn fault_mode_or(self, default: FaultMode) -> FaultMode {

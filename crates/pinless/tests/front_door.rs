@@ -4,9 +4,10 @@
 
 use core::time::Duration;
 use pinless::{
-    Access, AccessError, Advice, Builder, FaultMode, GuardError, MapOptions, PAGE_SIZE, PageRun,
-    PinError, Pinless, UnmapError,
+    Access, AccessError, Advice, Builder, Client, FaultMode, GuardError, MapOptions, PAGE_SIZE,
+    PageRun, PinError, Pinless, UnmapError,
 };
+use std::os::unix::net::UnixStream;
 
 const FRAMES: u64 = 64;
 
@@ -32,9 +33,12 @@ fn memory_comes_back_however_it_is_reached() {
     let Some(pinless) = build() else { return };
     let attached = pinless::attach_thread().expect("a thread can be attached");
     let nr_pages = 4 * FRAMES as u32;
-    for mode in [FaultMode::Service, FaultMode::InThread] {
-        let mm = pinless.new_mm("front door");
+    let all = [FaultMode::Service, FaultMode::InThread].map(|mode| {
         let options = MapOptions::of_pages(nr_pages).fault_mode(mode);
+        [options, options.shared()]
+    });
+    for options in all.concat() {
+        let mm = pinless.new_mm("front door");
         let memory = pinless.map(&mm, options).expect("a mapping");
         assert_eq!(memory.len(), nr_pages as usize * PAGE_SIZE);
         for page in 0..nr_pages {
@@ -46,8 +50,8 @@ fn memory_comes_back_however_it_is_reached() {
             let through_guard = memory.guard(PageRun::single(page), Access::Read);
             let through_guard = through_guard.expect("a frame").load_u64(8);
             let through_address = memory.load_u64(offset_of(page) + 8);
-            assert_eq!(through_guard, Ok(u64::from(page) + 1), "{mode:?}");
-            assert_eq!(through_address, through_guard, "{mode:?}");
+            assert_eq!(through_guard, Ok(u64::from(page) + 1), "{options:?}");
+            assert_eq!(through_address, through_guard, "{options:?}");
         }
         memory.unmap().expect("nobody holds it");
     }
@@ -184,4 +188,35 @@ fn an_operation_whose_end_nobody_tells_keeps_its_pages() {
     drop(mm);
     assert_eq!(pinless.memcg().frames().usage(), 3, "parked for good");
     assert_eq!(pinless.io_counts(), (0, 1));
+}
+
+#[test]
+fn memory_that_is_shared_comes_back_in_another_mapping() {
+    let Some(pinless) = build() else { return };
+    let nr_pages = 4 * FRAMES as u32;
+    let mm = pinless.new_mm("owner");
+    let options = MapOptions::of_pages(nr_pages).shared();
+    let memory = pinless.map(&mm, options).expect("a mapping");
+    let (ours, theirs) = UnixStream::pair().expect("a socket");
+    // What another process does as well: its mapping is one of its own.
+    let joining = std::thread::spawn(|| Client::join(theirs));
+    let share = pinless.share(&memory, ours).expect("shared");
+    let client = joining.join().expect("no panic").expect("joined");
+    for page in 0..nr_pages {
+        let word = u64::from(page) + 1;
+        client.store_u64(offset_of(page), word).expect("a frame");
+        memory
+            .store_u64(offset_of(page) + 8, word)
+            .expect("a frame");
+    }
+    for page in (0..nr_pages).rev() {
+        let word = u64::from(page) + 1;
+        assert_eq!(memory.load_u64(offset_of(page)), Ok(word));
+        assert_eq!(client.load_u64(offset_of(page) + 8), Ok(word));
+    }
+    assert!(pinless.memcg().stat().pgsteal > 0, "pages were taken back");
+    drop(share);
+    while client.load_u64(offset_of(0)).is_ok() {
+        std::thread::yield_now();
+    }
 }

@@ -232,13 +232,16 @@ fn check_macro(source: &Source, tokens: &[TokenTree], at: usize, report: &mut Re
         report.add(line, format!("`{name}!`"), "finish it, or take it out");
     }
     if PRINTS.contains(&name.as_str()) && !may_print(&source.path) {
-        let to_do = "only cli, xtask and tests talk; return it instead";
+        let to_do = "only cli, xtask, examples and tests talk; return it instead";
         report.add(line, format!("`{name}!`"), to_do);
     }
 }
 
 fn may_print(path: &str) -> bool {
-    path.starts_with("crates/cli/") || path.starts_with("xtask/") || path.contains("/tests/")
+    let talks = ["/tests/", "/examples/"];
+    path.starts_with("crates/cli/")
+        || path.starts_with("xtask/")
+        || talks.iter().any(|folder| path.contains(folder))
 }
 
 fn check_attribute(tokens: &[TokenTree], at: usize, report: &mut Report<'_>) {

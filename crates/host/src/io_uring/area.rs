@@ -5,7 +5,7 @@ use super::error::AttachError;
 use super::index::{AreaId, SlotNr};
 use super::stats::count;
 use crate::mapping::HostMapping;
-use crate::primary_mmu::PrivateMmu;
+use crate::primary_mmu::HostMmu;
 use core::convert::Infallible;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,7 +37,7 @@ pub(super) struct AreaOwner {
     shared: Arc<AreaShared>,
     vma: Arc<Vma>,
     #[expect(dead_code, reason = "keeps the memory mapped")]
-    mmu: Arc<PrivateMmu>,
+    mmu: Arc<HostMmu>,
     #[expect(
         dead_code,
         reason = "ends with the area, after its slots were taken back"

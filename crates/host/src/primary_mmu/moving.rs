@@ -7,7 +7,8 @@
 //! goes on at the first page that has not moved. The machine's error number then only says what to
 //! do about *that* page.
 
-use super::{NR_RETRIES_MAX, PrivateMmu, mmu_error};
+use super::private::Staging;
+use super::{HostMmu, NR_RETRIES_MAX, mmu_error};
 use crate::errno::Errno;
 use crate::pagemap::{self, Entry};
 use crate::uffd::{Holes, Stopped, Uffd};
@@ -26,36 +27,45 @@ enum Place {
 
 /// One direction of travel.
 struct Route<'a> {
-    mmu: &'a PrivateMmu,
+    mmu: &'a HostMmu,
     /// The descriptor that the target is registered with.
     uffd: &'a Uffd,
-    source: fn(&PrivateMmu, PageIndex) -> usize,
-    target: fn(&PrivateMmu, PageIndex) -> usize,
+    /// Where page 0 is before and after.
+    source_base: usize,
+    target_base: usize,
 }
 
 impl<'a> Route<'a> {
-    fn out(mmu: &'a PrivateMmu) -> Self {
+    fn out(mmu: &'a HostMmu, staging: &'a Staging) -> Self {
         Self {
             mmu,
-            uffd: &mmu.staging_uffd,
-            source: PrivateMmu::address,
-            target: PrivateMmu::slot,
+            uffd: &staging.uffd,
+            source_base: mmu.address(0),
+            target_base: staging.slot(0),
         }
     }
 
-    fn back(mmu: &'a PrivateMmu) -> Self {
+    fn back(mmu: &'a HostMmu, staging: &'a Staging) -> Self {
         Self {
             mmu,
             uffd: &mmu.uffd,
-            source: PrivateMmu::slot,
-            target: PrivateMmu::address,
+            source_base: staging.slot(0),
+            target_base: mmu.address(0),
         }
+    }
+
+    fn source(&self, page: PageIndex) -> usize {
+        self.source_base + page as usize * PAGE_SIZE
+    }
+
+    fn target(&self, page: PageIndex) -> usize {
+        self.target_base + page as usize * PAGE_SIZE
     }
 
     fn go(&self, run: PageRun, holes: Holes) -> Result<(), Stopped> {
         self.uffd.move_pages(
-            (self.target)(self.mmu, run.first),
-            (self.source)(self.mmu, run.first),
+            self.target(run.first),
+            self.source(run.first),
             run.len_bytes(),
             holes,
         )
@@ -73,8 +83,8 @@ impl<'a> Route<'a> {
         while first < run.end() {
             let nr = (run.end() - first) as usize;
             let map = &self.mmu.pagemap;
-            let sources = map.read((self.source)(self.mmu, first), nr, &mut sources)?;
-            let targets = map.read((self.target)(self.mmu, first), nr, &mut targets)?;
+            let sources = map.read(self.source(first), nr, &mut sources)?;
+            let targets = map.read(self.target(first), nr, &mut targets)?;
             for (source, target) in sources.iter().zip(targets) {
                 if !each(first, place(*source, *target)) {
                     return Ok(());
@@ -97,11 +107,12 @@ fn place(source: Entry, target: Entry) -> Place {
 
 /// See [`pinless_mm::primary_mmu::PrimaryMmu::detach`].
 pub(super) fn detach(
-    mmu: &PrivateMmu,
+    mmu: &HostMmu,
+    staging: &Staging,
     run: PageRun,
     outcome: &mut [Detached],
 ) -> Result<(), MmuError> {
-    let route = Route::out(mmu);
+    let route = Route::out(mmu, staging);
     let mut trip = Detach {
         route: &route,
         run,
@@ -181,7 +192,7 @@ impl Detach<'_> {
         let route = self.route;
         let mut entries = [Entry::NOTHING; WINDOW_PAGES as usize];
         while self.left.nr > 0 {
-            let slot = (route.target)(route.mmu, self.left.first);
+            let slot = route.target(self.left.first);
             let asked = route
                 .mmu
                 .pagemap
@@ -259,8 +270,8 @@ impl Detach<'_> {
 }
 
 /// See [`pinless_mm::primary_mmu::PrimaryMmu::reattach`].
-pub(super) fn reattach(mmu: &PrivateMmu, run: PageRun) -> Result<(), MmuError> {
-    let route = Route::back(mmu);
+pub(super) fn reattach(mmu: &HostMmu, staging: &Staging, run: PageRun) -> Result<(), MmuError> {
+    let route = Route::back(mmu, staging);
     let mut left = run;
     let mut nr_retries = 0;
     while left.nr > 0 {

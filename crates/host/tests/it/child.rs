@@ -2,23 +2,42 @@
 //! program again, with the one test that asks for it.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 const VARIABLE: &str = "PINLESS_HOST_SCENARIO";
 
 /// Runs `scenario` in a process of its own, and tells how it ended. `test` is the full name of
 /// the test that calls this.
 pub(crate) fn run(test: &str, name: &str, scenario: impl FnOnce()) -> Output {
+    play(name, scenario);
+    command(test, name).output().unwrap()
+}
+
+/// Starts `scenario` in a process of its own, whose standard input is `input`.
+pub(crate) fn start(
+    test: &str,
+    name: &str,
+    input: impl Into<Stdio>,
+    scenario: impl FnOnce(),
+) -> Child {
+    play(name, scenario);
+    command(test, name).stdin(input).spawn().unwrap()
+}
+
+/// In the process that was started for it, this is where the scenario runs.
+fn play(name: &str, scenario: impl FnOnce()) {
     if std::env::var(VARIABLE).is_ok_and(|wanted| wanted == name) {
         scenario();
         std::process::exit(0);
     }
-    let program = std::env::current_exe().unwrap();
-    Command::new(program)
+}
+
+fn command(test: &str, name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(VARIABLE, name)
-        .output()
-        .unwrap()
+        .env(VARIABLE, name);
+    command
 }
 
 /// The scenario ended by itself, without a complaint.

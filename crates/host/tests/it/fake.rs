@@ -2,7 +2,7 @@
 
 use lockdep::sync::Mutex;
 use pinless_host::{
-    CreateError, FaultMode, FaultService, HostMapping, PrivateMmu, Resolver, Unavailable,
+    CreateError, FaultMode, FaultService, HostMapping, HostMmu, Resolver, Unavailable,
 };
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use pinless_mm::fault::{FaultError, FaultHandler};
@@ -27,7 +27,7 @@ pub(crate) struct Books {
 }
 
 pub(crate) struct Fake {
-    mmu: Arc<PrivateMmu>,
+    mmu: Arc<HostMmu>,
     pub(crate) books: Mutex<Books>,
     /// Removes write protection without asking the books first.
     pub(crate) is_eager: AtomicBool,
@@ -51,7 +51,7 @@ pub(crate) fn word_of(page: PageIndex, i: usize) -> u64 {
 
 impl Fake {
     /// A manager with every page stored.
-    pub(crate) fn new(mmu: Arc<PrivateMmu>) -> Arc<Self> {
+    pub(crate) fn new(mmu: Arc<HostMmu>) -> Arc<Self> {
         let nr = mmu.nr_pages();
         Arc::new(Self {
             books: Mutex::new(
@@ -182,32 +182,67 @@ pub(crate) fn skip(what: &str) {
 }
 
 /// A bare MMU, or nothing where the machine has none.
-pub(crate) fn mmu(nr_pages: u32, mode: FaultMode) -> Option<PrivateMmu> {
-    match PrivateMmu::create(nr_pages, mode) {
-        Ok(mmu) => Some(mmu),
-        Err(error) => {
-            is_missing(error);
-            None
-        }
-    }
+pub(crate) fn mmu(nr_pages: u32, side: impl Into<Side>) -> Option<HostMmu> {
+    let side = side.into();
+    let made = match side.memory {
+        Memory::Private => HostMmu::create(nr_pages, side.faults),
+        Memory::Shared => HostMmu::create_shared(nr_pages, side.faults),
+    };
+    made.map_err(is_missing).ok()
 }
 
-/// A mapping with a fake manager behind it.
-pub(crate) fn managed(nr_pages: u32, mode: FaultMode) -> Option<(HostMapping, Arc<Fake>)> {
-    let resolver = match mode {
+/// A mapping without a manager, or nothing where the machine has none.
+pub(crate) fn mapping(nr_pages: u32, side: Side) -> Option<HostMapping> {
+    let resolver = match side.faults {
         FaultMode::Service => Resolver::Service(FaultService::start(1).unwrap()),
         FaultMode::InThread => Resolver::InThread,
     };
-    let mut mapping = match HostMapping::create(nr_pages, resolver) {
-        Ok(mapping) => mapping,
-        Err(error) => {
-            is_missing(error);
-            return None;
-        }
+    let made = match side.memory {
+        Memory::Private => HostMapping::create(nr_pages, resolver),
+        Memory::Shared => HostMapping::create_shared(nr_pages, resolver),
     };
+    made.map_err(is_missing).ok()
+}
+
+/// A mapping with a fake manager behind it.
+pub(crate) fn managed(nr_pages: u32, side: impl Into<Side>) -> Option<(HostMapping, Arc<Fake>)> {
+    let mut mapping = mapping(nr_pages, side.into())?;
     let fake = Fake::new(mapping.mmu());
     mapping.attach(fake.clone()).unwrap();
     Some((mapping, fake))
 }
 
-pub(crate) const MODES: [FaultMode; 2] = [FaultMode::Service, FaultMode::InThread];
+/// What is behind a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Memory {
+    Private,
+    Shared,
+}
+
+/// What is behind a mapping, and who resolves its faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Side {
+    pub(crate) memory: Memory,
+    pub(crate) faults: FaultMode,
+}
+
+/// Where it makes no difference what is behind the mapping.
+impl From<FaultMode> for Side {
+    fn from(faults: FaultMode) -> Self {
+        Self {
+            memory: Memory::Private,
+            faults,
+        }
+    }
+}
+
+const fn side(memory: Memory, faults: FaultMode) -> Side {
+    Side { memory, faults }
+}
+
+pub(crate) const MODES: [Side; 4] = [
+    side(Memory::Private, FaultMode::Service),
+    side(Memory::Private, FaultMode::InThread),
+    side(Memory::Shared, FaultMode::Service),
+    side(Memory::Shared, FaultMode::InThread),
+];

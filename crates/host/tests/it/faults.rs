@@ -162,7 +162,7 @@ fn a_thread_that_is_not_attached_gets_a_typed_error() {
             let read = || mapping.read_at(2 * PAGE_SIZE as u64, &mut into);
             let answer = scope.spawn(read).join().expect("no panic");
             let offset = 2 * PAGE_SIZE as u64;
-            let expected = match mode {
+            let expected = match mode.faults {
                 FaultMode::InThread => AccessError::ThreadNotAttached { offset },
                 FaultMode::Service => AccessError::Fault {
                     offset,
@@ -206,7 +206,7 @@ fn system_calls_on_absent_pages_work_with_a_service_and_say_efault_without() {
         let Some((mapping, fake)) = managed(2, mode) else {
             return;
         };
-        if mode == FaultMode::Service && !mapping.mmu().source().serves_kernel_faults() {
+        if mode.faults == FaultMode::Service && !mapping.mmu().source().serves_kernel_faults() {
             crate::fake::skip("userfaultfd for kernel faults");
             continue;
         }
@@ -215,7 +215,7 @@ fn system_calls_on_absent_pages_work_with_a_service_and_say_efault_without() {
         // SAFETY: the bytes lie in the mapping, and nobody else uses them during the call.
         let into = unsafe { std::slice::from_raw_parts_mut(mapping.as_ptr().add(4096), 7) };
         let result = reader.read(into);
-        match mode {
+        match mode.faults {
             FaultMode::Service => {
                 assert_eq!(result.unwrap(), 7);
                 let mut found = [0; 8];

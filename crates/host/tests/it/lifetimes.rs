@@ -1,7 +1,7 @@
 //! Mappings come and go while others are in use, and nothing outlives its mapping.
 
 use crate::child::{assert_killed_by, run, words};
-use crate::fake::{Fake, MODES, is_missing, managed, pattern, word_of};
+use crate::fake::{Fake, MODES, managed, mapping, pattern, word_of};
 use pinless_host::{AccessError, FaultMode, FaultService, HostMapping, Resolver, attach_thread};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
@@ -9,13 +9,6 @@ use pinless_mm::primary_mmu::{Access, MmuError, PrimaryMmu};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-fn resolver(mode: FaultMode) -> Resolver {
-    match mode {
-        FaultMode::Service => Resolver::Service(FaultService::start(1).unwrap()),
-        FaultMode::InThread => Resolver::InThread,
-    }
-}
 
 #[test]
 fn mappings_come_and_go_while_others_fault() {
@@ -37,7 +30,7 @@ fn mappings_come_and_go_while_others_fault() {
             });
         }
         let _attached = attach_thread().unwrap();
-        let service = resolver(FaultMode::Service);
+        let service = Resolver::Service(FaultService::start(1).unwrap());
         for round in 0..200 {
             let resolver = match round % 2 {
                 0 => Resolver::InThread,
@@ -74,9 +67,8 @@ fn an_access_that_waits_when_its_mapping_goes_ends_in_a_signal() {
             "lifetimes::an_access_that_waits_when_its_mapping_goes_ends_in_a_signal",
             &format!("gone-{mode:?}"),
             || {
-                let mut mapping = match HostMapping::create(2, resolver(mode)) {
-                    Ok(mapping) => mapping,
-                    Err(error) => return assert!(is_missing(error)),
+                let Some(mut mapping) = mapping(2, mode) else {
+                    return;
                 };
                 let idle = Arc::new(Idle(AtomicU32::new(0)));
                 mapping.attach(idle.clone()).unwrap();
@@ -98,7 +90,7 @@ fn an_access_that_waits_when_its_mapping_goes_ends_in_a_signal() {
         );
         if !words(&output).contains("skipped") {
             // In the faulting thread, the signal may be on its way already when the mapping goes.
-            let may_be_sigbus = mode == FaultMode::InThread;
+            let may_be_sigbus = mode.faults == FaultMode::InThread;
             if !(may_be_sigbus && output.status.signal() == Some(libc::SIGBUS)) {
                 assert_killed_by(&output, libc::SIGSEGV);
             }
@@ -155,7 +147,7 @@ fn an_access_to_a_poisoned_page_asks_the_manager_and_fails_with_its_reason() {
 #[test]
 fn poison_that_stays_whatever_the_manager_says_is_an_error() {
     for mode in MODES {
-        let Ok(mut mapping) = HostMapping::create(2, resolver(mode)) else {
+        let Some(mut mapping) = mapping(2, mode) else {
             return;
         };
         let idle = Arc::new(Idle(AtomicU32::new(0)));

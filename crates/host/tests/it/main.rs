@@ -10,5 +10,6 @@ mod operations;
 mod pins;
 mod probes;
 mod races;
+mod sharing;
 mod signals;
 mod victims;

@@ -1,22 +1,32 @@
 //! Each operation of the primary MMU, on real memory.
 
-use crate::fake::{mmu, pattern};
-use pinless_host::{FaultMode, PrivateMmu};
+use crate::fake::{Memory, Side, mmu, pattern};
+use pinless_host::{FaultMode, HostMmu};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu};
 use std::sync::Arc;
 
-fn in_thread(nr_pages: u32) -> Option<PrivateMmu> {
+fn in_thread(nr_pages: u32) -> Option<HostMmu> {
     mmu(nr_pages, FaultMode::InThread)
 }
 
-fn detach(mmu: &PrivateMmu, run: PageRun) -> Vec<Detached> {
+/// Tries `test` on bare mappings of both kinds.
+fn on_both(nr_pages: u32, test: impl Fn(HostMmu)) {
+    for memory in [Memory::Private, Memory::Shared] {
+        let faults = FaultMode::InThread;
+        mmu(nr_pages, Side { memory, faults })
+            .into_iter()
+            .for_each(&test);
+    }
+}
+
+fn detach(mmu: &HostMmu, run: PageRun) -> Vec<Detached> {
     let mut outcome = vec![Detached::Busy; run.nr as usize];
     mmu.detach(run, &mut outcome).unwrap();
     outcome
 }
 
-fn fill(mmu: &PrivateMmu, pages: impl IntoIterator<Item = PageIndex>) {
+fn fill(mmu: &HostMmu, pages: impl IntoIterator<Item = PageIndex>) {
     for page in pages {
         mmu.map_filled(page, &pattern(page), Access::Write).unwrap();
     }
@@ -24,7 +34,7 @@ fn fill(mmu: &PrivateMmu, pages: impl IntoIterator<Item = PageIndex>) {
 
 /// What is at a page's address. For pages that are there.
 #[track_caller]
-fn check_contents(mmu: &PrivateMmu, page: PageIndex, expected: &[u8]) {
+fn check_contents(mmu: &HostMmu, page: PageIndex, expected: &[u8]) {
     assert!(mmu.is_present(page), "page {page}");
     // SAFETY: the page is present, in a mapping that `mmu` keeps, and nobody else uses it.
     let found = unsafe {
@@ -36,80 +46,84 @@ fn check_contents(mmu: &PrivateMmu, page: PageIndex, expected: &[u8]) {
 
 #[test]
 fn zero_pages_are_zero_and_a_second_fill_is_foreign() {
-    let Some(mmu) = in_thread(8) else { return };
-    mmu.map_zero(PageRun::new(2, 3)).unwrap();
-    for page in 2..5 {
-        check_contents(&mmu, page, &[0; PAGE_SIZE]);
-    }
-    assert!(!mmu.is_present(1) && !mmu.is_present(5));
-    assert_eq!(
-        mmu.map_zero(PageRun::new(0, 8)),
-        Err(MmuError::ForeignFill { page: 2 })
-    );
-    check_contents(&mmu, 1, &[0; PAGE_SIZE]);
-    assert_eq!(
-        mmu.map_filled(3, &pattern(3), Access::Read),
-        Err(MmuError::ForeignFill { page: 3 })
-    );
-    check_contents(&mmu, 3, &[0; PAGE_SIZE]);
+    on_both(8, |mmu| {
+        mmu.map_zero(PageRun::new(2, 3)).unwrap();
+        for page in 2..5 {
+            check_contents(&mmu, page, &[0; PAGE_SIZE]);
+        }
+        assert!(!mmu.is_present(1) && !mmu.is_present(5));
+        assert_eq!(
+            mmu.map_zero(PageRun::new(0, 8)),
+            Err(MmuError::ForeignFill { page: 2 })
+        );
+        check_contents(&mmu, 1, &[0; PAGE_SIZE]);
+        assert_eq!(
+            mmu.map_filled(3, &pattern(3), Access::Read),
+            Err(MmuError::ForeignFill { page: 3 })
+        );
+        check_contents(&mmu, 3, &[0; PAGE_SIZE]);
+    });
 }
 
 #[test]
 fn detached_pages_keep_their_contents_and_holes_are_named() {
-    let Some(mmu) = in_thread(200) else { return };
-    fill(&mmu, (0..200).filter(|page| page % 7 != 3));
-    let outcome = detach(&mmu, PageRun::new(0, 200));
-    for (page, outcome) in outcome.iter().enumerate() {
-        let expected = if page % 7 == 3 {
-            Detached::Hole
-        } else {
-            Detached::Done
-        };
-        assert_eq!(*outcome, expected, "page {page}");
-        assert!(!mmu.is_present(page as u32));
-    }
-    let mut buf = [0; PAGE_SIZE];
-    for page in (0..200).filter(|page| page % 7 != 3) {
-        mmu.read_detached(page, &mut buf);
-        assert!(buf == pattern(page), "slot of page {page}");
-    }
-    for run in [PageRun::new(0, 3), PageRun::new(4, 6), PageRun::new(11, 6)] {
-        mmu.reattach(run).unwrap();
-        for page in run.pages() {
-            check_contents(&mmu, page, &pattern(page));
+    on_both(200, |mmu| {
+        fill(&mmu, (0..200).filter(|page| page % 7 != 3));
+        let outcome = detach(&mmu, PageRun::new(0, 200));
+        for (page, outcome) in outcome.iter().enumerate() {
+            let expected = if page % 7 == 3 {
+                Detached::Hole
+            } else {
+                Detached::Done
+            };
+            assert_eq!(*outcome, expected, "page {page}");
+            assert!(!mmu.is_present(page as u32));
         }
-    }
+        let mut buf = [0; PAGE_SIZE];
+        for page in (0..200).filter(|page| page % 7 != 3) {
+            mmu.read_detached(page, &mut buf);
+            assert!(buf == pattern(page), "slot of page {page}");
+        }
+        for run in [PageRun::new(0, 3), PageRun::new(4, 6), PageRun::new(11, 6)] {
+            mmu.reattach(run).unwrap();
+            for page in run.pages() {
+                check_contents(&mmu, page, &pattern(page));
+            }
+        }
+    });
 }
 
 #[test]
 fn a_full_run_detaches_and_returns_in_one_piece() {
-    let Some(mmu) = in_thread(512) else { return };
-    let run = PageRun::new(0, 512);
-    fill(&mmu, run.pages());
-    assert!(detach(&mmu, run).iter().all(|o| *o == Detached::Done));
-    mmu.reattach(run).unwrap();
-    for page in run.pages() {
-        check_contents(&mmu, page, &pattern(page));
-    }
-    mmu.map_zero(PageRun::new(0, 0)).unwrap();
-    assert!(detach(&mmu, PageRun::new(5, 0)).is_empty());
+    on_both(512, |mmu| {
+        let run = PageRun::new(0, 512);
+        fill(&mmu, run.pages());
+        assert!(detach(&mmu, run).iter().all(|o| *o == Detached::Done));
+        mmu.reattach(run).unwrap();
+        for page in run.pages() {
+            check_contents(&mmu, page, &pattern(page));
+        }
+        mmu.map_zero(PageRun::new(0, 0)).unwrap();
+        assert!(detach(&mmu, PageRun::new(5, 0)).is_empty());
+    });
 }
 
 #[test]
 fn write_protected_and_zero_pages_detach_too() {
-    let Some(mmu) = in_thread(4) else { return };
-    mmu.map_filled(0, &pattern(0), Access::Read).unwrap();
-    mmu.map_filled(1, &pattern(1), Access::Write).unwrap();
-    mmu.map_zero(PageRun::new(2, 2)).unwrap();
-    mmu.protect(PageRun::new(0, 4), Access::Read).unwrap();
-    let run = PageRun::new(0, 4);
-    assert_eq!(detach(&mmu, run), [Detached::Done; 4]);
-    mmu.reattach(run).unwrap();
-    // Writable without a trap: a device's write stands for the program's.
-    for page in run.pages() {
-        let offset = u64::from(page) * PAGE_SIZE as u64;
-        assert_eq!(mmu.dma_write(offset, &[7; 16]), Ok(()), "page {page}");
-    }
+    on_both(4, |mmu| {
+        mmu.map_filled(0, &pattern(0), Access::Read).unwrap();
+        mmu.map_filled(1, &pattern(1), Access::Write).unwrap();
+        mmu.map_zero(PageRun::new(2, 2)).unwrap();
+        mmu.protect(PageRun::new(0, 4), Access::Read).unwrap();
+        let run = PageRun::new(0, 4);
+        assert_eq!(detach(&mmu, run), [Detached::Done; 4]);
+        mmu.reattach(run).unwrap();
+        // Writable without a trap: a device's write stands for the program's.
+        for page in run.pages() {
+            let offset = u64::from(page) * PAGE_SIZE as u64;
+            assert_eq!(mmu.dma_write(offset, &[7; 16]), Ok(()), "page {page}");
+        }
+    });
 }
 
 /// The kernel answers EEXIST, or ENOENT, and a negative count: nothing moved, it says, and the
@@ -117,21 +131,22 @@ fn write_protected_and_zero_pages_detach_too() {
 /// writer races with the move.
 #[test]
 fn a_move_that_is_denied_although_it_happened_is_found_out() {
-    let Some(mmu) = in_thread(64) else { return };
-    let run = PageRun::new(0, 64);
-    fill(&mmu, run.pages());
-    assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
-    assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
-    // Some back, so that the run is mixed.
-    mmu.reattach(PageRun::new(20, 10)).unwrap();
-    mmu.reattach(PageRun::new(50, 14)).unwrap();
-    assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
-    mmu.reattach(PageRun::new(3, 5)).unwrap();
-    mmu.reattach(run).unwrap();
-    mmu.reattach(run).unwrap();
-    for page in run.pages() {
-        check_contents(&mmu, page, &pattern(page));
-    }
+    on_both(64, |mmu| {
+        let run = PageRun::new(0, 64);
+        fill(&mmu, run.pages());
+        assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
+        assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
+        // Some back, so that the run is mixed.
+        mmu.reattach(PageRun::new(20, 10)).unwrap();
+        mmu.reattach(PageRun::new(50, 14)).unwrap();
+        assert_eq!(detach(&mmu, run), [Detached::Done; 64]);
+        mmu.reattach(PageRun::new(3, 5)).unwrap();
+        mmu.reattach(run).unwrap();
+        mmu.reattach(run).unwrap();
+        for page in run.pages() {
+            check_contents(&mmu, page, &pattern(page));
+        }
+    });
 }
 
 #[test]
@@ -161,22 +176,23 @@ fn a_foreign_page_keeps_the_stored_one_in_its_slot() {
 
 #[test]
 fn freed_slots_and_zapped_pages_are_holes() {
-    let Some(mmu) = in_thread(8) else { return };
-    let run = PageRun::new(0, 8);
-    fill(&mmu, run.pages());
-    mmu.zap(PageRun::new(0, 2)).unwrap();
-    assert_eq!(
-        detach(&mmu, PageRun::new(0, 4)),
-        [
-            Detached::Hole,
-            Detached::Hole,
-            Detached::Done,
-            Detached::Done
-        ]
-    );
-    mmu.free_detached(PageRun::new(0, 4)).unwrap();
-    fill(&mmu, 0..4);
-    assert_eq!(detach(&mmu, run), [Detached::Done; 8]);
+    on_both(8, |mmu| {
+        let run = PageRun::new(0, 8);
+        fill(&mmu, run.pages());
+        mmu.zap(PageRun::new(0, 2)).unwrap();
+        assert_eq!(
+            detach(&mmu, PageRun::new(0, 4)),
+            [
+                Detached::Hole,
+                Detached::Hole,
+                Detached::Done,
+                Detached::Done
+            ]
+        );
+        mmu.free_detached(PageRun::new(0, 4)).unwrap();
+        fill(&mmu, 0..4);
+        assert_eq!(detach(&mmu, run), [Detached::Done; 8]);
+    });
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 use crate::fake::{mmu, pattern, skip};
 use io_uring::IoUring;
-use pinless_host::{FaultMode, PrivateMmu};
+use pinless_host::{FaultMode, HostMmu};
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::primary_mmu::{Access, Detached, PrimaryMmu};
 
 /// A ring that holds some pages of the mapping as fixed buffers.
-fn ring_holding(mmu: &PrivateMmu, runs: &[PageRun]) -> Option<IoUring> {
+fn ring_holding(mmu: &HostMmu, runs: &[PageRun]) -> Option<IoUring> {
     let ring = match IoUring::new(4) {
         Ok(ring) => ring,
         Err(error) => {

@@ -1,8 +1,8 @@
 //! The lost-write meter: programs write while pages are taken away, and no write may be lost.
 
-use crate::fake::{Fake, MODES, managed};
+use crate::fake::{Fake, MODES, Side, managed};
 use lockdep::sync::Completion;
-use pinless_host::{FaultMode, HostMapping, PrivateMmu, Resolver, attach_thread};
+use pinless_host::{HostMapping, HostMmu, Resolver, attach_thread};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::primary_mmu::{Access, Detached, PrimaryMmu};
@@ -82,7 +82,7 @@ fn race(mapping: &HostMapping, fake: &Fake, protect: bool) -> (u64, u64, u64) {
 }
 
 #[expect(clippy::print_stderr, reason = "the figures of the meter")]
-fn check(mode: FaultMode, protect: bool) {
+fn check(mode: Side, protect: bool) {
     let Some((mapping, fake)) = managed(NR_PAGES, mode) else {
         return;
     };
@@ -114,7 +114,7 @@ fn no_write_is_lost_when_protected_pages_are_taken_away() {
 }
 
 /// Resolves nothing but the write protection: a page that is away is waited for.
-struct Unprotecting(Arc<PrivateMmu>);
+struct Unprotecting(Arc<HostMmu>);
 
 impl FaultHandler for Unprotecting {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {

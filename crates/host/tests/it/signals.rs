@@ -3,7 +3,7 @@
 use crate::child::{assert_ended_well, assert_killed_by, run, words};
 use crate::fake::{Fake, managed};
 use pinless_host::uaccess::Cause;
-use pinless_host::{FaultMode, HostMapping, PrivateMmu, Resolver, attach_thread, last_fault};
+use pinless_host::{FaultMode, HostMapping, HostMmu, Resolver, attach_thread, last_fault};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
@@ -246,7 +246,7 @@ fn an_access_of_a_thread_that_is_not_attached_says_what_to_do() {
 }
 
 /// A manager with the one fault that it must not have.
-struct Careless(Arc<PrivateMmu>);
+struct Careless(Arc<HostMmu>);
 
 impl FaultHandler for Careless {
     fn fault(&self, page: PageIndex, _: Access) -> Result<(), FaultError> {

@@ -227,7 +227,7 @@ impl Vma {
         if access == Access::Write && was.is_protected() {
             return self.unprotect(owned);
         }
-        if self.primary().is_present(page) {
+        if self.primary().remap(page) {
             self.publish(owned, was);
             return Ok(());
         }

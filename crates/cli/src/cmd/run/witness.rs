@@ -191,6 +191,10 @@ impl PrimaryMmu for Watched {
         self.machine.is_present(page)
     }
 
+    fn remap(&self, page: PageIndex) -> bool {
+        self.machine.remap(page)
+    }
+
     fn dma_read(&self, offset: u64, into: &mut [u8]) -> Result<(), DmaFault> {
         self.machine.dma_read(offset, into)
     }

@@ -15,9 +15,10 @@
 //! add to that.
 #![expect(clippy::print_stdout, reason = "it says what it measured")]
 
-use io_uring::{IoUring, opcode, types};
+mod kernel;
+
+use kernel::{read_fixed_into, read_into, ring_into};
 use lockdep::sync::Completion;
-use pinless_host::io_uring::{Kind, Ring};
 use pinless_host::{CreateError, FaultService, HostMapping, Resolver, attach_thread};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::env::Clock;
@@ -28,14 +29,12 @@ use pinless_mm::mm_struct::{Advice, Pin, Vma};
 use pinless_mm::page::State;
 use pinless_mm::primary_mmu::Access;
 use pinless_mm::{Memcg, MmHandle};
-use std::io::{PipeReader, PipeWriter, Write};
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Stores of the processor in one run of the test program when nobody asks for more.
-const WRITES_DEFAULT: u64 = 800_000;
+const WRITES_DEFAULT: u64 = 1_200_000;
 
 /// Limits, in frames.
 const LIMITS: [u64; 6] = [4, 5, 8, 16, 64, 1024];
@@ -160,13 +159,29 @@ struct Field {
     mm: MmHandle,
     /// Pages in which the writers meet; the rest belongs to the one who gives pages up.
     nr_shared: u32,
+    has_pin_check: bool,
     /// The additions to the shared word of each page.
     additions: Box<[AtomicU64]>,
     are_writers_done: AtomicBool,
 }
 
+/// What is behind the memory under test, and who resolves its faults.
+struct Side {
+    name: &'static str,
+    create: fn(u32, Resolver) -> Result<HostMapping, CreateError>,
+    resolver: Resolver,
+    /// Whether the kernel keeps a page that a device has pinned and nobody knows of.
+    has_pin_check: bool,
+}
+
+impl Side {
+    fn create(&self, nr_pages: u32) -> Result<HostMapping, CreateError> {
+        (self.create)(nr_pages, self.resolver.clone())
+    }
+}
+
 impl Field {
-    fn new(frames: u64, resolver: &Resolver) -> Self {
+    fn new(frames: u64, side: &Side) -> Self {
         let mut limits = Limits::new(frames * PAGE_SIZE as u64);
         // The store has room for two copies of every page: nobody may be killed here, and clean
         // pages keep their copies.
@@ -176,7 +191,7 @@ impl Field {
         let mm = memcg.new_mm("writers");
         let nr_shared = (frames as u32 * 4).clamp(32, 2048);
         let nr_pages = nr_shared + 16;
-        let mut host = HostMapping::create(nr_pages, resolver.clone()).expect("probed before");
+        let mut host = side.create(nr_pages).expect("probed before");
         let vma = mm.map(host.mmu()).expect("an address space that lives");
         host.attach(Arc::clone(&vma) as _).expect("registered");
         Self {
@@ -185,6 +200,7 @@ impl Field {
             memcg,
             mm,
             nr_shared,
+            has_pin_check: side.has_pin_check,
             additions: (0..nr_shared).map(|_| AtomicU64::new(0)).collect(),
             are_writers_done: AtomicBool::new(false),
         }
@@ -471,160 +487,6 @@ fn pin_and_write(field: &Field) -> Tally {
     tally
 }
 
-/// Has the kernel write into a pinned page, by `read(2)`.
-fn read_into(field: &Field) -> Tally {
-    let mut rng = Rng(103);
-    let mut tally = Tally::default();
-    let mut counts = vec![0_u64; field.nr_shared as usize];
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    while !field.is_done() {
-        let page = field.any_page(&mut rng);
-        let at = offset_of(page) + PIPE_AT;
-        let count = &mut counts[page as usize];
-        check_io(field, &mut tally, "read(2)", at, &block(page, 0x10, *count));
-        *count += 1;
-        let bytes: [u8; IO_BLOCK] = block(page, 0x10, *count);
-        writer.write_all(&bytes).expect("room in the pipe");
-        let _pin = field.pin(page, Access::Write);
-        // SAFETY: the bytes lie in the mapping, which lives as long as `field`; nobody else uses
-        // that part of a page.
-        let nr = unsafe {
-            let to = field.host.as_ptr().add(at as usize);
-            libc::read(reader.as_raw_fd(), to.cast(), IO_BLOCK)
-        };
-        assert_eq!(nr, IO_BLOCK as isize, "read(2) of a page that is pinned");
-        tally.writes += 1;
-    }
-    tally
-}
-
-fn check_io(field: &Field, tally: &mut Tally, what: &str, at: u64, wrote: &[u8; IO_BLOCK]) {
-    let mut found = [0; IO_BLOCK];
-    field.good(field.host.read_at(at, &mut found));
-    tally.check(what, at, &found, wrote);
-}
-
-/// Has the kernel write by fixed reads of a ring whose slots reclaim takes back.
-fn ring_into(field: &Field) -> Tally {
-    let mut rng = Rng(105);
-    let mut tally = Tally::default();
-    let mut counts = vec![0_u64; field.nr_shared as usize];
-    let ring = match Ring::new(4, 4, Kind::Shared) {
-        Ok(ring) => ring,
-        Err(error) => {
-            println!("skipped: fixed reads of the registry: {error}");
-            return tally;
-        }
-    };
-    let area = ring.attach(&field.host, &field.vma).expect("its pages");
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    while !field.is_done() {
-        let page = field.any_page(&mut rng);
-        let at = offset_of(page) + RING_AT;
-        let count = &mut counts[page as usize];
-        check_io(field, &mut tally, "ring", at, &block(page, 0x12, *count));
-        *count += 1;
-        let bytes: [u8; IO_BLOCK] = block(page, 0x12, *count);
-        writer.write_all(&bytes).expect("room in the pipe");
-        let bytes = at..at + IO_BLOCK as u64;
-        field.good(ring.read_fixed(&area, reader.as_fd(), 0, bytes));
-        tally.writes += 1;
-    }
-    let stats = ring.stats();
-    assert_eq!((stats.op_errors, stats.strays), (0, 0), "{stats:?}");
-    tally
-}
-
-/// A ring whose fixed buffer is one page of managed memory, another one each time.
-struct FixedReader<'a> {
-    field: &'a Field,
-    ring: IoUring,
-    reader: PipeReader,
-    writer: PipeWriter,
-    counts: Vec<u64>,
-    rng: Rng,
-    tally: Tally,
-}
-
-impl FixedReader<'_> {
-    /// Has the kernel's device write into a page: in half of the rounds the books know of it (a
-    /// pin), in the other half the kernel's own pin alone keeps the page where it is.
-    fn round(&mut self) {
-        let field = self.field;
-        let page = field.any_page(&mut self.rng);
-        let at = offset_of(page) + FIXED_AT;
-        let count = &mut self.counts[page as usize];
-        check_io(
-            field,
-            &mut self.tally,
-            "fixed read",
-            at,
-            &block(page, 0x11, *count),
-        );
-        *count += 1;
-        let bytes: [u8; IO_BLOCK] = block(page, 0x11, *count);
-        self.writer.write_all(&bytes).expect("room in the pipe");
-        let pin = field.pin(page, Access::Write);
-        // SAFETY: the page lies in the mapping, which lives as long as `field`.
-        let base = unsafe { field.host.as_ptr().add(offset_of(page) as usize) };
-        let buffer = libc::iovec {
-            iov_base: base.cast(),
-            iov_len: PAGE_SIZE,
-        };
-        // SAFETY: as above; the buffer is unregistered before this function returns.
-        unsafe { self.ring.submitter().register_buffers(&[buffer]) }.expect("a fixed buffer");
-        if self.rng.below(2) == 0 {
-            drop(pin);
-            self.read_fixed(base, at);
-        } else {
-            self.read_fixed(base, at);
-            drop(pin);
-        }
-        self.ring
-            .submitter()
-            .unregister_buffers()
-            .expect("registered above");
-        self.tally.writes += 1;
-    }
-
-    fn read_fixed(&mut self, base: *mut u8, at: u64) {
-        // SAFETY: the bytes lie in the page at `base`.
-        let to = unsafe { base.add(at as usize % PAGE_SIZE) };
-        let fd = types::Fd(self.reader.as_raw_fd());
-        let entry = opcode::ReadFixed::new(fd, to, IO_BLOCK as u32, 0).build();
-        // SAFETY: the buffer is registered until the completion was taken, by the caller; nobody
-        // else uses that part of the page.
-        unsafe { self.ring.submission().push(&entry) }.expect("an empty ring");
-        self.ring.submit_and_wait(1).expect("submitted");
-        let completion = self.ring.completion().next().expect("waited for");
-        assert_eq!(completion.result(), IO_BLOCK as i32, "a fixed read");
-    }
-}
-
-fn read_fixed_into(field: &Field) -> Tally {
-    let ring = match IoUring::new(4) {
-        Ok(ring) => ring,
-        Err(error) => {
-            println!("skipped: fixed reads: no io_uring: {error}");
-            return Tally::default();
-        }
-    };
-    let (reader, writer) = std::io::pipe().expect("a pipe");
-    let mut device = FixedReader {
-        field,
-        ring,
-        reader,
-        writer,
-        counts: vec![0; field.nr_shared as usize],
-        rng: Rng(104),
-        tally: Tally::default(),
-    };
-    while !field.is_done() {
-        device.round();
-    }
-    device.tally
-}
-
 /// Runs `body` in a thread that may touch memory whose faults it resolves itself.
 fn spawn<'scope, R: Send + 'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
@@ -647,8 +509,8 @@ impl Drop for StopOnDrop<'_> {
 }
 
 /// One limit, `writes` writes by the processor and as many as come by the others.
-fn campaign(resolver: &Resolver, frames: u64, writes: u64) -> (Tally, StatSnapshot) {
-    let field = &Field::new(frames, resolver);
+fn campaign(side: &Side, frames: u64, writes: u64) -> (Tally, StatSnapshot) {
+    let field = &Field::new(frames, side);
     let memcg = &field.memcg;
     let started = &Completion::new("test.started");
     let mut tally = Tally::default();
@@ -719,8 +581,8 @@ const PATHS: [&str; 12] = [
     "stalls",
 ];
 
-fn check(name: &str, resolver: &Resolver) {
-    match HostMapping::create(1, resolver.clone()) {
+fn check(side: &Side) {
+    match side.create(1) {
         Ok(_) => {}
         Err(CreateError::Unavailable(why)) => {
             println!("skipped: no userfaultfd: {why}");
@@ -733,12 +595,13 @@ fn check(name: &str, resolver: &Resolver) {
     let writes = asked.map_or(WRITES_DEFAULT, |text| {
         text.parse().expect("a number of writes")
     });
-    // Two tests share the number.
-    let writes = (writes / 2).div_ceil(LIMITS.len() as u64);
+    // The tests share the number.
+    let writes = (writes / NR_SIDES).div_ceil(LIMITS.len() as u64);
+    let name = side.name;
     let mut total = Tally::default();
     let mut paths = [0; PATHS.len()];
     for frames in LIMITS {
-        let (tally, stat) = campaign(resolver, frames, writes);
+        let (tally, stat) = campaign(side, frames, writes);
         let counters: Vec<_> = stat.counters().collect();
         let of = |path| counters.iter().find(|(name, _)| *name == path);
         let now = PATHS.map(|path| of(path).expect("a counter of that name").1);
@@ -771,15 +634,48 @@ fn listed(counts: &[u64; PATHS.len()]) -> String {
     words.join(", ")
 }
 
+const NR_SIDES: u64 = 4;
+
+fn service() -> Resolver {
+    Resolver::Service(FaultService::start(1).expect("threads"))
+}
+
 #[test]
 fn no_write_is_lost_with_service_threads() {
-    check(
-        "service",
-        &Resolver::Service(FaultService::start(1).expect("threads")),
-    );
+    check(&Side {
+        name: "service",
+        create: HostMapping::create,
+        resolver: service(),
+        has_pin_check: true,
+    });
 }
 
 #[test]
 fn no_write_is_lost_in_the_faulting_thread() {
-    check("in_thread", &Resolver::InThread);
+    check(&Side {
+        name: "in_thread",
+        create: HostMapping::create,
+        resolver: Resolver::InThread,
+        has_pin_check: true,
+    });
+}
+
+#[test]
+fn no_write_to_shared_memory_is_lost_with_service_threads() {
+    check(&Side {
+        name: "shared, service",
+        create: HostMapping::create_shared,
+        resolver: service(),
+        has_pin_check: false,
+    });
+}
+
+#[test]
+fn no_write_to_shared_memory_is_lost_in_the_faulting_thread() {
+    check(&Side {
+        name: "shared, in_thread",
+        create: HostMapping::create_shared,
+        resolver: Resolver::InThread,
+        has_pin_check: false,
+    });
 }

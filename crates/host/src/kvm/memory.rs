@@ -1,0 +1,171 @@
+//! A virtual machine and its memory slots.
+
+use super::error::KvmError;
+use super::vcpu::Vcpu;
+use crate::errno::Errno;
+use crate::lock_order;
+use crate::mapping::HostMapping;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use lockdep::sync::RwLock;
+use pinless_mm::addr::{PAGE_SIZE, Vaddr};
+use std::sync::Arc;
+
+/// Memory for a guest: whatever has a mapping, in shares, so that it stays as long as the guest.
+pub type Memory = Arc<dyn AsRef<HostMapping> + Send + Sync>;
+
+/// Names memory of a [`Vm`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlotId(u32);
+
+struct Slot {
+    id: SlotId,
+    gpa: u64,
+    memory: Memory,
+}
+
+impl Slot {
+    fn mapping(&self) -> &HostMapping {
+        (*self.memory).as_ref()
+    }
+
+    fn end(&self) -> u64 {
+        self.gpa + self.mapping().len_bytes() as u64
+    }
+}
+
+/// A virtual machine. Memory that was added lives as long as it, or until it is removed.
+pub struct Vm {
+    /// Before the slots: the kernel lets go of the memory first.
+    fd: VmFd,
+    slots: RwLock<Vec<Slot>>,
+    next_id: AtomicU32,
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm").finish_non_exhaustive()
+    }
+}
+
+pub(super) fn refused(operation: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |error| KvmError::Refused {
+        operation,
+        errno: Errno(error.errno()),
+    }
+}
+
+impl Vm {
+    /// A machine without memory and processors.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::NoKvm`], and what the kernel refuses.
+    pub fn new() -> Result<Arc<Self>, KvmError> {
+        lock_order::prime();
+        let kvm = Kvm::new().map_err(|error| KvmError::NoKvm(Errno(error.errno())))?;
+        Ok(Arc::new(Self {
+            fd: kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?,
+            slots: RwLock::new("host.kvm.slots", Vec::new()),
+            next_id: AtomicU32::new(0),
+        }))
+    }
+
+    /// The descriptor, for everything that is not about memory.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Gives the guest `memory` at `gpa`, a multiple of the page size.
+    ///
+    /// # Errors
+    ///
+    /// See [`KvmError`].
+    pub fn add_memory(&self, gpa: u64, memory: Memory) -> Result<SlotId, KvmError> {
+        if !gpa.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(KvmError::Misaligned { gpa });
+        }
+        let len_bytes = (*memory).as_ref().len_bytes() as u64;
+        let end = gpa.checked_add(len_bytes);
+        let end = end.ok_or(KvmError::Overlap { gpa })?;
+        let mut slots = self.slots.write();
+        if slots.iter().any(|slot| slot.gpa < end && gpa < slot.end()) {
+            return Err(KvmError::Overlap { gpa });
+        }
+        // Relaxed: only distinct numbers are wanted.
+        let id = SlotId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let slot = Slot { id, gpa, memory };
+        self.set_region(&slot, len_bytes)?;
+        slots.push(slot);
+        Ok(id)
+    }
+
+    /// Takes memory away from the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::NoSuchSlot`], and what the kernel refuses: the guest has the memory still then.
+    pub fn remove_memory(&self, id: SlotId) -> Result<(), KvmError> {
+        let mut slots = self.slots.write();
+        let place = slots.iter().position(|slot| slot.id == id);
+        let place = place.ok_or(KvmError::NoSuchSlot)?;
+        self.set_region(&slots[place], 0)?;
+        let slot = slots.swap_remove(place);
+        // Not under the lock: this may be the last share, which unmaps.
+        drop(slots);
+        drop(slot);
+        Ok(())
+    }
+
+    /// A processor with the number `id`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub fn create_vcpu(self: &Arc<Self>, id: u64) -> Result<Vcpu, KvmError> {
+        let fd = self
+            .fd
+            .create_vcpu(id)
+            .map_err(refused("KVM_CREATE_VCPU"))?;
+        Ok(Vcpu::new(fd, Arc::clone(self)))
+    }
+
+    /// The memory at `gpa`, and how far into it that is.
+    pub(super) fn find(&self, gpa: u64) -> Option<(Memory, u64)> {
+        let slots = self.slots.read();
+        let mut holding = slots
+            .iter()
+            .filter(|slot| (slot.gpa..slot.end()).contains(&gpa));
+        let slot = holding.next()?;
+        Some((Arc::clone(&slot.memory), gpa - slot.gpa))
+    }
+
+    /// The guest's address of what the program has at `address`.
+    pub(super) fn gpa_of(&self, address: Vaddr) -> Option<u64> {
+        let slots = self.slots.read();
+        let mut found = slots.iter().filter_map(|slot| {
+            let offset = address
+                .0
+                .checked_sub(slot.mapping().as_ptr().addr() as u64)?;
+            (offset < slot.mapping().len_bytes() as u64).then_some(slot.gpa + offset)
+        });
+        found.next()
+    }
+
+    fn set_region(&self, slot: &Slot, len_bytes: u64) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot: slot.id.0,
+            flags: 0,
+            guest_phys_addr: slot.gpa,
+            memory_size: len_bytes,
+            userspace_addr: slot.mapping().as_ptr().addr() as u64,
+        };
+        // SAFETY: the addresses are a mapping's, which the slot keeps until the kernel has let go
+        // of it: it is dropped after a call with length zero, or after the descriptor. No Rust
+        // reference into a mapping is ever made, so the guest may write there at any time.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(refused("KVM_SET_USER_MEMORY_REGION"))
+    }
+}

@@ -1,0 +1,306 @@
+//! KVM guests that write all of their memory, of which a quarter is there.
+//!
+//! `PINLESS_KVM_EVICTIONS` says how many pages are taken away under each of them (10,000 otherwise,
+//! a few seconds).
+
+#![cfg(target_arch = "x86_64")]
+#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
+
+#[path = "../examples/vmm/guest.rs"]
+mod guest;
+
+use guest::{Ended, FIRST_PAGE, Guest, Machine, Pass};
+use pinless::kvm::{KvmError, RunError, VcpuStats, Vm};
+use pinless::swap::Inject;
+use pinless::{
+    AccessError, Advice, AttachedThread, FaultError, FaultMode, MapOptions, PAGE_SIZE, PageRun,
+    Pinless, attach_thread,
+};
+use pinless_host::tracefs::{Trace, Wanted};
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+const MODES: [FaultMode; 2] = [FaultMode::Service, FaultMode::InThread];
+
+/// Says what is missing for a guest here, if anything is.
+fn lacks_something() -> bool {
+    let kvm = Vm::new().map(drop).map_err(|error| match error {
+        KvmError::NoKvm(_) => format!("no KVM: {error}"),
+        other => panic!("{other}"),
+    });
+    let uffd = Pinless::builder(1 << 20).require_kernel_faults().build();
+    let uffd = uffd.map(drop);
+    let uffd = uffd.map_err(|error| format!("no userfaultfd: {error}"));
+    kvm.and(uffd)
+        .inspect_err(|why| println!("skipped: {why}"))
+        .is_err()
+}
+
+/// A guest of `nr_pages` under a limit of `nr_frames`.
+fn machine(pinless: &Pinless, name: &str, nr_pages: u32, mode: FaultMode) -> Machine {
+    let mm = pinless.new_mm(name);
+    let options = MapOptions::of_pages(nr_pages).fault_mode(mode);
+    let memory = pinless.map(&mm, options).expect("a mapping");
+    // It is torn down when the mapping is gone; until then the handle would only be in the way.
+    std::mem::forget(mm);
+    Machine::new(memory).expect("a machine")
+}
+
+fn system(nr_frames: u32) -> Pinless {
+    let builder = Pinless::builder(u64::from(nr_frames) * PAGE_SIZE as u64);
+    builder.build().expect("looked at already")
+}
+
+fn value(page: u32, written: u32) -> u32 {
+    page * PAGE_SIZE as u32 + written
+}
+
+/// A processor's share of the pages, the last of which are given up after each pass.
+struct Share {
+    kept: std::ops::Range<u32>,
+    ballooned: PageRun,
+}
+
+impl Share {
+    /// One pass over all, the `nr`th. What it kept it looks at.
+    fn pass(
+        &self,
+        machine: &Machine,
+        guest: &mut Guest,
+        thread: &AttachedThread,
+        nr: u32,
+    ) -> Result<(), Box<dyn Error>> {
+        let mut pass = |pages: &std::ops::Range<u32>, expects, writes| {
+            let pages = pages.clone();
+            let ended = guest.pass(
+                thread,
+                &Pass {
+                    pages,
+                    expects,
+                    writes,
+                },
+            )?;
+            assert_eq!(ended, Ended::Done, "pass {nr}");
+            Ok::<(), Box<dyn Error>>(())
+        };
+        pass(&self.kept, (nr > 1).then(|| nr - 1), nr)?;
+        machine.memory().advise(self.ballooned, Advice::DontNeed)?;
+        let ballooned = self.ballooned.first..self.ballooned.end();
+        assert_eq!(machine.memory().load_u64(offset_of(ballooned.start))?, 0);
+        pass(&ballooned, None, nr)?;
+        pass(&ballooned, Some(nr), nr)
+    }
+}
+
+fn offset_of(page: u32) -> u64 {
+    u64::from(page) * PAGE_SIZE as u64
+}
+
+/// Two processors write, each in a thread of its own, while a third thread has pages taken away.
+#[track_caller]
+fn check_writes(mode: FaultMode, nr_evictions: u64) {
+    const NR_PAGES: u32 = 1024;
+    let pinless = system(NR_PAGES / 4);
+    let _attached = attach_thread().expect("a thread can be attached");
+    let machine = machine(&pinless, "writing", NR_PAGES, mode);
+    let middle = NR_PAGES / 2;
+    let shares = [(FIRST_PAGE, middle), (middle, NR_PAGES)].map(|(first, end)| Share {
+        kept: first..end - 64,
+        ballooned: PageRun::new(end - 64, 64),
+    });
+    let is_over = AtomicBool::new(false);
+    let ends: Vec<(u32, VcpuStats)> = thread::scope(|scope| {
+        let vcpus = [0, 1].map(|id| {
+            let (machine, pinless, share) = (&machine, &pinless, &shares[id]);
+            scope.spawn(move || {
+                let thread = attach_thread().expect("a thread can be attached");
+                let mut guest = machine.guest(id as u64).expect("a processor");
+                let mut nr = 0;
+                while pinless.memcg().stat().pgsteal < nr_evictions {
+                    nr += 1;
+                    share
+                        .pass(machine, &mut guest, &thread, nr)
+                        .unwrap_or_else(|error| panic!("{mode:?}, pass {nr}: {error}"));
+                }
+                (nr, guest.vcpu().stats())
+            })
+        });
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for first in (0..NR_PAGES).step_by(64) {
+                    let advice = [Advice::PageOut, Advice::Cold][(first / 64 % 2) as usize];
+                    let run = PageRun::new(first, 64);
+                    machine.memory().advise(run, advice).expect("no device");
+                }
+            }
+        });
+        let ends = vcpus.map(|vcpu| vcpu.join());
+        is_over.store(true, Ordering::Relaxed);
+        ends.into_iter()
+            .map(|end| end.expect("it said why"))
+            .collect()
+    });
+    for (share, (nr, _)) in shares.iter().zip(&ends) {
+        for page in share.kept.start..share.ballooned.end() {
+            let found = machine.memory().load_u64(offset_of(page));
+            assert_eq!(found, Ok(value(page, *nr).into()), "{mode:?} page {page}");
+        }
+    }
+    let memcg = pinless.memcg();
+    assert!(memcg.stat().pgsteal >= nr_evictions);
+    assert!(memcg.frames().peak() <= u64::from(NR_PAGES / 4));
+    let resolved = |stats: &VcpuStats| stats.mmio_in_ram + stats.memory_faults;
+    let in_thread: u64 = ends.iter().map(|(_, stats)| resolved(stats)).sum();
+    assert_eq!(in_thread > 0, mode == FaultMode::InThread, "{ends:?}");
+    println!("{mode:?}: {} evictions, {ends:?}", memcg.stat().pgsteal);
+}
+
+/// G10: what the guest reads is what it has written, whatever is taken away meanwhile; and the
+/// kernel has told KVM of it each time.
+#[test]
+fn no_guest_write_is_lost() {
+    if lacks_something() {
+        return;
+    }
+    let asked = std::env::var("PINLESS_KVM_EVICTIONS");
+    let nr_evictions = asked.map_or(10_000, |nr| nr.parse().expect("a number"));
+    for mode in MODES {
+        let wanted = Wanted {
+            system: "kvm",
+            event: "kvm_unmap_hva_range",
+            filter: "",
+        };
+        let name = format!("pinless-kvm-{}", std::process::id());
+        let trace = Trace::start(&name, &[wanted]);
+        check_writes(mode, nr_evictions);
+        match trace {
+            Err(error) => println!("skipped: no trace events: {error}"),
+            Ok(trace) if !trace.absent().is_empty() => {
+                println!("skipped: no trace events: {:?}", trace.absent());
+            }
+            Ok(mut trace) => {
+                let told = trace.drain().len() as u64 + trace.lost();
+                assert!(told > 0, "the kernel has told KVM of nothing");
+                println!("{mode:?}: {told} times kvm_unmap_hva_range");
+            }
+        }
+    }
+}
+
+/// G13: one page is lost in the store. The run ends with its address; the guest goes on when the
+/// page is there again, and finds out by itself that it is empty.
+#[test]
+fn a_guest_survives_a_page_that_the_store_lost() {
+    const NR_PAGES: u32 = 64;
+    const LOST: u32 = 40;
+    if lacks_something() {
+        return;
+    }
+    for mode in MODES {
+        let pinless = system(2 * NR_PAGES);
+        let thread = attach_thread().expect("a thread can be attached");
+        let machine = machine(&pinless, "losing", NR_PAGES, mode);
+        let mut guest = machine.guest(0).expect("a processor");
+        let mut pass = |pages, expects, writes| {
+            guest.pass(
+                &thread,
+                &Pass {
+                    pages,
+                    expects,
+                    writes,
+                },
+            )
+        };
+        let all = FIRST_PAGE..NR_PAGES;
+        assert_eq!(pass(all.clone(), None, 1), Ok(Ended::Done), "{mode:?}");
+        let zswap = pinless.memcg().zswap();
+        zswap.inject(Inject::CorruptSlot { one_in: 1 });
+        let lost = PageRun::single(LOST);
+        let advised = machine.memory().advise(lost, Advice::PageOut);
+        advised.expect("no device");
+        zswap.inject(Inject::None);
+        for _ in 0..2 {
+            // The second time nothing but the access is tried again.
+            let ended = pass(LOST..LOST + 1, Some(1), 2);
+            let Err(error @ RunError::Memory { gpa, .. }) = ended else {
+                panic!("{mode:?}: {ended:?}");
+            };
+            assert_eq!(gpa, offset_of(LOST), "{mode:?}");
+            let is_lost = matches!(error.fault(), Some(FaultError::Lost { page: LOST, .. }));
+            assert!(is_lost && !error.is_killed(), "{mode:?}: {error}");
+        }
+        let repaired = machine.memory().advise(lost, Advice::DontNeed);
+        repaired.expect("no device");
+        let empty = guest.go_on(&thread);
+        assert_eq!(empty, Ok(Ended::Lost { page: LOST }), "{mode:?}");
+        let mut pass = |pages, expects| {
+            let writes = 2;
+            let pass = Pass {
+                pages,
+                expects,
+                writes,
+            };
+            guest.pass(&thread, &pass)
+        };
+        assert_eq!(pass(FIRST_PAGE..LOST, Some(1)), Ok(Ended::Done));
+        assert_eq!(pass(LOST..LOST + 1, None), Ok(Ended::Done));
+        assert_eq!(pass(LOST + 1..NR_PAGES, Some(1)), Ok(Ended::Done));
+        assert_eq!(pass(all, Some(2)), Ok(Ended::Done), "{mode:?}");
+    }
+}
+
+/// G16: there is no room for what the guest writes, so it is killed; its processors end, and say
+/// why, again and again.
+#[test]
+fn an_oom_kill_ends_the_guest_with_an_error() {
+    if lacks_something() {
+        return;
+    }
+    for mode in MODES {
+        let pinless = Pinless::builder(64 * PAGE_SIZE as u64).zswap_max(16 << 10);
+        let pinless = pinless.build().expect("looked at already");
+        let _attached = attach_thread().expect("a thread can be attached");
+        let machine = machine(&pinless, "killed", 4096, mode);
+        let is_told = std::sync::Arc::new(AtomicBool::new(false));
+        let tells = std::sync::Arc::clone(&is_told);
+        let mm = machine.memory().vma().mm();
+        mm.set_on_kill(move || tells.store(true, Ordering::Relaxed));
+        let ends = thread::scope(|scope| {
+            let vcpus = [0, 1].map(|id| {
+                let machine = &machine;
+                scope.spawn(move || {
+                    let thread = attach_thread().expect("a thread can be attached");
+                    let mut guest = machine.guest(id).expect("a processor");
+                    let half = 2048 * id as u32;
+                    let pass = Pass {
+                        pages: half.max(FIRST_PAGE)..half + 2048,
+                        expects: None,
+                        writes: 1,
+                    };
+                    [guest.pass(&thread, &pass), guest.go_on(&thread)]
+                })
+            });
+            vcpus.map(|vcpu| vcpu.join().expect("it ends"))
+        });
+        for end in ends.into_iter().flatten() {
+            let error = end.expect_err("killed");
+            assert!(error.is_killed(), "{mode:?}: {error}");
+            assert!(error.to_string().contains("make a new one"), "{error}");
+        }
+        assert!(is_told.load(Ordering::Relaxed), "{mode:?}");
+        let report = &pinless.memcg().oom_reports()[0];
+        assert_eq!(&*report.victim, "killed");
+        let after = machine.memory().load_u64(0);
+        let is_killed = |error| {
+            matches!(
+                error,
+                AccessError::Fault {
+                    error: FaultError::Killed,
+                    ..
+                }
+            )
+        };
+        assert!(after.is_err_and(is_killed), "{after:?}");
+    }
+}
