@@ -4,6 +4,7 @@ mod child;
 mod engines;
 mod fake;
 mod faults;
+mod files;
 mod forks;
 mod lifetimes;
 mod operations;
