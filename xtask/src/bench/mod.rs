@@ -3,6 +3,7 @@
 //! To add one: a file beside this one with a function that takes the number of rounds and gives
 //! rows, and a line in [`BENCHES`].
 
+mod fault;
 mod lock;
 mod lockdep;
 mod notifier;
@@ -57,6 +58,11 @@ const BENCHES: &[Bench] = &[
         name: "lockdep",
         about: "locks while the validator watches, beside bare ones and other validators",
         run: lockdep::run,
+    },
+    Bench {
+        name: "fault",
+        about: "one fault of each kind, beside its steps by hand; faults a second by threads",
+        run: fault::run,
     },
     Bench {
         name: "paging",
