@@ -3,11 +3,14 @@
 
 #![expect(clippy::print_stdout, reason = "which case runs, for when one hangs")]
 
-use pinless_host::{AccessError, CreateError, FaultService, HostMapping, Resolver, attach_thread};
+use pinless_host::{
+    AccessError, CreateError, FaultService, HostMapping, Resolver, SwapFile, attach_thread,
+};
 use pinless_mm::env::Clock;
 use pinless_mm::fault::FaultError;
 use pinless_mm::mm_struct::{Mm, Vma};
 use pinless_mm::suite::{CASES, Join, Machine, Mapping};
+use pinless_mm::swap::BackingFile;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,6 +67,18 @@ impl Machine for RealMachine {
         let vma = mm.map(host.mmu()).expect("an address space that lives");
         host.attach(Arc::clone(&vma) as _).expect("registered");
         Arc::new(RealMapping { host, vma })
+    }
+
+    fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
+        let program = std::env::current_exe().expect("this program is a file");
+        let folder = program.parent().expect("in a folder");
+        match SwapFile::create_in(folder, nr_clusters, 8) {
+            Ok(file) => Some(Arc::new(file)),
+            Err(error) => {
+                println!("skipped: no file under the store: {error}");
+                None
+            }
+        }
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Join {

@@ -4,10 +4,14 @@ use crate::io_count::IoCount;
 use crate::{FaultMode, Pinless};
 use core::fmt;
 use core::time::Duration;
-use pinless_host::{Capabilities, Errno, FaultService, MonotonicClock, ProbeError, probe};
+use pinless_host::{
+    Capabilities, Errno, FaultService, MonotonicClock, ProbeError, SwapFile, SwapFileError, probe,
+};
 use pinless_mm::Memcg;
 use pinless_mm::limits::{LimitError, Limits, SPARES};
+use pinless_mm::swap::CLUSTER_BYTES;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -24,6 +28,12 @@ const WORKERS: [Worker; 4] = [
     ("pinless-spare", Memcg::run_spare, SPARES),
 ];
 
+/// The worker that a file under the store needs.
+const WRITE_BACK: Worker = ("pinless-file", Memcg::run_write_back, 1);
+
+/// Staging buffers of a file under the store: operations that can be under way at once.
+const SWAP_FILE_BUFFERS: u32 = 8;
+
 /// What a [`Pinless`] is to be like.
 #[derive(Clone, Debug)]
 #[must_use = "nothing runs before `build`"]
@@ -32,6 +42,8 @@ pub struct Builder {
     fault_threads: usize,
     fault_mode: FaultMode,
     needs_kernel_faults: bool,
+    /// The folder, and the bytes that there is room for.
+    swap_file: Option<(PathBuf, u64)>,
 }
 
 /// Why there is no [`Pinless`].
@@ -44,6 +56,8 @@ pub enum BuildError {
     UserModeOnly,
     /// The bounds make no sense.
     Limit(LimitError),
+    /// There is no file under the compressed store.
+    SwapFile(SwapFileError),
     /// The service threads cannot be started.
     FaultService(Errno),
     /// A worker thread cannot be started.
@@ -65,6 +79,7 @@ impl fmt::Display for BuildError {
                  reach memory through guards and do without `require_kernel_faults`",
             ),
             Self::Limit(error) => error.fmt(f),
+            Self::SwapFile(error) => error.fmt(f),
             Self::FaultService(errno) => write!(
                 f,
                 "the threads that resolve faults cannot be started: {errno}; look at the limits \
@@ -89,6 +104,7 @@ impl Builder {
             fault_threads: FAULT_THREADS,
             fault_mode: FaultMode::Service,
             needs_kernel_faults: false,
+            swap_file: None,
         }
     }
 
@@ -144,6 +160,13 @@ impl Builder {
         self
     }
 
+    /// Moves what nobody has asked for out of the compressed store, to a file without a name in
+    /// `folder`, of at most `max_bytes`: clusters of 64 KiB, written past the page cache.
+    pub fn swap_file(mut self, folder: impl Into<PathBuf>, max_bytes: u64) -> Self {
+        self.swap_file = Some((folder.into(), max_bytes));
+        self
+    }
+
     /// Builds only where service threads also resolve the faults of system calls and of KVM.
     pub fn require_kernel_faults(mut self) -> Self {
         self.needs_kernel_faults = true;
@@ -158,7 +181,7 @@ impl Builder {
     pub fn build(self) -> Result<Pinless, BuildError> {
         self.limits.check().map_err(BuildError::Limit)?;
         let capabilities = self.probe()?;
-        let memcg = Memcg::new(self.limits, Arc::new(MonotonicClock)).map_err(BuildError::Limit)?;
+        let memcg = self.memcg()?;
         let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
         // From here on a drop stops and joins what was started.
         let mut pinless = Pinless {
@@ -169,7 +192,8 @@ impl Builder {
             io: Arc::new(IoCount::default()),
             workers: Vec::new(),
         };
-        for (name, run, nr) in WORKERS {
+        let write_back = self.swap_file.is_some().then_some(WRITE_BACK);
+        for (name, run, nr) in WORKERS.into_iter().chain(write_back) {
             for _ in 0..nr {
                 let worker = spawn(name, run, Arc::clone(&pinless.memcg))
                     .map_err(|error| BuildError::Thread { name, error })?;
@@ -177,6 +201,18 @@ impl Builder {
             }
         }
         Ok(pinless)
+    }
+
+    fn memcg(&self) -> Result<Arc<Memcg>, BuildError> {
+        let (limits, clock) = (self.limits.clone(), Arc::new(MonotonicClock));
+        let Some((folder, max_bytes)) = &self.swap_file else {
+            return Memcg::new(limits, clock).map_err(BuildError::Limit);
+        };
+        let nr_clusters = max_bytes / CLUSTER_BYTES as u64;
+        let nr_clusters = u32::try_from(nr_clusters).unwrap_or(u32::MAX);
+        let file = SwapFile::create_in(folder, nr_clusters, SWAP_FILE_BUFFERS);
+        let file = Arc::new(file.map_err(BuildError::SwapFile)?);
+        Memcg::with_file(limits, clock, file).map_err(BuildError::Limit)
     }
 
     fn probe(&self) -> Result<Capabilities, BuildError> {

@@ -50,8 +50,8 @@ pub use lockdep::sync::{self, Fence};
 pub use pinless_host::kvm;
 pub use pinless_host::{
     AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, Feature,
-    GuardError, HostMapping, ProbeError, Share, ShareError, Source, Unavailable, UnknownFaultMode,
-    attach_thread, io_uring,
+    GuardError, HostMapping, ProbeError, Share, ShareError, Source, SwapFileError, Unavailable,
+    UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};

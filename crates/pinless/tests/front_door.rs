@@ -220,3 +220,44 @@ fn memory_that_is_shared_comes_back_in_another_mapping() {
         std::thread::yield_now();
     }
 }
+
+/// G10, with most of the memory in a file.
+#[test]
+fn memory_comes_back_from_a_file() {
+    let program = std::env::current_exe().expect("this program is a file");
+    let folder = program.parent().expect("in a folder");
+    let built = Builder::new(FRAMES * PAGE_SIZE as u64)
+        .zswap_max(FRAMES * PAGE_SIZE as u64)
+        .swap_file(folder, 8 << 20)
+        .build();
+    let pinless = match built {
+        Ok(pinless) => pinless,
+        Err(error) => {
+            println!("skipped: no system with a file: {error}");
+            return;
+        }
+    };
+    let mm = pinless.new_mm("on a file");
+    let nr_pages = 8 * FRAMES as u32;
+    let memory = pinless
+        .map(&mm, MapOptions::of_pages(nr_pages))
+        .expect("a mapping");
+    // Pages that no codec makes smaller: they do not fit into the store.
+    let mut word = 1_u64;
+    let mut contents = vec![[0; PAGE_SIZE]; nr_pages as usize];
+    for (page, contents) in (0..).zip(&mut contents) {
+        for bytes in contents.as_chunks_mut::<8>().0 {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *bytes = (word ^ word >> 29).to_ne_bytes();
+        }
+        memory.write_at(offset_of(page), contents).expect("room");
+    }
+    let mut found = [0; PAGE_SIZE];
+    for (page, contents) in (0..).zip(&contents) {
+        memory
+            .read_at(offset_of(page), &mut found)
+            .expect("contents");
+        assert!(found == *contents, "page {page}");
+    }
+    assert!(pinless.memcg().stat().zswpwb > 0, "the file was used");
+}
