@@ -298,6 +298,15 @@ impl PinCache {
         });
     }
 
+    /// Waits until the last transfer has let go, and unpins all. Comes after [`close`](Self::close);
+    /// no transfer may hang.
+    pub fn drain(&self) {
+        spin_wait("devices.pin_cache.drained", 0, || {
+            self.reap_all();
+            self.state.lock().nr_pinned == 0
+        });
+    }
+
     /// How many pages are pinned, and how many of those are doomed.
     pub fn nr_pinned(&self) -> (u32, u32) {
         let state = self.state.lock();

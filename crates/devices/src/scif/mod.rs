@@ -463,7 +463,7 @@ impl DmaDevice for Scif {
         drop(rma);
         drop(windows);
         self.cache.close();
-        self.cache.reap_all();
+        self.cache.drain();
         self.peer.stop();
         self.is_over.store(true, Ordering::Relaxed);
         self.worker.ring();
