@@ -38,6 +38,8 @@ pub(crate) const fn spread(key: u64) -> u64 {
 
 /// How many slots the smallest table in use has.
 const NR_SLOTS_FIRST: u32 = if cfg!(miri) { 1 << 10 } else { 1 << 12 };
+/// How many slots a table has that is to be cleared often.
+const NR_SLOTS_TIGHT: u32 = 8;
 /// How many slots the table of the whole process may grow to: chains are then forgotten together.
 const NR_SLOTS_GLOBAL: usize = crate::room(1 << ID_BITS);
 
@@ -54,7 +56,7 @@ enum Slots {
 #[derive(Debug)]
 pub(crate) struct ChainSet {
     slots: Slots,
-    /// How many of the slots are in use: a power of two, at least [`NR_SLOTS_FIRST`].
+    /// How many of the slots are in use: a power of two.
     nr_used_slots: AtomicU32,
     nr_chains: AtomicU32,
 }
@@ -70,19 +72,28 @@ pub(crate) enum Added {
 impl ChainSet {
     /// The table of the process; there must be one set of it.
     pub(crate) fn global() -> Self {
-        Self::over(Slots::Static(&GLOBAL_SLOTS))
+        Self::over(Slots::Static(&GLOBAL_SLOTS), NR_SLOTS_FIRST)
     }
 
     /// A small one, for validators of their own.
     pub(crate) fn private() -> Self {
-        let slots = (0..NR_SLOTS_FIRST).map(|_| AtomicU64::new(0)).collect();
-        Self::over(Slots::Owned(slots))
+        Self::of(NR_SLOTS_FIRST)
     }
 
-    fn over(slots: Slots) -> Self {
+    /// The smallest one that is of use.
+    pub(crate) fn tight() -> Self {
+        Self::of(NR_SLOTS_TIGHT)
+    }
+
+    fn of(nr_slots: u32) -> Self {
+        let slots = (0..nr_slots).map(|_| AtomicU64::new(0)).collect();
+        Self::over(Slots::Owned(slots), nr_slots)
+    }
+
+    fn over(slots: Slots, nr_slots: u32) -> Self {
         Self {
             slots,
-            nr_used_slots: AtomicU32::new(NR_SLOTS_FIRST),
+            nr_used_slots: AtomicU32::new(nr_slots),
             nr_chains: AtomicU32::new(0),
         }
     }
@@ -150,6 +161,10 @@ impl ChainSet {
 
     /// Where the search for a key begins; slot 0 is not used, as its number means the empty chain.
     fn home(key: u64, mask: u32) -> u32 {
+        if mask < NR_SLOTS_TIGHT {
+            // The numbers of chains are their order, whatever the classes: runs can be repeated.
+            return 1;
+        }
         ((spread(key) >> 32) as u32 & mask).max(1)
     }
 

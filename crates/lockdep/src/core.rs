@@ -4,6 +4,7 @@ use crate::finding::NR_HOPS_MAX;
 use crate::graph::{Graph, Hop, Place, Step};
 use crate::needs::{NR_NOTIFIERS_MAX, Notifier};
 use crate::task::{Held, Site};
+use crate::testing::Inject;
 use crate::usage::{Usage, UsageBit};
 use crate::word::{ClassId, Word};
 
@@ -51,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) has_doubts: bool,
     /// Whether locks that a nest lock tolerates record their orders.
     pub(crate) is_strict: bool,
+    /// A fault put in by a test.
+    pub(crate) injected: Inject,
     pub(crate) uses: Vec<Use>,
     pub(crate) threads: Vec<Thread>,
     /// Acquisitions that no table knew.
@@ -74,12 +77,13 @@ impl Core {
             writers: vec![0; ClassId::NR_MAX as usize],
             has_doubts: false,
             is_strict: false,
+            injected: Inject::Nothing,
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
             nr_misses: 0,
             notifiers: Vec::with_capacity(NR_NOTIFIERS_MAX),
             now: 0,
-            stack: Vec::with_capacity(20 * 1024),
+            stack: Vec::with_capacity(crate::room(20 * 1024)),
             hops: Vec::with_capacity(NR_HOPS_MAX),
             trail: Vec::with_capacity(NR_HOPS_MAX),
         }

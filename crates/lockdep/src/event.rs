@@ -288,7 +288,7 @@ impl Inner {
     ) {
         let order = registry::attributes(held.word.class()).order;
         let (kind, against) = {
-            let mut core = self.core.lock();
+            let mut core = self.lock_core();
             core.stack.clear();
             let room = core.stack.capacity();
             core.stack.extend(task.iter().take(room));
@@ -612,7 +612,7 @@ fn find_held_at_exit(inner: &Inner, task: &Task, site: Site, findings: &mut Find
 /// Interrupt-like levels were switched on or off while locks are held; see [`crate::context`].
 pub(crate) fn levels_changed() {
     work(|inner, task, findings| {
-        let mut core = inner.core.lock();
+        let mut core = inner.lock_core();
         let thread = Inner::thread(task, &mut core);
         core.stack.clear();
         let context = task.context();
@@ -653,7 +653,7 @@ pub fn forget(class: ClassId) {
     task::with(|task| {
         let _work = task.begin_work();
         let forget = |inner: &Inner| {
-            let mut core = inner.core.lock();
+            let mut core = inner.lock_core();
             core.zap(class);
             inner.forget_chains();
         };

@@ -92,7 +92,7 @@ impl Needs {
             if !has(&self.always, held.instance) {
                 continue;
             }
-            let mut core = inner.core.lock();
+            let mut core = inner.lock_core();
             let is_it = |n: &&Notifier| (n.event, n.instance) == (event, held.instance);
             if let Some(notifier) = core.notifiers.iter().find(is_it).copied() {
                 judge(task, &mut core, class, notifier, findings);
@@ -115,7 +115,7 @@ impl Needs {
             instance != 0 && !holds(instance)
         };
         if is_first || self.always.iter().any(lacks) {
-            let mut core = inner.core.lock();
+            let mut core = inner.lock_core();
             let thread = Inner::thread(task, &mut core);
             let notifier = |held: &Held| Notifier {
                 event,
@@ -137,7 +137,7 @@ impl Needs {
         }
         for held in task.iter().filter(is_needed) {
             if has(&self.always, held.instance) && has(&self.waited_with, held.instance) {
-                let mut core = inner.core.lock();
+                let mut core = inner.lock_core();
                 let notifier = Notifier {
                     event,
                     instance: held.instance,

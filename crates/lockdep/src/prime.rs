@@ -18,7 +18,7 @@ pub fn order((held, held_as): (ClassId, Mode), (taken, taken_as): (ClassId, Mode
     crate::event::work(|inner, task, findings| {
         let word = |class, mode| Word::new(class, mode, 0, Context::default());
         let place = declared(word(held, held_as), word(taken, taken_as));
-        let mut core = inner.core.lock();
+        let mut core = inner.lock_core();
         let thread = Inner::thread(task, &mut core);
         core.stack.clear();
         Check {
@@ -72,7 +72,7 @@ impl Validator {
         let mut raw: Vec<RawOrder> = Vec::new();
         loop {
             let is_complete = self.unwatched(|inner| {
-                let core = inner.core.lock();
+                let core = inner.lock_core();
                 raw.clear();
                 let mut live = core.graph.live();
                 let room = raw.capacity();
@@ -104,7 +104,7 @@ impl Validator {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.unwatched(|inner| {
-            let core = inner.core.lock();
+            let core = inner.lock_core();
             Stats {
                 nr_orders: core.graph.nr_edges(),
                 nr_chains: inner.nr_chains(),

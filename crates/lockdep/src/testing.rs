@@ -24,6 +24,9 @@
 //! ```
 
 pub mod model;
+mod tight;
+
+pub use tight::Inject;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};

@@ -10,7 +10,7 @@
 //! because the validator touches no managed memory.
 
 use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use crate::chain::{self, Added, ChainId, ChainSet};
 use crate::check::Check;
@@ -20,7 +20,9 @@ use crate::hooks;
 use crate::pending::{self, Pending};
 use crate::report::{self, Delivery, Kind, Policy, Report, Severity, Sink, ThreadNames};
 use crate::sync::raw::RawLock;
+use crate::sync::scheduler::scheduler_point;
 use crate::task::{self, Held, Task, TaskState};
+use crate::testing::Inject;
 use crate::word::ClassId;
 
 /// How many reports are kept; more are dropped.
@@ -33,7 +35,10 @@ const NR_JOINED_MAX: u32 = 256;
 /// What [`Validator`] handles share.
 pub(crate) struct Inner {
     chains: ChainSet,
+    /// The core: take it by [`lock_core`](Inner::lock_core).
     pub(crate) core: RawLock<Core>,
+    /// Whether a simulator is asked at the validator's own steps, and chains are trusted at once.
+    is_tight: bool,
     reports: RawLock<Reports>,
     pending: Pending,
 }
@@ -83,7 +88,7 @@ pub(crate) fn is_private() -> bool {
 pub(crate) fn end_thread() {
     task::with(|task| {
         let _work = task.begin_work();
-        with_current(|inner| inner.core.lock().end_thread(task.thread.get()));
+        with_current(|inner| inner.lock_core().end_thread(task.thread.get()));
     });
 }
 
@@ -111,7 +116,7 @@ pub(crate) fn global() -> &'static Inner {
             "once" => Policy::Once,
             _ => Policy::Print,
         };
-        let inner = Inner::new(ChainSet::global(), policy);
+        let inner = Inner::new(ChainSet::global(), policy, false);
         {
             let mut reports = inner.reports.lock();
             reports.delivery.is_json = std::env::var("LOCKDEP_FORMAT").is_ok_and(|f| f == "json");
@@ -135,9 +140,10 @@ fn parse_suppressions(text: &str) -> Vec<String> {
 }
 
 impl Inner {
-    fn new(chains: ChainSet, policy: Policy) -> Self {
+    fn new(chains: ChainSet, policy: Policy, is_tight: bool) -> Self {
         Self {
             chains,
+            is_tight,
             core: RawLock::new(Core::new()),
             reports: RawLock::new(Reports {
                 list: Vec::with_capacity(NR_REPORTS_MAX),
@@ -149,6 +155,19 @@ impl Inner {
                 suppressed: Vec::new(),
             }),
             pending: Pending::new(),
+        }
+    }
+
+    /// Locks the core; where it is tight, another task may go on before.
+    pub(crate) fn lock_core(&self) -> MutexGuard<'_, Core> {
+        self.pass_point();
+        self.core.lock()
+    }
+
+    /// A step between which and the next others may come; under no lock of the validator.
+    fn pass_point(&self) {
+        if self.is_tight && !std::thread::panicking() {
+            scheduler_point("validator", 0);
         }
     }
 
@@ -178,12 +197,17 @@ impl Inner {
         }
         let known = self.chains.find(key);
         if let Some(chain) = known
-            && task.nr_joined.get() >= NR_JOINED_MAX
+            && (self.is_tight || task.nr_joined.get() >= NR_JOINED_MAX)
         {
+            self.pass_point();
             return self.fresh(task, key, chain);
         }
-        let mut core = self.core.lock();
-        if hooks::epoch_now() != task.epoch() {
+        if self.is_tight && self.core.lock().injected == Inject::EarlyChains {
+            // A table that is full is told below.
+            let _ = self.chains.add(key);
+        }
+        let mut core = self.lock_core();
+        if hooks::epoch_now() != task.epoch() && core.injected != Inject::StaleChains {
             return Err(Stale);
         }
         core.nr_misses += 1;
@@ -278,7 +302,7 @@ impl Inner {
     }
 
     pub(crate) fn finding(&self, task: &Task, kind: Kind, held: &Held) -> Draft {
-        let mut core = self.core.lock();
+        let mut core = self.lock_core();
         let thread = Self::thread(task, &mut core);
         core.stack.clear();
         let room = core.stack.capacity();
@@ -317,7 +341,7 @@ impl Inner {
         let mut panics = false;
         for finding in findings.iter() {
             let mut names = ThreadNames::new();
-            names.collect(&self.core.lock(), finding);
+            names.collect(&self.lock_core(), finding);
             let report = Arc::new(report::build(finding, &names));
             let Some(delivery) = self.keep(&report) else {
                 continue;
@@ -362,11 +386,18 @@ impl Validator {
     /// One that has seen nothing, and prints nothing: a test asks it for its reports.
     #[must_use]
     pub fn new() -> Self {
-        let inner = Inner::new(ChainSet::private(), Policy::Silent);
+        Self::made(ChainSet::private(), false)
+    }
+
+    pub(crate) fn made_tight() -> Self {
+        Self::made(ChainSet::tight(), true)
+    }
+
+    fn made(chains: ChainSet, is_tight: bool) -> Self {
         crate::registry::start();
         crate::spill::start();
         finding::start();
-        Self(Some(Arc::new(inner)))
+        Self(Some(Arc::new(Inner::new(chains, Policy::Silent, is_tight))))
     }
 
     /// That of the process.
@@ -426,7 +457,7 @@ impl Validator {
     /// Forgets all orders, uses, chains and reports. Classes and settings stay.
     pub fn reset(&self) {
         self.unwatched(|inner| {
-            let mut core = inner.core.lock();
+            let mut core = inner.lock_core();
             inner.forget_chains();
             core.clear();
             drop(core);
@@ -437,7 +468,7 @@ impl Validator {
     /// Forgets chains and reports, and keeps orders and uses: what is seen is looked at anew.
     pub fn forget_chains(&self) {
         self.unwatched(|inner| {
-            let core = inner.core.lock();
+            let core = inner.lock_core();
             inner.forget_chains();
             drop(core);
             inner.forget_reports();

@@ -191,7 +191,7 @@ impl EventState {
                     thread: 0,
                     provenance: Provenance::Inferred,
                 };
-                let mut core = inner.core.lock();
+                let mut core = inner.lock_core();
                 let thread = Inner::thread(task, &mut core);
                 core.stack.clear();
                 crate::check::Check {

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::Mode;
+use super::{Inject, World};
+use crate::{Mode, Severity};
 
 /// What a thread does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +17,17 @@ pub enum Step {
     Try(usize),
     /// Releases what it took last of this lock.
     Release(usize),
+}
+
+/// What a program can do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Truth {
+    /// Its orders have no cycle.
+    Harmless,
+    /// They have one, and no interleaving of it locks up.
+    HasCycle,
+    /// Some interleaving locks up.
+    Deadlocks,
 }
 
 /// Threads that take locks, each a class of its own.
@@ -112,6 +124,37 @@ impl Model {
         orders
             .iter()
             .any(|&order| closes(&orders, &mut vec![order]))
+    }
+
+    /// Compares what a validator says of the program, with a fault in it, with what the program can
+    /// do: no deadlock may be missed, and nothing said where there is no cycle.
+    ///
+    /// # Errors
+    ///
+    /// The program, with what was said and what is so.
+    pub fn judge(&self, fault: Inject) -> Result<Truth, String> {
+        let truth = match (self.can_deadlock(), self.has_cycle()) {
+            (true, _) => Truth::Deadlocks,
+            (false, true) => Truth::HasCycle,
+            (false, false) => Truth::Harmless,
+        };
+        let world = World::new();
+        world.validator().inject(fault);
+        let program = self.program();
+        let reports = world.run(&program);
+        let said = reports.iter().map(|report| report.severity).max();
+        let is_right = match truth {
+            Truth::Deadlocks => said > Some(Severity::Unlikely),
+            Truth::HasCycle => said.is_some(),
+            Truth::Harmless => said.is_none(),
+        };
+        if is_right {
+            Ok(truth)
+        } else {
+            Err(format!(
+                "said: {said:?}, but it is so: {truth:?}, of {program}"
+            ))
+        }
     }
 
     /// The state after a move of one thread, if it can move.

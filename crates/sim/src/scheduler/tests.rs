@@ -2,6 +2,7 @@
 
 mod explorations;
 mod strategies;
+mod validator;
 
 use super::{End, Options, Run, Sim, Strategy};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
