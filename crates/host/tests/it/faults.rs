@@ -215,8 +215,15 @@ fn system_calls_on_absent_pages_work_with_a_service_and_say_efault_without() {
         // SAFETY: the bytes lie in the mapping, and nobody else uses them during the call.
         let into = unsafe { std::slice::from_raw_parts_mut(mapping.as_ptr().add(4096), 7) };
         let result = reader.read(into);
+        // SAFETY: as above, for the other page.
+        let from = unsafe { std::slice::from_raw_parts(mapping.as_ptr(), 16) };
+        let written = writer.write(from);
         match mode.faults {
             FaultMode::Service => {
+                assert_eq!(written.unwrap(), 16);
+                let mut came = [0; 16];
+                reader.read_exact(&mut came).unwrap();
+                assert_eq!(came, pattern(0)[..16]);
                 assert_eq!(result.unwrap(), 7);
                 let mut found = [0; 8];
                 mapping.read_at(4096, &mut found).unwrap();
@@ -224,8 +231,9 @@ fn system_calls_on_absent_pages_work_with_a_service_and_say_efault_without() {
                 assert_eq!(found[7], pattern(1)[7]);
             }
             FaultMode::InThread => {
-                let errno = result.unwrap_err().raw_os_error();
-                assert_eq!(errno, Some(libc::EFAULT));
+                for error in [result.unwrap_err(), written.unwrap_err()] {
+                    assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
+                }
                 assert_eq!(fake.nr_faults(), 0);
             }
         }
