@@ -30,7 +30,7 @@ impl Memcg {
             ("pgmajfault", stat.pgmajfault),
             ("pgsteal", stat.pgsteal),
             ("pgdeactivate", stat.pgdeactivate),
-            ("zswpin", stat.pgmajfault),
+            ("zswpin", stat.pgmajfault + stat.prefetched),
             ("zswpout", stat.zswpout),
             ("zswpwb", stat.zswpwb),
         ]

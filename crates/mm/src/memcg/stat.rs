@@ -57,6 +57,8 @@ stats! {
     pgfault_soft,
     /// Faults that read the store.
     pgmajfault,
+    /// Pages that were read from the store before they were asked for.
+    prefetched,
     /// Write faults on write-protected pages.
     pgfault_wp,
     /// Faults that waited for a frame.

@@ -69,13 +69,22 @@ impl FaultHandler for Vma {
     }
 }
 
+/// How a fault was resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Resolved {
+    /// Without the store.
+    Softly,
+    /// The contents came from the store.
+    Hard,
+}
+
 /// A charged frame that goes back unless it is used.
 pub(super) struct FrameCharge<'a> {
     vma: &'a Vma,
     is_charged: bool,
 }
 
-impl FrameCharge<'_> {
+impl<'a> FrameCharge<'a> {
     fn take(&mut self, source: FrameSource) -> Result<(), FaultError> {
         if self.is_charged {
             return Ok(());
@@ -99,6 +108,14 @@ impl FrameCharge<'_> {
         }
         self.is_charged = true;
         Ok(())
+    }
+
+    /// Takes a frame that is free.
+    pub(super) fn take_free(vma: &'a Vma) -> Option<Self> {
+        vma.memcg().try_charge_frame().then(|| Self {
+            vma,
+            is_charged: true,
+        })
     }
 
     /// The frame is used: from now on the mapping holds it.
@@ -133,6 +150,22 @@ impl Vma {
         access: Access,
         source: FrameSource,
     ) -> Result<(), FaultError> {
+        let fault = self.resolve_fault(page, access, source)?;
+        match source {
+            FrameSource::Free => {}
+            _ if fault == Resolved::Softly => {}
+            FrameSource::Wait => self.prefetch(page, access, Effort::Fault),
+            FrameSource::Reclaim(_) => self.prefetch(page, access, Effort::Direct),
+        }
+        Ok(())
+    }
+
+    fn resolve_fault(
+        &self,
+        page: PageIndex,
+        access: Access,
+        source: FrameSource,
+    ) -> Result<Resolved, FaultError> {
         // Also when no frame turns out to be needed: that is luck.
         let _touching = match source {
             FrameSource::Wait => touching(Gfp::Kernel),
@@ -168,10 +201,7 @@ impl Vma {
             }
             if let Some(place) = in_file(seen) {
                 match self.fill_from_file((page, seen), place, access, charge)? {
-                    None => {
-                        self.note_hard_fault(started_ns);
-                        return Ok(());
-                    }
+                    None => return Ok(self.note_hard_fault(started_ns)),
                     Some(unused) => charge = unused,
                 }
                 continue;
@@ -190,9 +220,11 @@ impl Vma {
         }
     }
 
-    fn note_hard_fault(&self, started_ns: u64) {
+    fn note_hard_fault(&self, started_ns: u64) -> Resolved {
+        count(&self.stat().pgmajfault);
         let elapsed_ns = self.memcg().clock.now_ns().saturating_sub(started_ns);
         self.stat().hard_fault_ns.record(elapsed_ns);
+        Resolved::Hard
     }
 
     fn resolve(
@@ -201,23 +233,22 @@ impl Vma {
         access: Access,
         charge: FrameCharge<'_>,
         started_ns: u64,
-    ) -> Result<(), FaultError> {
+    ) -> Result<Resolved, FaultError> {
         let elapsed_ns = || self.memcg().clock.now_ns().saturating_sub(started_ns);
         match owned.was.state() {
-            State::Empty => self.fill_zero(owned, access, charge),
+            State::Empty => self.fill_zero(owned, access, charge)?,
             State::Swapped => {
                 self.fill_stored(owned, access, charge)?;
-                self.note_hard_fault(started_ns);
-                Ok(())
+                return Ok(self.note_hard_fault(started_ns));
             }
             State::Standby | State::Storing => {
                 self.reattach(owned)?;
                 self.stat().soft_fault_ns.record(elapsed_ns());
-                Ok(())
             }
-            State::Resident | State::Evicting => self.refault(owned, access),
+            State::Resident | State::Evicting => self.refault(owned, access)?,
             State::Moving | State::Poisoned => unreachable!("handled before the page was owned"),
         }
+        Ok(Resolved::Softly)
     }
 
     /// A fault on a page that is mapped: a write to a protected page, a race that somebody else

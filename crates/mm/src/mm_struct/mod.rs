@@ -16,6 +16,7 @@ mod fault;
 mod map;
 mod mlock;
 mod pin;
+mod prefetch;
 mod stored;
 mod unmap;
 mod vma;

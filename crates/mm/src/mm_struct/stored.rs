@@ -7,7 +7,6 @@ use super::fault::FrameCharge;
 use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::fault::{FaultError, StoreError};
-use crate::memcg::stat::count;
 use crate::page::{State, Word};
 use crate::primary_mmu::Access;
 use crate::reclaim::InFlight;
@@ -132,7 +131,6 @@ impl Vma {
             self.publish(owned, next.dirty().without_copy());
             self.free_copy(Some(stored));
         }
-        count(&self.stat().pgmajfault);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! One mapping: its pages, their state words and generations.
 
 use super::Mm;
+use super::prefetch::Trend;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
@@ -57,6 +58,7 @@ pub struct Vma {
     pub(super) locked: Mutex<Vec<PageRun>>,
     pub(super) nr_locked: AtomicU64,
     life: AtomicU8,
+    pub(super) trend: Trend,
 }
 
 impl fmt::Debug for Vma {
@@ -85,6 +87,7 @@ impl Vma {
             locked: Mutex::new("mm.mlock", Vec::new()),
             nr_locked: AtomicU64::new(0),
             life: AtomicU8::new(Life::Alive as u8),
+            trend: Trend::new(),
             primary,
         }
     }

@@ -340,6 +340,19 @@ impl Memcg {
         }
     }
 
+    /// Has as many frames free as a prefetch wants, and no fewer than before, as far as they can be
+    /// had cheaply.
+    pub(crate) fn make_room_for(&self, nr: u64, effort: Effort) {
+        for level in self.levels() {
+            let wanted = level.marks().low + nr;
+            for _ in 0..nr.div_ceil(DIRECT_FRAMES) {
+                if level.reclaim_pass(wanted, effort) == Pass::Stalled || level.room() >= wanted {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Takes back what is charged above the new bound of `counter`, as far as it can be had.
     pub(crate) fn reclaim_for_limit(&self, counter: &Counter) {
         let _ = self.reclaim_until(&|| counter.excess(), Effort::Worker);

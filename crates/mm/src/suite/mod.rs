@@ -28,6 +28,7 @@ mod oom;
 mod oom_devices;
 #[cfg(feature = "notifiers")]
 mod oom_schedules;
+mod prefetch;
 mod pressure;
 #[cfg(feature = "notifiers")]
 mod refused;
@@ -193,6 +194,9 @@ cases! {
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
     mlock::n73_the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
+    prefetch::a_stride_is_read_ahead,
+    prefetch::what_has_no_stride_is_not_read_ahead,
+    prefetch::a_scan_with_few_frames_gets_through,
     pressure::what_comes_back_soon_stays,
     pressure::a_wait_for_a_frame_is_pressure,
     pressure::a_shrinker_is_asked_before_memory_runs_out,

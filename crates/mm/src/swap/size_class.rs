@@ -70,9 +70,10 @@ impl SizeClass {
     }
 }
 
-/// The size after `bytes`: an eighth more, so that less than an eighth of a slot is wasted.
+/// The size after `bytes`: a sixteenth more, so that less than a sixteenth of a slot is wasted, if
+/// it is not one of the smallest.
 const fn next_size(bytes: usize) -> usize {
-    let grown = (bytes + bytes / 8) / STEP_BYTES * STEP_BYTES;
+    let grown = (bytes + bytes / 16) / STEP_BYTES * STEP_BYTES;
     let grown = if grown == bytes {
         bytes + STEP_BYTES
     } else {

@@ -423,7 +423,7 @@ fn many_threads_stay_under_the_bound_and_read_what_they_wrote() {
 }
 
 #[test]
-fn a_mixed_set_wastes_less_than_a_sixth() {
+fn of_a_mixed_set_twelve_percent_are_lost_at_most() {
     let store = Zswap::new(64 * MIB);
     let mut scratch = Scratch::new();
     let mut state = 1;
@@ -454,7 +454,7 @@ fn a_mixed_set_wastes_less_than_a_sixth() {
         // Two of three free slots are as good as lost until pages of their size come again.
         let thinned = store.stats().fragmentation_permille();
         assert!(
-            full <= 150,
+            full <= 120,
             "generation {generation}, filled: {full} permille"
         );
         assert!(

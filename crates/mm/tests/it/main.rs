@@ -2,6 +2,7 @@
 
 mod answers;
 mod file_tier;
+mod hardest;
 #[cfg(feature = "notifiers")]
 mod invariants;
 mod judge;

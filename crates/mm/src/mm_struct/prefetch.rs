@@ -1,0 +1,257 @@
+//! Prefetch: pages come back before they are asked for.
+//!
+//! Each mapping remembers where its last hard faults were. If most of the steps between them are
+//! the same, the pages ahead in that stride are filled together with the one that was asked for, in
+//! the thread that asked: a trap costs more than a page. When a fault comes where the pages that
+//! were filled end, twice as many are filled the next time. So a program that leaves the stride
+//! pays for a few pages.
+//!
+//! Paper: the majority stride of Leap (Al Maruf, Chowdhury, 2020). Linux counterpart:
+//! `swap_vma_readahead` in `mm/swap_state.c`.
+
+use super::Vma;
+use super::fault::FrameCharge;
+use super::stored::in_file;
+use crate::addr::PageIndex;
+use crate::memcg::stat::count;
+use crate::page::State;
+use crate::primary_mmu::Access;
+use crate::reclaim::{Effort, InFlight};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Faults that are remembered.
+const HISTORY: usize = 8;
+
+/// Strides that are followed at the same time.
+const STREAMS: usize = 4;
+
+/// The most pages that are filled with one fault.
+const AHEAD_MAX: u32 = 16;
+
+/// What is filled ahead of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Ahead {
+    stride: i32,
+    nr: u32,
+}
+
+/// Where the hard faults of a mapping were. All of it is a hint: threads that change it at the same
+/// time may lose what the other noted.
+#[derive(Debug)]
+pub(super) struct Trend {
+    recent: [AtomicU32; HISTORY],
+    nr_noted: AtomicU32,
+    /// Where the next fault of each stream is expected, and its [`Ahead`]; see [`Stream`].
+    streams: [AtomicU64; STREAMS],
+    nr_begun: AtomicU32,
+}
+
+/// A stride that is followed: 32 bits of page, 26 of stride, 6 of how many are filled ahead.
+#[derive(Clone, Copy)]
+struct Stream {
+    expected: PageIndex,
+    ahead: Ahead,
+}
+
+const AHEAD_BITS: u32 = 6;
+const STRIDE_BITS: u32 = 26;
+
+impl Stream {
+    fn pack(self) -> u64 {
+        let stride = self.ahead.stride as u64 & ((1 << STRIDE_BITS) - 1);
+        u64::from(self.expected) << 32 | stride << AHEAD_BITS | u64::from(self.ahead.nr)
+    }
+
+    fn unpack(word: u64) -> Option<Self> {
+        let nr = word as u32 & ((1 << AHEAD_BITS) - 1);
+        let stride = ((word as u32) >> AHEAD_BITS << (32 - STRIDE_BITS)) as i32;
+        let ahead = Ahead {
+            stride: stride >> (32 - STRIDE_BITS),
+            nr,
+        };
+        let expected = (word >> 32) as u32;
+        (nr > 0).then_some(Self { expected, ahead })
+    }
+}
+
+impl Trend {
+    pub(super) fn new() -> Self {
+        Self {
+            recent: [const { AtomicU32::new(0) }; HISTORY],
+            nr_noted: AtomicU32::new(0),
+            streams: [const { AtomicU64::new(0) }; STREAMS],
+            nr_begun: AtomicU32::new(0),
+        }
+    }
+
+    /// Notes a hard fault on `page`; tells what to fill ahead of it.
+    fn note(&self, page: PageIndex) -> Option<Ahead> {
+        for slot in &self.streams {
+            let stream = Stream::unpack(slot.load(Ordering::Relaxed));
+            if let Some(stream) = stream.filter(|stream| stream.expected == page) {
+                let nr = (stream.ahead.nr * 2).min(AHEAD_MAX);
+                return Self::follow(slot, page, Ahead { nr, ..stream.ahead });
+            }
+        }
+        let stride = self.majority(page)?;
+        let nth = self.nr_begun.fetch_add(1, Ordering::Relaxed) as usize;
+        let slot = &self.streams[nth % STREAMS];
+        Self::follow(slot, page, Ahead { stride, nr: 2 })
+    }
+
+    /// The stream goes on after what is filled ahead of `page`; it ends at the end of numbers.
+    fn follow(slot: &AtomicU64, page: PageIndex, ahead: Ahead) -> Option<Ahead> {
+        let expected = ahead.page_after(page, ahead.nr + 1);
+        let word = expected.map_or(0, |expected| Stream { expected, ahead }.pack());
+        slot.store(word, Ordering::Relaxed);
+        Some(ahead)
+    }
+
+    /// The step that more than half of the remembered faults were apart, this one included.
+    fn majority(&self, page: PageIndex) -> Option<i32> {
+        let nr = self.nr_noted.fetch_add(1, Ordering::Relaxed) as usize;
+        self.recent[nr % HISTORY].store(page, Ordering::Relaxed);
+        if nr + 1 < HISTORY {
+            return None;
+        }
+        let at = |age: usize| self.recent[(nr - age) % HISTORY].load(Ordering::Relaxed);
+        let step = |age: usize| i64::from(at(age)) - i64::from(at(age + 1));
+        let steps = || (0..HISTORY - 1).map(step);
+        // The vote of Boyer and Moore: whoever has a majority is left over.
+        let (mut candidate, mut votes) = (0, 0_u32);
+        for step in steps() {
+            match votes {
+                0 => (candidate, votes) = (step, 1),
+                _ if step == candidate => votes += 1,
+                _ => votes -= 1,
+            }
+        }
+        let nr_alike = steps().filter(|&step| step == candidate).count();
+        let is_far = candidate.unsigned_abs() >= 1 << (STRIDE_BITS - 1);
+        let is_stride = nr_alike > (HISTORY - 1) / 2 && candidate != 0 && !is_far;
+        is_stride.then_some(candidate as i32)
+    }
+}
+
+impl Ahead {
+    /// The page `steps` strides after `page`.
+    fn page_after(self, page: PageIndex, steps: u32) -> Option<PageIndex> {
+        let at = i64::from(page) + i64::from(self.stride) * i64::from(steps);
+        PageIndex::try_from(at).ok()
+    }
+}
+
+impl Vma {
+    /// A hard fault on `page` was resolved in this thread: fills what is ahead of it, as far as
+    /// frames can be had without calling or waiting for anybody.
+    pub(super) fn prefetch(&self, page: PageIndex, access: Access, effort: Effort) {
+        let Some(ahead) = self.trend.note(page) else {
+            return;
+        };
+        self.memcg().make_room_for(u64::from(ahead.nr), effort);
+        for steps in 1..=ahead.nr {
+            let next = ahead.page_after(page, steps);
+            let Some(next) = next.filter(|&next| next < self.nr_pages()) else {
+                return;
+            };
+            if self.fetch(next, access).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Fills a page from the compressed store, if it is there. `None` when it cannot be.
+    fn fetch(&self, page: PageIndex, access: Access) -> Option<()> {
+        let seen = self.pages.load(page);
+        if seen.state() != State::Swapped || in_file(seen).is_some() {
+            return Some(());
+        }
+        let charge = FrameCharge::take_free(self)?;
+        let _in_flight = InFlight::new(&self.memcg().reclaim);
+        let Some(owned) = self.try_own(page, seen) else {
+            return Some(());
+        };
+        if self.gone().is_some() {
+            self.restore(owned);
+            return None;
+        }
+        // What is wrong with its contents is told to whoever asks for them.
+        self.fill_stored(owned, access, charge).ok()?;
+        count(&self.stat().prefetched);
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Faults on `pages`, one after the other: what is filled ahead of each.
+    #[track_caller]
+    fn check(pages: impl IntoIterator<Item = PageIndex>, wanted: &[Option<(i32, u32)>]) {
+        let trend = Trend::new();
+        let told: Vec<_> = pages
+            .into_iter()
+            .map(|page| trend.note(page).map(|ahead| (ahead.stride, ahead.nr)))
+            .collect();
+        let from = told.len() - wanted.len();
+        assert_eq!(&told[from..], wanted, "{told:?}");
+    }
+
+    #[test]
+    fn a_stride_is_followed_as_far_as_it_is_kept() {
+        let first = || 0..7;
+        check(first(), &[None; 7]);
+        check(first().chain([7]), &[Some((1, 2))]);
+        check(
+            first().chain([7, 10, 15, 24, 41]),
+            &[
+                Some((1, 2)),
+                Some((1, 4)),
+                Some((1, 8)),
+                Some((1, 16)),
+                Some((1, 16)),
+            ],
+        );
+        check((0..8).map(|nth| 800 - nth * 100), &[Some((-100, 2))]);
+        // Most, not all.
+        check([5, 6, 7, 90, 91, 92, 93, 94], &[Some((1, 2))]);
+        check([5, 60, 7, 90, 91, 2, 93, 94], &[None]);
+        check((0..8).map(|_| 3), &[None]);
+        check([7, 1, 9, 3, 8, 2, 4, 0, 6, 5], &[None; 10]);
+        check((0..8).map(|nth| nth << 28), &[None]);
+    }
+
+    #[test]
+    fn a_stream_ends_with_the_pages() {
+        let trend = Trend::new();
+        let told: Vec<_> = (0..8).rev().map(|page| trend.note(page)).collect();
+        assert_eq!(told[7], Some(Ahead { stride: -1, nr: 2 }));
+        assert!(told[7].is_some_and(|ahead| ahead.page_after(0, 1).is_none()));
+    }
+
+    /// Threads that each go through pages of their own one by one, in turn, and fault where nothing
+    /// was filled: a thread's first pages are alone, for its stride to show.
+    #[test]
+    fn streams_do_not_push_each_other_out() {
+        let trend = Trend::new();
+        let mut filled = [0; 3];
+        let mut nr_faults = 0;
+        let mut touch = |thread: usize, page: PageIndex| {
+            if page < filled[thread] {
+                return;
+            }
+            nr_faults += 1;
+            let ahead = trend.note(thread as u32 * 10_000 + page);
+            filled[thread] = page + 1 + ahead.map_or(0, |ahead| ahead.nr);
+        };
+        for thread in 0..3 {
+            (0..20).for_each(|page| touch(thread, page));
+        }
+        for page in 20..1000 {
+            (0..3).for_each(|thread| touch(thread, page));
+        }
+        // Of three times a thousand.
+        assert!(nr_faults < 240, "{nr_faults}");
+    }
+}

@@ -1,0 +1,70 @@
+//! Pages that come back before they are asked for.
+
+use super::{Machine, Rng, World, offset_of, write_page};
+
+const NR_PAGES: u32 = 512;
+
+/// Reads `pages` four bytes each, which are their numbers; returns how many were not there.
+fn read_through(machine: &dyn Machine, frames: u64, pages: &[u32]) -> (u64, u64) {
+    let world = World::new(machine, frames);
+    let mm = world.memcg.new_mm("scan");
+    let mapping = world.map(&mm, NR_PAGES);
+    for page in 0..NR_PAGES {
+        write_page(&*mapping, page, &page.to_le_bytes());
+    }
+    let run = crate::addr::PageRun::new(0, NR_PAGES);
+    mapping
+        .vma()
+        .advise(run, crate::mm_struct::Advice::PageOut)
+        .expect("nobody refuses");
+    let before = world.memcg.stat();
+    for &page in pages {
+        let mut found = [0; 4];
+        mapping.read(offset_of(page), &mut found).expect("contents");
+        assert_eq!(u32::from_le_bytes(found), page);
+    }
+    world.check_bounds();
+    let after = world.memcg.stat();
+    let majors = after.pgmajfault - before.pgmajfault;
+    (majors, after.prefetched - before.prefetched)
+}
+
+/// A scan faults once in a while, also when it has far fewer frames than pages.
+pub(super) fn a_stride_is_read_ahead(machine: &dyn Machine) {
+    let forward: Vec<_> = (0..NR_PAGES).collect();
+    let backward: Vec<_> = (0..NR_PAGES).rev().collect();
+    let strided: Vec<_> = (0..NR_PAGES).step_by(3).collect();
+    for pages in [&forward, &backward, &strided] {
+        for frames in [64, 1024] {
+            let (majors, prefetched) = read_through(machine, frames, pages);
+            let nr = pages.len() as u64;
+            assert!(majors * 3 < nr, "{majors} of {nr} faulted, {frames} frames");
+            assert!(
+                prefetched + majors <= 2 * nr,
+                "{prefetched} were prefetched"
+            );
+        }
+    }
+}
+
+/// Nothing is read for a program whose faults have no stride.
+pub(super) fn what_has_no_stride_is_not_read_ahead(machine: &dyn Machine) {
+    let mut rng = Rng(70);
+    let pages: Vec<_> = (0..800)
+        .map(|_| rng.below(u64::from(NR_PAGES)) as u32)
+        .collect();
+    let (majors, prefetched) = read_through(machine, 64, &pages);
+    assert!(
+        prefetched * 20 < majors,
+        "{prefetched} beside {majors} faults"
+    );
+}
+
+/// With the fewest frames there may be, a scan gets through.
+pub(super) fn a_scan_with_few_frames_gets_through(machine: &dyn Machine) {
+    let pages: Vec<_> = (0..NR_PAGES).collect();
+    for frames in [4, 5, 9] {
+        let (majors, prefetched) = read_through(machine, frames, &pages);
+        assert!(majors + prefetched >= u64::from(NR_PAGES) / 2);
+    }
+}
