@@ -75,7 +75,7 @@ mod word;
 
 use std::sync::Arc;
 
-/// The size of a table: small under Miri and for fuzzers, whose instruments see to every byte of it.
+/// The size of a table: small under Miri and for fuzzers, whose instruments see to every byte.
 const fn room(nr: usize) -> usize {
     if cfg!(any(miri, fuzzing)) {
         nr / 64

@@ -184,7 +184,10 @@ impl FileStore {
     pub(crate) fn free(&self, handle: FileHandle) {
         // Release: pairs with the Acquire in `begin`.
         let before = self.counts[handle.cluster() as usize].fetch_sub(1, Ordering::Release);
-        assert!(before % WRITING > 0, "a slot of a file was freed twice");
+        assert!(
+            !before.is_multiple_of(WRITING),
+            "a slot of a file was freed twice"
+        );
     }
 }
 

@@ -200,8 +200,8 @@ impl Books {
         Ok(())
     }
 
-    /// A start is about to be called; says whether another bracket is open: the work of this one may
-    /// have been begun by that one, whatever its range.
+    /// A start is about to be called; says whether another bracket is open: the work of this one
+    /// may have been begun by that one, whatever its range.
     pub(super) fn start_called(&self, run: PageRun) -> (u64, bool) {
         let mut inside = self.inside();
         let id = inside.tick();
