@@ -48,6 +48,20 @@ const STEPS: &[Step] = &[
         env: &[],
     },
     Step {
+        title: "tests of the front door with all features",
+        cargo: &[
+            "test",
+            "-p",
+            "pinless",
+            "--all-features",
+            "--test",
+            "vm_memory",
+            "--test",
+            "tracing",
+        ],
+        env: &[],
+    },
+    Step {
         title: "tests without notifiers",
         cargo: &["test", "-p", "pinless-mm", "--no-default-features"],
         env: &[],

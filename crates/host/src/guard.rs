@@ -86,9 +86,7 @@ impl<M: Deref<Target = HostMapping>> Guard<M> {
         if is_forked_child() {
             return Err(GuardError::ForkedChild);
         }
-        let is_same = vma.base().0 == mapping.as_ptr().addr() as u64
-            && vma.nr_pages() as usize * PAGE_SIZE == mapping.len_bytes();
-        if !is_same {
+        if !mapping.is_over(vma) {
             return Err(GuardError::NotTheSamePages);
         }
         let pin = vma.pin(run, access, Gfp::Kernel).map_err(GuardError::Pin)?;

@@ -41,6 +41,8 @@ mod thread;
 pub mod tracefs;
 pub mod uaccess;
 mod uffd;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 mod window;
 
 pub use clock::MonotonicClock;
@@ -48,7 +50,7 @@ pub use errno::Errno;
 pub use fault_thread::FaultService;
 pub use fork::is_forked_child;
 pub use guard::{Guard, GuardError};
-pub use mapping::{AccessError, HostMapping, Resolver};
+pub use mapping::{AccessError, HostMapping, Resolver, SharedMapping};
 pub use primary_mmu::{CreateError, FaultMode, HostMmu, UnknownFaultMode};
 pub use probe::{Capabilities, Feature, ProbeError, probe};
 pub use share::{Client, Share, ShareError};

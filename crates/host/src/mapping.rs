@@ -12,6 +12,7 @@ use crate::window::Window;
 use core::fmt;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
+use pinless_mm::mm_struct::Vma;
 #[cfg(feature = "kvm")]
 use pinless_mm::{gfp::might_touch, primary_mmu::Access};
 use std::sync::Arc;
@@ -46,6 +47,9 @@ pub struct HostMapping {
     mmu: Arc<HostMmu>,
     resolver: Resolver,
 }
+
+/// Whatever has a mapping, in shares: for those who keep it as long as they use it.
+pub type SharedMapping = Arc<dyn AsRef<HostMapping> + Send + Sync>;
 
 /// What resolves the faults, in the order in which it is taken down: first no new fault reaches
 /// the handler, then none is in it.
@@ -160,6 +164,12 @@ impl HostMapping {
     /// shared with whoever else uses it.
     pub fn as_ptr(&self) -> *mut u8 {
         self.mmu.mapping_range().0 as *mut u8
+    }
+
+    /// Whether the pages of the mapping are those of `vma`.
+    pub fn is_over(&self, vma: &Vma) -> bool {
+        vma.base().0 == self.as_ptr().addr() as u64
+            && vma.nr_pages() as usize * PAGE_SIZE == self.len_bytes()
     }
 
     /// Bytes in the mapping.

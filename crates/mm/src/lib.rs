@@ -9,6 +9,7 @@
 
 pub mod addr;
 pub mod env;
+pub mod event;
 pub mod limits;
 pub mod lock_order;
 pub mod primary_mmu;

@@ -1,5 +1,6 @@
 //! Setting up: bounds in, a running system out.
 
+use crate::events::{Events, Sink};
 use crate::io_count::IoCount;
 use crate::{FaultMode, Pinless};
 use core::fmt;
@@ -8,6 +9,7 @@ use pinless_host::{
     Capabilities, Errno, FaultService, MonotonicClock, ProbeError, SwapFile, SwapFileError, probe,
 };
 use pinless_mm::Memcg;
+use pinless_mm::event::Record;
 use pinless_mm::limits::{LimitError, Limits, SPARES};
 use pinless_mm::swap::CLUSTER_BYTES;
 use std::io;
@@ -35,7 +37,6 @@ const WRITE_BACK: Worker = ("pinless-file", Memcg::run_write_back, 1);
 const SWAP_FILE_BUFFERS: u32 = 8;
 
 /// What a [`Pinless`] is to be like.
-#[derive(Clone, Debug)]
 #[must_use = "nothing runs before `build`"]
 pub struct Builder {
     limits: Limits,
@@ -44,6 +45,17 @@ pub struct Builder {
     needs_kernel_faults: bool,
     /// The folder, and the bytes that there is room for.
     swap_file: Option<(PathBuf, u64)>,
+    sink: Option<Sink>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("limits", &self.limits)
+            .field("fault_threads", &self.fault_threads)
+            .field("fault_mode", &self.fault_mode)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why there is no [`Pinless`].
@@ -105,6 +117,7 @@ impl Builder {
             fault_mode: FaultMode::Service,
             needs_kernel_faults: false,
             swap_file: None,
+            sink: None,
         }
     }
 
@@ -173,6 +186,19 @@ impl Builder {
         self
     }
 
+    /// Has `sink` told of what happens in the address spaces, in a thread of its own and some
+    /// milliseconds later. Without this nobody notes anything. Replaces the one before.
+    pub fn on_event(mut self, sink: impl FnMut(&Record) + Send + 'static) -> Self {
+        self.sink = Some(Box::new(sink));
+        self
+    }
+
+    /// Has the `tracing` crate told of what happens: see [`on_event`](Self::on_event).
+    #[cfg(feature = "tracing")]
+    pub fn trace_events(self) -> Self {
+        self.on_event(crate::events::to_tracing)
+    }
+
     /// Probes the machine, sets everything aside, and starts the threads.
     ///
     /// # Errors
@@ -183,6 +209,9 @@ impl Builder {
         let capabilities = self.probe()?;
         let memcg = self.memcg()?;
         let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
+        let thread = |name| move |error| BuildError::Thread { name, error };
+        let events = self.sink.map(Events::start).transpose();
+        let events = events.map_err(thread(Events::THREAD))?;
         // From here on a drop stops and joins what was started.
         let mut pinless = Pinless {
             memcg,
@@ -190,13 +219,13 @@ impl Builder {
             capabilities,
             fault_mode: self.fault_mode,
             io: Arc::new(IoCount::default()),
+            events,
             workers: Vec::new(),
         };
         let write_back = self.swap_file.is_some().then_some(WRITE_BACK);
         for (name, run, nr) in WORKERS.into_iter().chain(write_back) {
             for _ in 0..nr {
-                let worker = spawn(name, run, Arc::clone(&pinless.memcg))
-                    .map_err(|error| BuildError::Thread { name, error })?;
+                let worker = spawn(name, run, Arc::clone(&pinless.memcg)).map_err(thread(name))?;
                 pinless.workers.push(worker);
             }
         }

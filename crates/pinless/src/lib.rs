@@ -27,6 +27,7 @@
 //! | address spaces; what is called when one is killed | [`Mm`], [`Mm::set_on_kill`] |
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
+//! | what happens, as it happens, and figures of it | [`event`], [`Metrics`] |
 //! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`] |
 //! | devices that are there | [`io_uring`], [`kvm`] |
 //!
@@ -35,26 +36,32 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod events;
 mod guard;
 mod io_count;
 mod mapping;
+mod metrics;
 mod options;
 
 pub use builder::{BuildError, Builder};
 pub use guard::{Guard, Io};
 pub use mapping::{MapError, Mapping};
+pub use metrics::{Metric, MetricKind, Metrics};
 pub use options::{MAPPING_BYTES_MAX, MapOptions};
 
 pub use lockdep::sync::{self, Fence};
 #[cfg(feature = "kvm")]
 pub use pinless_host::kvm;
+#[cfg(feature = "vm-memory")]
+pub use pinless_host::vm_memory;
 pub use pinless_host::{
     AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, Feature,
-    GuardError, HostMapping, ProbeError, Share, ShareError, Source, SwapFileError, Unavailable,
-    UnknownFaultMode, attach_thread, io_uring,
+    GuardError, HostMapping, ProbeError, Share, ShareError, SharedMapping, Source, SwapFileError,
+    Unavailable, UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
+pub use pinless_mm::event;
 pub use pinless_mm::fault::{FaultError, StoreError};
 pub use pinless_mm::gfp::Gfp;
 pub use pinless_mm::histogram::Summary;
@@ -71,6 +78,7 @@ pub use pinless_mm::swap;
 pub use pinless_mm::watch::Conviction;
 pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
 
+use events::{Events, span};
 use io_count::IoCount;
 use pinless_host::{FaultService, Resolver};
 use std::os::unix::net::UnixStream;
@@ -88,6 +96,8 @@ pub struct Pinless {
     capabilities: Capabilities,
     fault_mode: FaultMode,
     io: Arc<IoCount>,
+    /// If anybody watches.
+    events: Option<Events>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -114,7 +124,16 @@ impl Pinless {
 
     /// A new address space. Its drop tears it down.
     pub fn new_mm(&self, name: &str) -> MmHandle {
-        self.memcg.new_mm(name)
+        let mm = self.memcg.new_mm(name);
+        if let Some(events) = &self.events {
+            mm.set_event_log(Arc::clone(events.log()));
+        }
+        mm
+    }
+
+    /// Events that were dropped because more happened than were told of.
+    pub fn events_lost(&self) -> u64 {
+        self.events.as_ref().map_or(0, |events| events.log().lost())
     }
 
     /// Maps memory that reads as zeros: so many bytes, or what [`MapOptions`] say.
@@ -139,6 +158,7 @@ impl Pinless {
         layer: impl FnOnce(Arc<dyn PrimaryMmu>) -> Arc<dyn PrimaryMmu>,
     ) -> Result<Mapping, MapError> {
         let options = options.into();
+        span!("map", mm = mm.name(), bytes = options.len_bytes());
         let resolver = match options.fault_mode_or(self.fault_mode) {
             FaultMode::Service => Resolver::Service(Arc::clone(&self.faults)),
             FaultMode::InThread => Resolver::InThread,

@@ -1,5 +1,6 @@
 //! A mapping that belongs to one owner: memory, books and faults in one value.
 
+use crate::events::span;
 use crate::guard::Guard;
 use crate::io_count::IoCount;
 use crate::options::{MAPPING_BYTES_MAX, MapOptions};
@@ -181,6 +182,7 @@ impl Mapping {
     ///
     /// See [`GuardError`].
     pub fn guard(&self, run: PageRun, access: Access) -> Result<Guard, GuardError> {
+        span!("guard", run = run);
         Guard::new(&self.shared, run, access)
     }
 
@@ -200,6 +202,7 @@ impl Mapping {
     ///
     /// See [`AdviseError`].
     pub fn advise(&self, run: PageRun, advice: Advice) -> Result<(), AdviseError> {
+        span!("advise", run = run, advice = format_args!("{advice:?}"));
         self.vma().advise(run, advice)
     }
 
@@ -250,6 +253,21 @@ impl Mapping {
         ring.attach(self.host(), self.vma())
     }
 
+    /// The mapping as a region of a guest's memory, for programs that are written against the
+    /// `vm-memory` crate. It keeps the mapping.
+    ///
+    /// # Errors
+    ///
+    /// When the guest has no such addresses.
+    #[cfg(feature = "vm-memory")]
+    pub fn into_region(
+        self,
+        start: pinless_host::vm_memory::GuestAddress,
+    ) -> pinless_host::vm_memory::Result<pinless_host::vm_memory::Region> {
+        let vma = Arc::clone(self.vma());
+        pinless_host::vm_memory::Region::new(start, Arc::new(self), &vma)
+    }
+
     fn addresses(&self, run: PageRun) -> (crate::Vaddr, crate::Vaddr) {
         let nr_pages = self.nr_pages();
         let end = |run: PageRun| run.first.checked_add(run.nr);
@@ -268,6 +286,7 @@ impl Mapping {
     /// See [`UnmapError`]. What is guarded goes with the last guard; what a device holds that does
     /// not let go stays charged until it does, or the address space goes.
     pub fn unmap(self) -> Result<(), UnmapError> {
+        span!("unmap", run = self.all());
         self.vma().mm().unmap(self.vma())
     }
 }

@@ -7,6 +7,7 @@ mod edges;
 mod guarantees;
 mod lists;
 mod orderings;
+mod packages;
 mod size;
 mod source;
 mod text;
@@ -70,6 +71,12 @@ pub(crate) fn run() -> ExitCode {
     let findings = check_workspace();
     for finding in &findings {
         println!("{finding}");
+    }
+    if let Some(packages) = packages::outside(&root(), &[]) {
+        println!(
+            "tidy: {} packages from outside under `pinless`",
+            packages.len()
+        );
     }
     println!("tidy: {} findings", findings.len());
     if findings.is_empty() {

@@ -202,8 +202,8 @@ mod tests {
             (0, 40, &[0, 1, 2, 3, 4]),
         ] {
             assert_eq!(overlapping(&index, AREA, run(first, end)), expected);
-            assert_eq!(overlapping(&index, AreaId(6), run(first, end)), []);
-            assert_eq!(overlapping(&index, AreaId(8), run(first, end)), []);
+            assert_eq!(overlapping(&index, AreaId(6), run(first, end)), [0; 0]);
+            assert_eq!(overlapping(&index, AreaId(8), run(first, end)), [0; 0]);
         }
         for (first, end, expected) in [(2, 4, Some(0)), (2, 6, Some(2)), (8, 10, None)] {
             assert_eq!(index.covering(AREA, run(first, end)), expected);

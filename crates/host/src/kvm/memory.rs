@@ -4,7 +4,7 @@ use super::error::KvmError;
 use super::vcpu::Vcpu;
 use crate::errno::Errno;
 use crate::lock_order;
-use crate::mapping::HostMapping;
+use crate::mapping::{HostMapping, SharedMapping};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -13,9 +13,6 @@ use lockdep::sync::RwLock;
 use pinless_mm::addr::{PAGE_SIZE, Vaddr};
 use std::sync::Arc;
 
-/// Memory for a guest: whatever has a mapping, in shares, so that it stays as long as the guest.
-pub type Memory = Arc<dyn AsRef<HostMapping> + Send + Sync>;
-
 /// Names memory of a [`Vm`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotId(u32);
@@ -23,7 +20,7 @@ pub struct SlotId(u32);
 struct Slot {
     id: SlotId,
     gpa: u64,
-    memory: Memory,
+    memory: SharedMapping,
 }
 
 impl Slot {
@@ -36,7 +33,7 @@ impl Slot {
     }
 }
 
-/// A virtual machine. Memory that was added lives as long as it, or until it is removed.
+/// A virtual machine. SharedMapping that was added lives as long as it, or until it is removed.
 pub struct Vm {
     /// Before the slots: the kernel lets go of the memory first.
     fd: VmFd,
@@ -83,7 +80,7 @@ impl Vm {
     /// # Errors
     ///
     /// See [`KvmError`].
-    pub fn add_memory(&self, gpa: u64, memory: Memory) -> Result<SlotId, KvmError> {
+    pub fn add_memory(&self, gpa: u64, memory: SharedMapping) -> Result<SlotId, KvmError> {
         if !gpa.is_multiple_of(PAGE_SIZE as u64) {
             return Err(KvmError::Misaligned { gpa });
         }
@@ -133,7 +130,7 @@ impl Vm {
     }
 
     /// The memory at `gpa`, and how far into it that is.
-    pub(super) fn find(&self, gpa: u64) -> Option<(Memory, u64)> {
+    pub(super) fn find(&self, gpa: u64) -> Option<(SharedMapping, u64)> {
         let slots = self.slots.read();
         let mut holding = slots
             .iter()

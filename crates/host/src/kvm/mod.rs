@@ -34,5 +34,5 @@ mod vcpu;
 pub use error::{KvmError, RunError};
 pub use kvm_bindings;
 pub use kvm_ioctls::{self, VcpuExit, VcpuFd, VmFd};
-pub use memory::{Memory, SlotId, Vm};
+pub use memory::{SlotId, Vm};
 pub use vcpu::{Vcpu, VcpuStats};

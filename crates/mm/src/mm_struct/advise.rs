@@ -158,12 +158,14 @@ impl Vma {
         // Again when a device has subscribed meanwhile, which was not told.
         for _ in 0..DONT_NEED_ROUNDS {
             let _pending = memcg.reclaim.pending.begin(memcg.clock.now_ns());
+            let began_ns = self.mm().note_begin();
             let bracket = self
                 .mm()
                 .notifiers()
                 .start_blockable(start, end, Event::Clear, deadline)
                 .map_err(AdviseError::Notifier)?;
             let outcome = self.zap_told(chunk, Scope::Told(&bracket));
+            self.mm().note_bracket(chunk, began_ns);
             if outcome.pinned > 0 {
                 let locked = |page| AdviseError::Locked { page };
                 let found = self.pinned_in(chunk).map(pinned);

@@ -11,6 +11,7 @@ use super::stored::in_file;
 use super::vma::Owned;
 use super::{Mm, Vma};
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
+use crate::event::{self, Source};
 use crate::fault::{FaultError, FaultHandler, StoreError};
 use crate::gfp::{Gfp, touching};
 use crate::memcg::stat::count;
@@ -216,7 +217,14 @@ impl Vma {
                 self.restore(owned);
                 return Err(error);
             }
-            return self.resolve(owned, access, charge, started_ns);
+            let from = Source::of(owned.was.state());
+            self.resolve(owned, access, charge, started_ns)?;
+            self.mm().note(|now_ns| event::Event::Fault {
+                from,
+                run: PageRun::single(page),
+                took_ns: now_ns.saturating_sub(started_ns),
+            });
+            return Ok(());
         }
     }
 

@@ -32,15 +32,17 @@ pub(crate) use vma::Owned;
 pub use vma::{Vma, VmaId};
 pub(crate) use zap::{Scope, ZapOutcome};
 
+use crate::addr::PageRun;
+use crate::event::{Event, Log, Record};
 use crate::memcg::Memcg;
-use crate::mmu_notifier::{MmId, Notifiers};
+use crate::mmu_notifier::{MmId, Mode, Notifiers};
 use crate::oom::contained;
 use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use lockdep::sync::RwLock;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 #[cfg(doc)]
 use crate::limits::Limits;
@@ -61,6 +63,7 @@ pub struct Mm {
     on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
     pub(crate) on_cancel: RwLock<Option<Box<dyn Fn() -> bool + Send + Sync>>>,
     was_told: AtomicBool,
+    event_log: OnceLock<Arc<Log>>,
 }
 
 /// What an address space holds, in pages.
@@ -99,6 +102,7 @@ impl Memcg {
             on_kill: RwLock::new("mm.on_kill", None),
             on_cancel: RwLock::new("mm.on_cancel", None),
             was_told: AtomicBool::new(false),
+            event_log: OnceLock::new(),
         });
         self.add_mm(&mm);
         MmHandle { mm }
@@ -195,6 +199,38 @@ impl Mm {
     /// touch managed memory, or allocate any. A panic of it means no.
     pub fn set_on_cancel(&self, on_cancel: impl Fn() -> bool + Send + Sync + 'static) {
         *self.on_cancel.write() = Some(Box::new(on_cancel));
+    }
+
+    /// Has what happens here noted in `log`, from now on and for good. False when there is one
+    /// already.
+    pub fn set_event_log(&self, log: Arc<Log>) -> bool {
+        self.event_log.set(log).is_ok()
+    }
+
+    /// Notes what happened, if anybody watches; `event` gets the time now.
+    #[inline]
+    pub(crate) fn note(&self, event: impl FnOnce(u64) -> Event) {
+        if let Some(log) = self.event_log.get() {
+            let at_ns = self.memcg.clock.now_ns();
+            let (mm, event) = (self.id, event(at_ns));
+            log.push(Record { at_ns, mm, event });
+        }
+    }
+
+    /// Notes a bracket over `run` that the program asked for, and that began at `began_ns`.
+    pub(crate) fn note_bracket(&self, run: PageRun, began_ns: u64) {
+        self.note(|now_ns| Event::Bracket {
+            run,
+            mode: Mode::Blockable,
+            took_ns: now_ns.saturating_sub(began_ns),
+        });
+    }
+
+    /// When something began that is going to be noted; zero when nobody watches.
+    #[inline]
+    pub(crate) fn note_begin(&self) -> u64 {
+        let log = self.event_log.get();
+        log.map_or(0, |_| self.memcg.clock.now_ns())
     }
 
     /// Calls what was set, the first time.

@@ -177,12 +177,14 @@ impl Vma {
         let deadline = self.memcg().limits.settle_deadline;
         let end = self.address(self.nr_pages());
         let notifiers = self.mm().notifiers();
+        let began_ns = self.mm().note_begin();
         let _bracket = notifiers.start_blockable(self.base(), end, Event::Unmap, deadline)?;
         self.set_life(Life::Told);
         // Nothing comes back into the mapping now; what is moving stops by itself. What is pinned
         // goes with its last pin.
         while self.zap_told(self.all(), Scope::Gone).busy > 0 {}
         self.mm().forget_vma(self);
+        self.mm().note_bracket(self.all(), began_ns);
         Ok(())
     }
 }

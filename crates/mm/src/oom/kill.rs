@@ -5,6 +5,7 @@
 use super::badness::badness;
 use super::report::{CONSIDERED_MAX, Considered, Lists, OomReport, Reason};
 use super::{Reaping, State, Verdict};
+use crate::event::Event;
 use crate::memcg::Memcg;
 use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
@@ -169,11 +170,13 @@ impl Memcg {
         lists: Lists,
     ) {
         count(&self.stat.oom_kill);
+        let killed = badness(victim, self.frames.counter().max()).unwrap_or(0);
+        victim.note(|_| Event::Kill { badness: killed });
         let report = OomReport {
             mm: victim.id(),
             victim: Arc::clone(victim.name()),
             reason,
-            badness: badness(victim, self.frames.counter().max()).unwrap_or(0),
+            badness: killed,
             considered: lists.considered,
             candidates,
             frames: (self.frames.counter().usage(), self.frames.counter().max()),

@@ -4,6 +4,7 @@ use super::Effort;
 use super::hands::Youth;
 use super::settle::RefusedWindow;
 use crate::addr::{PageIndex, PageRun};
+use crate::event;
 use crate::fault::StoreError;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::{add, count};
@@ -62,12 +63,16 @@ impl Vma {
                 self.unchoose(hull);
                 return 0;
             };
-            return self.detach_told(run, chosen, &bracket);
+            return self.detach_noted(run, chosen, &bracket);
         }
         match notifiers.start_nonblock(start, end, Event::Clear) {
-            Ok(bracket) => self.detach_told(run, chosen, &bracket),
+            Ok(bracket) => self.detach_noted(run, chosen, &bracket),
             Err(refused) => {
                 self.unchoose(hull);
+                self.mm().note(|_| event::Event::Refusal {
+                    run: hull,
+                    holder: Arc::clone(&refused.holder),
+                });
                 count(&self.stat().reclaim_refused);
                 self.ask_later(hull, &refused.holder);
                 if effort == Effort::LastResort && hull.nr > 1 {
@@ -76,6 +81,17 @@ impl Vma {
                 0
             }
         }
+    }
+
+    fn detach_noted(&self, run: PageRun, chosen: PageSet, bracket: &Invalidation) -> u64 {
+        let began_ns = self.mm().note_begin();
+        let pages = self.detach_told(run, chosen, bracket);
+        self.mm().note(|now_ns| event::Event::Evict {
+            run,
+            pages,
+            took_ns: now_ns.saturating_sub(began_ns),
+        });
+        pages
     }
 
     /// A device refused the whole. It may hold no more than a part.
@@ -118,7 +134,7 @@ impl Vma {
             .notifiers()
             .start_blockable(start, end, Event::Clear, deadline)
         {
-            Ok(bracket) => Ok(self.detach_told(run, chosen, &bracket)),
+            Ok(bracket) => Ok(self.detach_noted(run, chosen, &bracket)),
             Err(error) => {
                 self.unchoose(hull);
                 Err(error)
