@@ -111,8 +111,13 @@ impl std::error::Error for BuildError {}
 impl Builder {
     /// At most `max_bytes` of frames, and twice as much compressed.
     pub fn new(max_bytes: u64) -> Self {
+        Self::with_limits(Limits::new(max_bytes))
+    }
+
+    /// With these bounds.
+    pub fn with_limits(limits: Limits) -> Self {
         Self {
-            limits: Limits::new(max_bytes),
+            limits,
             fault_threads: FAULT_THREADS,
             fault_mode: FaultMode::Service,
             needs_kernel_faults: false,

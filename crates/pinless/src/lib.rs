@@ -35,6 +35,8 @@
 //! `pinless-host`'s. Everything a user names of both is exported from here.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+mod book;
 mod builder;
 mod events;
 mod guard;
@@ -124,7 +126,12 @@ impl Pinless {
 
     /// A new address space. Its drop tears it down.
     pub fn new_mm(&self, name: &str) -> MmHandle {
-        let mm = self.memcg.new_mm(name);
+        self.new_mm_in(&self.memcg, name)
+    }
+
+    /// A new address space in a memory cgroup below this one's: see [`Memcg::new_child`].
+    pub fn new_mm_in(&self, memcg: &Arc<Memcg>, name: &str) -> MmHandle {
+        let mm = memcg.new_mm(name);
         if let Some(events) = &self.events {
             mm.set_event_log(Arc::clone(events.log()));
         }
