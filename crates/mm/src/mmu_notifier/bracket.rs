@@ -36,12 +36,19 @@ pub struct Invalidation {
 
 /// Whose ends are due.
 pub(super) struct Started {
-    /// Where the one is, if it is one and was not found at a glance.
-    only: Only,
     /// Who was subscribed at the time of the start.
     handle: Arc<Handle>,
+    ends: Ends,
+}
+
+/// The ends that are due to members of a version. Small and copied: what has just been written to
+/// memory in parts stalls when it is moved as a whole, and every bracket would pay for that.
+#[derive(Clone, Copy)]
+struct Ends {
     /// So many of those whom the range concerns have been started, in their order.
     nr: usize,
+    /// Where the one is, if it is one and was not found at a glance.
+    only: Only,
 }
 
 impl Invalidation {
@@ -76,7 +83,8 @@ impl Drop for Invalidation {
     fn drop(&mut self) {
         // Where it is: taken out it would be a copy of what was just written, and that stalls.
         if let Some(started) = &self.started {
-            started.end(&self.range, How::Changed);
+            let version = started.handle.version();
+            started.ends.deliver(version, &self.range, How::Changed);
         }
     }
 }
@@ -89,25 +97,31 @@ impl fmt::Debug for Invalidation {
     }
 }
 
-impl Started {
-    /// No end is due.
-    #[cold]
-    fn nobody(handle: Arc<Handle>) -> Self {
-        Self {
-            only: Only::NOBODY,
-            handle,
-            nr: 0,
+impl Ends {
+    const NOBODY: Self = Self {
+        nr: 0,
+        only: Only::NOBODY,
+    };
+
+    fn deliver(self, version: &Version, range: &Range, how: How) {
+        let mut left = self.nr;
+        if left > 0 && version.has_intervals() {
+            left = self.deliver_to_intervals(version, range, how);
+        }
+        if left == 0 {
+            return;
+        }
+        for member in version.list(range).take(left) {
+            end_one(member, range, how, &version.common);
         }
     }
 
-    /// Delivers the ends.
-    fn end(&self, range: &Range, how: How) {
-        if self.nr == 0 {
-            return;
-        }
-        let version = self.handle.version();
+    /// The intervals' part. Returns how many ends are due to the list.
+    #[inline(never)]
+    fn deliver_to_intervals(self, version: &Version, range: &Range, how: How) -> usize {
         if let Some(member) = self.only.get().and_then(|path| version.interval(path)) {
-            return end_one(member, range, how, &version.common);
+            end_one(member, range, how, &version.common);
+            return 0;
         }
         let mut left = self.nr;
         let _: ControlFlow<()> = version.visit_intervals(range, &mut |member, _| {
@@ -118,9 +132,7 @@ impl Started {
             end_one(member, range, how, &version.common);
             ControlFlow::Continue(())
         });
-        for member in version.list(range).take(left) {
-            end_one(member, range, how, &version.common);
-        }
+        left
     }
 }
 
@@ -135,127 +147,138 @@ fn end_one(member: &Arc<Member>, range: &Range, how: How, common: &Common) {
         return;
     }
     // A panic was counted; whoever comes next gets its end all the same.
-    let _: Option<()> = contain_member(common, range.mode, Callback::End, member, || {
+    let _: Option<()> = contain_member(common, range.mode, Callback::End, member, move || {
         let _inside = Notifying::nonblock();
         member.callbacks().end(range, &EndContext::new());
     });
     member.end(how, common);
 }
 
-/// Why a start was the last.
-enum Stopped {
-    Refused(Arc<str>),
-    Panicked(Arc<str>),
+/// Why a start was the last. Whose it was is looked up again by who reports it: a name in here
+/// would be moved about by every bracket.
+#[derive(Clone, Copy)]
+enum Stop {
+    Refused,
+    Panicked,
     /// An earlier call has not returned; it was not called.
-    Overdue(Arc<str>),
+    Overdue,
     /// The deadline of what earlier ones settled has passed.
     Late,
 }
 
-impl Stopped {
-    /// What a bracket that may not block is refused with.
-    #[cold]
-    fn refused(self) -> Option<Refused> {
-        let (holder, cause) = match self {
-            Self::Refused(holder) => (holder, Cause::WouldBlock),
-            Self::Panicked(holder) => (holder, Cause::Panicked),
-            Self::Overdue(holder) => (holder, Cause::Overdue),
-            Self::Late => return None,
-        };
-        Some(Refused { holder, cause })
-    }
+/// How far the starts of a bracket came.
+#[derive(Clone, Copy)]
+struct Reached {
+    ends: Ends,
+    stop: Option<Stop>,
 }
 
-/// Calls `start` of each whom the range concerns, until one stops it. Returns those who were
-/// started, and so must be ended.
+/// Calls `start` of each whom the range concerns, until one stops it. `start` is lent nowhere, but
+/// copied: so what it captures stays in registers.
 #[inline]
 fn start_each(
     version: &Version,
     range: &Range,
     fault: Inject,
-    mut start: impl FnMut(&Arc<Member>, usize) -> ControlFlow<Stopped>,
-) -> (usize, Only, Option<Stopped>) {
-    let mut nr = 0;
-    let mut only = Only::NOBODY;
-    let mut flow = version.visit_intervals(range, &mut |member, path| {
+    start: impl Fn(&Arc<Member>, usize) -> ControlFlow<Stop> + Copy,
+) -> Reached {
+    let mut ends = Ends::NOBODY;
+    if version.has_intervals() {
+        let reached = start_intervals(version, range, fault, start);
+        if reached.stop.is_some() {
+            return reached;
+        }
+        ends = reached.ends;
+    }
+    let mut stop = None;
+    for member in version.list(range) {
+        stop = start(member, ends.nr).break_value();
+        if stop.is_some() {
+            break;
+        }
+        ends.nr += 1;
+        ends.only = Only::NOBODY;
+    }
+    Reached { ends, stop }
+}
+
+/// The intervals' part of [`start_each`]. Not inlined: what its search keeps in memory the list
+/// keeps in registers.
+#[inline(never)]
+fn start_intervals(
+    version: &Version,
+    range: &Range,
+    fault: Inject,
+    start: impl Fn(&Arc<Member>, usize) -> ControlFlow<Stop>,
+) -> Reached {
+    let mut ends = Ends::NOBODY;
+    let flow = version.visit_intervals(range, &mut |member, path| {
         member.begin(fault);
-        let flow = start(member, nr);
+        let flow = start(member, ends.nr);
         member.begun(fault);
         if flow.is_break() {
             member.end(How::GivenUp, &version.common);
         } else {
-            nr += 1;
-            only = Only::new(path);
+            ends.nr += 1;
+            ends.only = if ends.nr == 1 {
+                Only::new(path)
+            } else {
+                Only::NOBODY
+            };
         }
         flow
     });
-    if flow.is_continue() {
-        for member in version.list(range) {
-            flow = start(member, nr);
-            if flow.is_break() {
-                break;
-            }
-            nr += 1;
-        }
-    }
-    if nr != 1 {
-        only = Only::NOBODY;
-    }
-    (nr, only, flow.break_value())
+    let stop = flow.break_value();
+    Reached { ends, stop }
 }
 
-/// The ends that are due: none of those that a fault delivers at once.
+/// The ends that are due: none of those that a fault delivers although the change is still to come.
 #[inline(always)]
-fn due(handle: Arc<Handle>, nr: usize, only: Only, range: &Range, fault: Inject) -> Started {
+fn due(ends: Ends, version: &Version, range: &Range, fault: Inject) -> Ends {
     if fault == Inject::LateEnd {
-        return end_early(handle, nr, only, range);
+        ends.deliver(version, range, How::Changed);
+        return Ends::NOBODY;
     }
-    Started { only, handle, nr }
-}
-
-/// Delivers the ends although the change is still to come.
-#[cold]
-fn end_early(handle: Arc<Handle>, nr: usize, only: Only, range: &Range) -> Started {
-    let started = Started { only, handle, nr };
-    started.end(range, How::Changed);
-    Started::nobody(started.handle)
+    ends
 }
 
 impl Registry {
     /// Opens a bracket around what somebody may use.
+    #[inline(always)]
     pub(super) fn start_nonblock(&self, range: &Range) -> Result<Started, Refused> {
-        let handle = self.begin(range.event, range.mode);
-        let common = self.common();
-        let counters = &common.counters;
-        let fault = counters.injected();
+        let handle = self.begin(range.event, Mode::NonBlock);
+        let version = handle.version();
+        let common = &*version.common;
+        let fault = common.counters.injected();
         if fault == Inject::SkipNotifier {
-            return Ok(Started::nobody(handle));
+            let ends = Ends::NOBODY;
+            return Ok(Started { handle, ends });
         }
-        let cx = NonBlock::new();
-        let (nr, only, stopped) = start_each(handle.version(), range, fault, |member, _| {
+        let cx = &NonBlock::new();
+        let Reached { ends, stop } = start_each(version, range, fault, move |member, _| {
             if member.is_overdue() {
-                return ControlFlow::Break(Stopped::Overdue(Arc::clone(member.name())));
+                return ControlFlow::Break(Stop::Overdue);
             }
             let callback = Callback::StartNonBlock;
-            let answer = contain_member(common, range.mode, callback, member, || {
+            let answer = contain_member(common, Mode::NonBlock, callback, member, move || {
                 let _inside = Notifying::nonblock();
-                member.callbacks().start_nonblock(range, &cx)
+                member.callbacks().start_nonblock(range, cx)
             });
             match answer {
                 Some(Ok(())) => ControlFlow::Continue(()),
-                Some(Err(_)) => ControlFlow::Break(Stopped::Refused(Arc::clone(member.name()))),
-                None => ControlFlow::Break(Stopped::Panicked(Arc::clone(member.name()))),
+                Some(Err(_)) => ControlFlow::Break(Stop::Refused),
+                None => ControlFlow::Break(Stop::Panicked),
             }
         });
-        if let Some(refused) = stopped.and_then(Stopped::refused) {
-            add_one(&counters.refusals);
-            Started { handle, nr, only }.end(range, How::GivenUp);
-            return Err(refused);
+        if let Some(stop) = stop {
+            return Err(refused(ends, stop, version, range));
         }
-        Ok(due(handle, nr, only, range, fault))
+        let ends = due(ends, version, range, fault);
+        Ok(Started { handle, ends })
     }
 
     /// Opens a bracket around what somebody may use, and waits for what was settled.
+    #[inline(always)]
     pub(super) fn start_blockable(
         &self,
         range: &Range,
@@ -264,47 +287,39 @@ impl Registry {
         if running_callback() == Some(Mode::NonBlock) {
             self.report(Misuse::SleepInNonBlock);
         }
-        let handle = self.begin(range.event, range.mode);
-        let common = self.common();
+        let handle = self.begin(range.event, Mode::Blockable);
+        let version = handle.version();
+        let common = &*version.common;
         let fault = common.counters.injected();
         if fault == Inject::SkipNotifier {
-            return Ok(Started::nobody(handle));
+            let ends = Ends::NOBODY;
+            return Ok(Started { handle, ends });
         }
-        let settling = Settling::new(settle_deadline);
-        let cx = Blockable::new(&settling);
-        let (nr, only, stopped) = start_each(handle.version(), range, fault, |member, nr| {
+        let settling = &Settling::new(settle_deadline);
+        let cx = &Blockable::new(settling);
+        let reached = start_each(version, range, fault, move |member, nr| {
             if settling.has_failed() {
-                return ControlFlow::Break(Stopped::Late);
+                return ControlFlow::Break(Stop::Late);
             }
             if member.is_overdue() {
-                return ControlFlow::Break(Stopped::Overdue(Arc::clone(member.name())));
+                return ControlFlow::Break(Stop::Overdue);
             }
             settling.enter(nr);
             let callback = Callback::StartBlockable;
-            let answer = contain_member(common, range.mode, callback, member, || {
+            let answer = contain_member(common, Mode::Blockable, callback, member, move || {
                 let _inside = Notifying::blockable();
-                member.callbacks().start_blockable(range, &cx);
+                member.callbacks().start_blockable(range, cx);
             });
             match answer {
                 Some(()) => ControlFlow::Continue(()),
-                None => ControlFlow::Break(Stopped::Panicked(Arc::clone(member.name()))),
+                None => ControlFlow::Break(Stop::Panicked),
             }
         });
-        let failed = match stopped {
-            Some(Stopped::Refused(holder) | Stopped::Panicked(holder)) => {
-                Some(BracketError::Panicked { holder })
-            }
-            Some(Stopped::Overdue(holder)) => Some(BracketError::Overdue { holder }),
-            Some(Stopped::Late) | None => settling
-                .wait()
-                .err()
-                .map(|unsettled| stuck(handle.version(), Some(range), unsettled)),
-        };
-        if let Some(error) = failed {
-            Started { handle, nr, only }.end(range, How::GivenUp);
-            return Err(error);
+        if reached.stop.is_some() || !settling.is_idle() {
+            settle(reached, version, range, settling)?;
         }
-        Ok(due(handle, nr, only, range, fault))
+        let ends = due(reached.ends, version, range, fault);
+        Ok(Started { handle, ends })
     }
 
     /// Calls `release` of everybody, waits for what they settled, and takes them out.
@@ -340,19 +355,53 @@ impl Registry {
     }
 }
 
-/// Names whose fence did not signal: of those whom `range` concerns, or of all.
+/// Ends the bracket that somebody stopped.
 #[cold]
-fn stuck(
+fn refused(ends: Ends, stop: Stop, version: &Version, range: &Range) -> Refused {
+    add_one(&version.common.counters.refusals);
+    let holder = name_of(version, Some(range), ends.nr);
+    ends.deliver(version, range, How::GivenUp);
+    let cause = match stop {
+        Stop::Panicked => Cause::Panicked,
+        Stop::Overdue => Cause::Overdue,
+        // Nothing is late where nothing is waited for.
+        Stop::Refused | Stop::Late => Cause::WouldBlock,
+    };
+    Refused { holder, cause }
+}
+
+/// Waits for what was settled; ends the bracket if that, or a start, has failed.
+#[cold]
+fn settle(
+    reached: Reached,
     version: &Version,
-    range: Option<&Range>,
-    Unsettled {
-        holder,
-        fence,
-        waited,
-    }: Unsettled,
-) -> BracketError {
+    range: &Range,
+    settling: &Settling,
+) -> Result<(), BracketError> {
+    let holder = || name_of(version, Some(range), reached.ends.nr);
+    let settled = match reached.stop {
+        Some(Stop::Refused | Stop::Panicked) => Err(BracketError::Panicked { holder: holder() }),
+        Some(Stop::Overdue) => Err(BracketError::Overdue { holder: holder() }),
+        Some(Stop::Late) | None => settling
+            .wait()
+            .map_err(|unsettled| stuck(version, Some(range), unsettled)),
+    };
+    settled.inspect_err(|_| reached.ends.deliver(version, range, How::GivenUp))
+}
+
+/// Names whose fence did not signal: of those whom `range` concerns, or of all.
+fn stuck(version: &Version, range: Option<&Range>, unsettled: Unsettled) -> BracketError {
     add_one(&version.common.counters.stuck);
-    let mut before = holder;
+    BracketError::Stuck {
+        holder: name_of(version, range, unsettled.holder),
+        fence: unsettled.fence,
+        waited: unsettled.waited,
+    }
+}
+
+/// The name of the subscriber that comes after `before` others: of those whom `range` concerns, or
+/// of all.
+fn name_of(version: &Version, range: Option<&Range>, mut before: usize) -> Arc<str> {
     let mut find = |member: &Arc<Member>| {
         if before == 0 {
             return ControlFlow::Break(Arc::clone(member.name()));
@@ -364,11 +413,7 @@ fn stuck(
         Some(range) => version.visit(range, find),
         None => version.visit_all(&mut find),
     };
-    BracketError::Stuck {
-        holder: found.break_value().unwrap_or_else(|| "".into()),
-        fence,
-        waited,
-    }
+    found.break_value().unwrap_or_else(|| "".into())
 }
 
 /// Runs a callback of a member, which is convicted if it overstays its budget in a worker; `None`

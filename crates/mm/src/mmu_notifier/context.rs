@@ -336,6 +336,12 @@ impl Settling {
         }
     }
 
+    /// Whether there was nothing to wait for.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.get().is_none()
+    }
+
     /// Waits for every fence, until all have signalled or the deadline is spent.
     #[inline]
     pub(super) fn wait(&self) -> Result<(), Unsettled> {

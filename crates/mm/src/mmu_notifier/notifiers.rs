@@ -131,13 +131,28 @@ impl Notifiers {
         event: Event,
         owner: Option<Owner>,
     ) -> Result<Invalidation, Refused> {
-        // Made anew for the bracket: a copy of what was just written to be lent would stall.
-        let range = || self.range(start, end, event, Mode::NonBlock, owner);
         // Before the version: who joins in between is told, and counted as not told.
         let nr_joined = self.registry.nr_joined();
+        let range = self.range(start, end, event, Mode::NonBlock, owner);
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range(), nr_joined));
+            return Ok(Invalidation::of_nobody(range, nr_joined));
         }
+        self.tell_nonblock(start, end, event, owner, nr_joined)
+    }
+
+    /// Opens a bracket around what somebody may use. Not inlined: so the guard is made where the
+    /// caller wants it, and is not moved.
+    #[inline(never)]
+    fn tell_nonblock(
+        &self,
+        start: Vaddr,
+        end: Vaddr,
+        event: Event,
+        owner: Option<Owner>,
+        nr_joined: u64,
+    ) -> Result<Invalidation, Refused> {
+        // Made anew for the bracket: a copy of what was just written to be lent would stall.
+        let range = || self.range(start, end, event, Mode::NonBlock, owner);
         let started = self.registry.start_nonblock(&range())?;
         Ok(Invalidation::open(range(), nr_joined, Some(started)))
     }
@@ -202,12 +217,27 @@ impl Notifiers {
         settle_deadline: Duration,
     ) -> Result<Invalidation, BracketError> {
         might_notify();
-        let range = || self.range(start, end, event, Mode::Blockable, owner);
         // Before the version, as above.
         let nr_joined = self.registry.nr_joined();
+        let range = self.range(start, end, event, Mode::Blockable, owner);
         if self.registry.is_empty() {
-            return Ok(Invalidation::of_nobody(range(), nr_joined));
+            return Ok(Invalidation::of_nobody(range, nr_joined));
         }
+        self.tell_blockable(start, end, event, owner, settle_deadline, nr_joined)
+    }
+
+    /// Opens a bracket around what somebody may use. Not inlined, as above.
+    #[inline(never)]
+    fn tell_blockable(
+        &self,
+        start: Vaddr,
+        end: Vaddr,
+        event: Event,
+        owner: Option<Owner>,
+        settle_deadline: Duration,
+        nr_joined: u64,
+    ) -> Result<Invalidation, BracketError> {
+        let range = || self.range(start, end, event, Mode::Blockable, owner);
         let started = self.registry.start_blockable(&range(), settle_deadline)?;
         Ok(Invalidation::open(range(), nr_joined, Some(started)))
     }

@@ -120,7 +120,10 @@ impl Counters {
 
     #[inline]
     pub(super) fn injected(&self) -> Inject {
-        Inject::ALL[usize::from(self.inject.load(Ordering::Relaxed))]
+        match self.inject.load(Ordering::Relaxed) {
+            0 => Inject::None,
+            fault => Inject::ALL[usize::from(fault)],
+        }
     }
 }
 

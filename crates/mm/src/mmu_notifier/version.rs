@@ -83,6 +83,12 @@ impl Version {
         self.list(range).try_for_each(visit)
     }
 
+    /// Whether there is an interval.
+    #[inline]
+    pub(super) fn has_intervals(&self) -> bool {
+        self.members.tree.len() > 0
+    }
+
     /// Calls `visit` for each interval that a change of `range` concerns, until it breaks.
     #[inline]
     pub(super) fn visit_intervals<'a, B>(
