@@ -1,7 +1,9 @@
 //! A node of the interval tree: up to [`FANOUT`] slots in order of their keys.
 //!
-//! Starts and ends stand in arrays of their own, so that a search reads two cache lines of each and
-//! nothing else of a node that it only passes.
+//! A search reads neither keys nor ends, but a *sieve* that is made from them: where each slot
+//! begins and ends, counted from the node's first address in steps that are so large that 31 bits
+//! are enough. That is two cache lines, compared many at a time. In most nodes a step is one byte;
+//! where it is more, the few slots that the sieve lets through are looked at exactly.
 //!
 //! Linux counterpart: the nodes of lib/maple_tree.c
 
@@ -22,8 +24,10 @@ pub(super) struct Key {
 
 /// Slots of a node that a search has found.
 pub(super) struct Overlapping<'a, T> {
-    items: &'a [Option<T>; FANOUT],
-    /// A bit for each.
+    node: &'a Node<T>,
+    start: u64,
+    end: u64,
+    /// A bit for each that the sieve let through.
     left: u32,
 }
 
@@ -33,12 +37,82 @@ impl<'a, T> Iterator for Overlapping<'a, T> {
 
     #[inline]
     fn next(&mut self) -> Option<(usize, &'a T)> {
-        if self.left == 0 {
-            return None;
+        while self.left != 0 {
+            let at = self.left.trailing_zeros() as usize % FANOUT;
+            self.left &= self.left - 1;
+            if self.node.is_met(at, self.start, self.end) {
+                return self.node.item[at].as_ref().map(|item| (at, item));
+            }
         }
-        let at = self.left.trailing_zeros() as usize % FANOUT;
-        self.left &= self.left - 1;
-        self.items[at].as_ref().map(|item| (at, item))
+        None
+    }
+}
+
+/// Where slots begin and end, in steps from `base`. What is not in use is at [`NOWHERE`].
+#[derive(Clone)]
+#[repr(C)]
+struct Sieve {
+    base: u64,
+    /// A step is this power of two.
+    shift: u32,
+    first: [i32; FANOUT],
+    last: [i32; FANOUT],
+}
+
+/// Where no search looks.
+const NOWHERE: i32 = i32::MAX;
+
+impl Sieve {
+    const EMPTY: Self = Self {
+        base: 0,
+        shift: 0,
+        first: [NOWHERE; FANOUT],
+        last: [0; FANOUT],
+    };
+
+    /// A sieve for slots that begin and end there; the starts ascend.
+    fn new(starts: &[u64], ends: &[u64]) -> Self {
+        let mut sieve = Self::EMPTY;
+        let (Some(&base), Some(&end)) = (starts.first(), ends.iter().max()) else {
+            return sieve;
+        };
+        sieve.base = base;
+        // The last address must come before `NOWHERE`.
+        let bits = u64::BITS - (end - base).leading_zeros();
+        sieve.shift = bits.saturating_sub(i32::BITS - 2);
+        for (at, (&start, &end)) in starts.iter().zip(ends).enumerate() {
+            sieve.first[at] = sieve.steps(start);
+            sieve.last[at] = sieve.steps(end - 1);
+        }
+        sieve
+    }
+
+    /// How many whole steps `address` is from the base; before it none, far behind it the most
+    /// that is somewhere.
+    #[inline]
+    fn steps(&self, address: u64) -> i32 {
+        let steps = address.saturating_sub(self.base) >> self.shift;
+        steps.min(NOWHERE as u64 - 1) as i32
+    }
+
+    /// A bit for each slot that may share an address with `start..end`, which is not empty.
+    #[inline]
+    fn let_through(&self, start: u64, end: u64) -> u32 {
+        let (first, last) = (self.steps(start), self.steps(end - 1));
+        // No branch hangs on where the range is: which slot it meets is chance, and a branch that
+        // is predicted wrongly costs more than looking at all.
+        let mut found = 0;
+        for at in 0..FANOUT {
+            let is_met = (self.first[at] <= last) & (first <= self.last[at]);
+            found |= (1 << at) & 0_u32.wrapping_sub(u32::from(is_met));
+        }
+        found
+    }
+
+    /// Whether what it lets through for a range that ends there is met for certain.
+    #[inline]
+    fn is_exact(&self, end: u64) -> bool {
+        self.shift == 0 && self.base < end
     }
 }
 
@@ -50,25 +124,26 @@ pub(super) struct Slot<T> {
     pub(super) item: T,
 }
 
-/// Slots in ascending order of their keys. The first `nr` are in use; the others end at 0, where
-/// nothing is found.
+/// Slots in ascending order of their keys. The first `nr` are in use.
 #[derive(Clone)]
 #[repr(C)]
 pub(super) struct Node<T> {
-    end: [u64; FANOUT],
-    start: [u64; FANOUT],
+    sieve: Sieve,
     item: [Option<T>; FANOUT],
     nr: usize,
+    start: [u64; FANOUT],
+    end: [u64; FANOUT],
     id: [u64; FANOUT],
 }
 
 impl<T> Node<T> {
     pub(super) fn new() -> Self {
         Self {
-            nr: 0,
-            end: [0; FANOUT],
-            start: [0; FANOUT],
+            sieve: Sieve::EMPTY,
             item: [const { None }; FANOUT],
+            nr: 0,
+            start: [0; FANOUT],
+            end: [0; FANOUT],
             id: [0; FANOUT],
         }
     }
@@ -104,25 +179,32 @@ impl<T> Node<T> {
         self.end[..self.nr].iter().copied().max().unwrap_or(0)
     }
 
-    /// The items whose intervals, or whose subtrees' hulls, share an address with `start..end`.
+    /// The items whose intervals, or whose subtrees' hulls, share an address with `start..end`,
+    /// which is not empty.
     #[inline]
     pub(super) fn overlapping(&self, start: u64, end: u64) -> Overlapping<'_, T> {
-        // No branch hangs on where the range is: which slot it meets is chance, and a branch that
-        // is predicted wrongly costs more than looking at all.
-        let mut found = 0_u32;
         // Asks memory for the items before it is known which are wanted, else that would be a
-        // second wait after that for the bounds.
+        // second wait after that for the sieve.
         for at in (0..FANOUT).step_by((64 / size_of::<Option<T>>()).max(1)) {
             black_box(self.item[at].is_some());
         }
-        for at in 0..FANOUT {
-            let is_met = (start < self.end[at]) & (self.start[at] < end);
-            found |= u32::from(is_met) << at;
-        }
         Overlapping {
-            items: &self.item,
-            left: found,
+            node: self,
+            start,
+            end,
+            left: self.sieve.let_through(start, end),
         }
+    }
+
+    /// Whether the slot at `at`, which the sieve let through, shares an address with `start..end`.
+    #[inline]
+    fn is_met(&self, at: usize, start: u64, end: u64) -> bool {
+        self.sieve.is_exact(end) || (start < self.end[at] && self.start[at] < end)
+    }
+
+    /// Makes the sieve anew: to be called when slots have changed.
+    fn sift(&mut self) {
+        self.sieve = Sieve::new(&self.start[..self.nr], &self.end[..self.nr]);
     }
 
     /// How many slots have a key of at most `key`.
@@ -132,17 +214,30 @@ impl<T> Node<T> {
 
     /// Puts `slot` in front of the one at `at`. There is room.
     pub(super) fn insert(&mut self, at: usize, slot: Slot<T>) {
+        self.put(at, slot);
+        self.sift();
+    }
+
+    fn put(&mut self, at: usize, slot: Slot<T>) {
         self.end.copy_within(at..self.nr, at + 1);
         self.start.copy_within(at..self.nr, at + 1);
         self.id.copy_within(at..self.nr, at + 1);
         self.item[at..=self.nr].rotate_right(1);
         self.nr += 1;
-        self.set_bounds(at, slot.key, slot.end);
+        self.start[at] = slot.key.start;
+        self.id[at] = slot.key.id;
+        self.end[at] = slot.end;
         self.item[at] = Some(slot.item);
     }
 
     /// Takes out the slot at `at`.
     pub(super) fn remove(&mut self, at: usize) -> Option<Slot<T>> {
+        let taken = self.take(at);
+        self.sift();
+        taken
+    }
+
+    fn take(&mut self, at: usize) -> Option<Slot<T>> {
         let item = self.item[at].take()?;
         let (key, end) = (self.key(at), self.end[at]);
         self.end.copy_within(at + 1..self.nr, at);
@@ -150,26 +245,30 @@ impl<T> Node<T> {
         self.id.copy_within(at + 1..self.nr, at);
         self.item[at..self.nr].rotate_left(1);
         self.nr -= 1;
-        self.end[self.nr] = 0;
         Some(Slot { key, end, item })
     }
 
     /// Says anew what the subtree at `at` spans.
     pub(super) fn set_bounds(&mut self, at: usize, key: Key, end: u64) {
+        if (self.key(at), self.end[at]) == (key, end) {
+            return;
+        }
         self.start[at] = key.start;
         self.id[at] = key.id;
         self.end[at] = end;
+        self.sift();
     }
 
     /// Moves the slots from `at` on into a node of their own.
     pub(super) fn split_off(&mut self, at: usize) -> Self {
         let mut right = Self::new();
-        while self.nr > at {
-            let Some(slot) = self.remove(self.nr - 1) else {
-                break;
-            };
-            right.insert(0, slot);
+        while self.nr > at
+            && let Some(slot) = self.take(self.nr - 1)
+        {
+            right.put(0, slot);
         }
+        self.sift();
+        right.sift();
         right
     }
 
@@ -177,25 +276,82 @@ impl<T> Node<T> {
     /// fit, else so many that both hold as many. Returns whether `right` is empty now.
     pub(super) fn join(&mut self, right: &mut Self) -> bool {
         let nr = self.nr + right.nr;
-        if nr > FANOUT {
-            let half = nr / 2;
-            while self.nr < half
-                && let Some(slot) = right.remove(0)
-            {
-                self.insert(self.nr, slot);
-            }
-            while self.nr > half
-                && let Some(slot) = self.remove(self.nr - 1)
-            {
-                right.insert(0, slot);
-            }
-            return false;
-        }
-        while right.nr > 0
-            && let Some(slot) = right.remove(0)
+        let nr_left = if nr > FANOUT { nr / 2 } else { nr };
+        while self.nr < nr_left
+            && let Some(slot) = right.take(0)
         {
-            self.insert(self.nr, slot);
+            self.put(self.nr, slot);
         }
-        true
+        while self.nr > nr_left
+            && let Some(slot) = self.take(self.nr - 1)
+        {
+            right.put(0, slot);
+        }
+        self.sift();
+        right.sift();
+        right.nr == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Intervals so far apart that a step is many bytes: what the sieve lets through is not all
+    /// met, and what is met is let through.
+    #[test]
+    fn a_coarse_sieve_is_looked_at_exactly() {
+        let far = 1 << 60;
+        let mut node = Node::new();
+        for (at, (start, end)) in [
+            (100, 101),
+            (102, 103),
+            (far, far + 1),
+            (u64::MAX - 1, u64::MAX),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let key = Key { start, id: 0 };
+            let item = at;
+            node.insert(at, Slot { key, end, item });
+        }
+        assert!(node.sieve.shift > 0);
+        #[track_caller]
+        fn check(node: &Node<usize>, start: u64, end: u64, expected: &[usize]) {
+            let found: Vec<usize> = node.overlapping(start, end).map(|(at, _)| at).collect();
+            assert_eq!(found, expected, "{start}..{end}");
+        }
+        assert_eq!(node.sieve.let_through(101, 102), 0b11, "too much");
+        check(&node, 101, 102, &[]);
+        check(&node, 100, 101, &[0]);
+        check(&node, 99, 100, &[]);
+        check(&node, 0, 100, &[]);
+        check(&node, 0, 103, &[0, 1]);
+        check(&node, far, far + 1, &[2]);
+        check(&node, far - 1, far, &[]);
+        check(&node, far + 1, far + 2, &[]);
+        check(&node, far + 1, u64::MAX, &[3]);
+        check(&node, 0, u64::MAX, &[0, 1, 2, 3]);
+    }
+
+    /// What spans as much as a sieve of single bytes can, and one byte more.
+    #[test]
+    fn a_step_is_as_small_as_can_be() {
+        let widest = (1 << 30) - 1;
+        for (span, shift) in [(1, 0), (widest, 0), (widest + 1, 1), (u64::MAX, 34)] {
+            let sieve = Sieve::new(&[0], &[span]);
+            assert_eq!(sieve.shift, shift, "{span}");
+            assert!(
+                sieve.last[0] < NOWHERE - 1,
+                "nothing behind is taken for it"
+            );
+            assert_eq!(sieve.is_exact(1), shift == 0);
+        }
+        assert!(
+            !Sieve::new(&[5], &[6]).is_exact(5),
+            "all of it comes before"
+        );
+        assert_eq!(Sieve::EMPTY.let_through(0, u64::MAX), 0);
     }
 }

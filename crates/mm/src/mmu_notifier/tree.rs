@@ -318,9 +318,20 @@ mod tests {
     /// A tree, and what is in it.
     type Version = (Tree<u64>, Vec<(Key, u64)>);
 
-    fn change() -> impl Strategy<Value = Change> {
+    /// Addresses close together, and so far apart that nodes sift them in steps of many bytes.
+    fn address() -> impl Strategy<Value = u64> {
         prop_oneof![
-            4 => (0..400_u64, 1..60_u64).prop_map(|(start, len)| Change::Insert { start, len }),
+            4 => 0..400_u64,
+            2 => (0..400_u64).prop_map(|nth| nth << 40),
+            2 => (0..400_u64, 0..400_u64).prop_map(|(nth, at)| (nth << 50) + at),
+            1 => (0..400_u64).prop_map(|at| u64::MAX - 1000 + at),
+        ]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let len = prop_oneof![4 => 1..60_u64, 1 => (1..60_u64).prop_map(|nth| nth << 44)];
+        prop_oneof![
+            4 => (address(), len).prop_map(|(start, len)| Change::Insert { start, len }),
             3 => (0..10_000_usize).prop_map(|nth| Change::Remove { nth }),
             1 => Just(Change::Keep),
         ]
@@ -342,17 +353,30 @@ mod tests {
         for (tree, listed) in versions {
             assert_eq!(tree.len(), listed.len());
             for start in (0..460).step_by(23) {
-                for end in [start + 1, start + 10, start + 200] {
-                    let mut expected: Vec<&(Key, u64)> = listed
-                        .iter()
-                        .filter(|(key, last)| key.start < end && start < *last)
-                        .collect();
-                    expected.sort();
-                    let expected: Vec<u64> = expected.iter().map(|(key, _)| key.id).collect();
-                    assert_eq!(found(tree, start, end), expected, "{start}..{end}");
+                check_range(tree, listed, start, start + 1);
+                check_range(tree, listed, start << 40, (start + 10) << 40);
+                check_range(tree, listed, start, u64::MAX);
+            }
+            // Just before, at and just after where each one begins and ends.
+            for &(key, last) in listed {
+                for edge in [key.start, last] {
+                    for at in edge.saturating_sub(2)..=edge.saturating_add(1) {
+                        check_range(tree, listed, at, at.saturating_add(1).max(1));
+                    }
                 }
             }
         }
+    }
+
+    fn check_range(tree: &Tree<u64>, listed: &[(Key, u64)], start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        let is_met = |(key, last): &&(Key, u64)| key.start < end && start < *last;
+        let mut expected: Vec<&(Key, u64)> = listed.iter().filter(is_met).collect();
+        expected.sort();
+        let expected: Vec<u64> = expected.iter().map(|(key, _)| key.id).collect();
+        assert_eq!(found(tree, start, end), expected, "{start}..{end}");
     }
 
     proptest! {
@@ -366,8 +390,9 @@ mod tests {
                 match change {
                     Change::Insert { start, len } => {
                         let key = Key { start, id };
-                        tree.insert(key, start + len, id);
-                        listed.push((key, start + len));
+                        let end = start.saturating_add(len);
+                        tree.insert(key, end, id);
+                        listed.push((key, end));
                     }
                     Change::Remove { nth } if !listed.is_empty() => {
                         let (key, _) = listed.swap_remove(nth % listed.len());
