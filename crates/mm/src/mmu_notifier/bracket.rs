@@ -105,11 +105,8 @@ impl Ends {
 
     fn deliver(self, version: &Version, range: &Range, how: How) {
         let mut left = self.nr;
-        if left > 0 && version.has_intervals() {
+        if version.has_intervals() {
             left = self.deliver_to_intervals(version, range, how);
-        }
-        if left == 0 {
-            return;
         }
         for member in version.list(range).take(left) {
             end_one(member, range, how, &version.common);

@@ -15,6 +15,8 @@ mod endings;
 mod failures;
 mod file;
 #[cfg(feature = "notifiers")]
+mod immovable;
+#[cfg(feature = "notifiers")]
 mod intervals;
 mod ladder;
 #[cfg(feature = "notifiers")]
@@ -145,6 +147,8 @@ cases! {
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
+    #[cfg(feature = "notifiers")]
+    immovable::who_can_let_go_of_nothing_has_pinned_pages,
     #[cfg(feature = "notifiers")]
     intervals::a_mirror_that_does_nothing_leaves_nothing,
     #[cfg(feature = "notifiers")]

@@ -3,14 +3,14 @@
 //!
 //! The letters are those of the list in `gfp`'s own tests, which has the rows of the maps alone.
 
-use lockdep::sync::Mutex;
+use lockdep::sync::{Mutex, RwLock};
 use lockdep::{Kind, Severity, Validator, might_sleep};
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
 use pinless_mm::gfp::{Gfp, NoIo, NoReclaim};
 use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::Advice;
 use pinless_mm::mmu_notifier::{
-    Context, EndContext, Event, IntervalNotifier, Notifier, Range, Ranges,
+    Context, EndContext, Event, IntervalNotifier, MmId, Notifier, Notifiers, Range, Ranges,
 };
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 use pinless_mm::{Memcg, MmHandle, Vma};
@@ -237,6 +237,93 @@ fn sleeping_where_a_callback_may_not_is_caught() {
         assert_eq!(run(nothing, act, nothing, true), FINE);
     }
     assert_eq!(run(nothing, take_by_trying, take_by_trying, false), FINE);
+}
+
+/// A driver that captured a lock and takes it as anybody would, past its context.
+struct Captured {
+    lock: Arc<Plain>,
+}
+
+/// The locks that a thread can sleep on.
+struct Plain {
+    mutex: Mutex<()>,
+    rwlock: RwLock<()>,
+}
+
+impl Notifier for Captured {
+    fn start<C: Context>(&self, range: &Range, _: &C) -> Result<(), C::Refusal> {
+        match range.event {
+            Event::Clear => drop(self.lock.mutex.lock()),
+            Event::Unmap => drop(self.lock.rwlock.read()),
+            _ => drop(self.lock.rwlock.write()),
+        }
+        Ok(())
+    }
+}
+
+impl IntervalNotifier for Captured {
+    type Lock = Mutex<()>;
+
+    fn lock(&self) -> &Mutex<()> {
+        &self.lock.mutex
+    }
+}
+
+/// A plain lock in a start that may not block is reported when it is taken, by the name of the lock
+/// and with the place that took it; nobody has to hold it. Of a member of the list and of an
+/// interval, whose callbacks the kernel does not watch.
+#[test]
+fn n101_a_captured_lock_is_reported_by_its_name() {
+    #[track_caller]
+    fn check(event: Event, of_interval: bool, is_blockable: bool, name: &str) {
+        let validator = Validator::new();
+        let entered = validator.enter();
+        let notifiers = Notifiers::new(MmId(1));
+        let (start, end) = (Vaddr(BASE), Vaddr(BASE + PAGE_SIZE as u64));
+        let lock = Arc::new(Plain {
+            mutex: Mutex::new("captured.mutex", ()),
+            rwlock: RwLock::new("captured.rwlock", ()),
+        });
+        let driver = Arc::new(Captured { lock });
+        let subscribed = if of_interval {
+            let subscribed = notifiers.subscribe_interval("driver", start, end, driver);
+            (None, Some(subscribed.expect("it is not empty")))
+        } else {
+            let subscribed = notifiers.subscribe("driver", Ranges::WholeMm, driver);
+            (Some(subscribed), None)
+        };
+        if is_blockable {
+            drop(notifiers.start_blockable(start, end, event, Duration::ZERO));
+        } else {
+            drop(notifiers.start_nonblock(start, end, event));
+        }
+        drop(subscribed);
+        drop(entered);
+        let reports = validator.reports();
+        if is_blockable {
+            assert_eq!(reports.len(), 0, "{event:?}");
+            return;
+        }
+        let [report] = &reports[..] else {
+            panic!("{} reports of {event:?}", reports.len());
+        };
+        let text = report.text();
+        assert_eq!(report.kind, Kind::WaitContext, "{text}");
+        for part in [name, "non-block", "misuses.rs"] {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
+    }
+    let rows = [
+        (Event::Clear, "captured.mutex"),
+        (Event::Unmap, "captured.rwlock"),
+        (Event::Protection, "captured.rwlock"),
+    ];
+    for (event, name) in rows {
+        for of_interval in [false, true] {
+            check(event, of_interval, false, name);
+            check(event, of_interval, true, name);
+        }
+    }
 }
 
 /// The driver of an interval, whose callback takes the lock of its translations.

@@ -6,3 +6,4 @@ mod list;
 mod sequence;
 #[cfg(loom)]
 pub(super) mod weak_memory;
+mod words;

@@ -1,0 +1,209 @@
+//! What the module says of itself: defaults, names in reports and errors, and how things print.
+
+use super::super::*;
+use crate::addr::Vaddr;
+use core::time::Duration;
+use lockdep::sync::{Fence, ShortLock};
+use std::sync::Arc;
+
+const EVER: Duration = Duration::from_secs(60);
+
+fn nonblock(notifiers: &Notifiers) -> Invalidation {
+    let opened = notifiers.start_nonblock(Vaddr(0x1000), Vaddr(0x2000), Event::Clear);
+    opened.expect("nobody refuses")
+}
+
+/// A device that says no more than it must.
+struct Terse;
+
+impl Notifier for Terse {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        Ok(())
+    }
+}
+
+#[test]
+fn who_says_no_more_than_it_must_is_never_young() {
+    let notifiers = Notifiers::new(MmId(1));
+    let subscription = notifiers.subscribe("terse", Ranges::WholeMm, Arc::new(Terse));
+    assert_eq!(subscription.ability(), Ability::DropRange);
+    let (start, end) = (Vaddr(0x1000), Vaddr(0x2000));
+    assert!(!notifiers.age(start, end));
+    assert!(!notifiers.clear_young(start, end));
+    assert!(!notifiers.test_young(start, end));
+    // It has no owner, so it is told of what an owner does, and of what nobody owns.
+    for owner in [None, Some(Owner(0)), Some(Owner(1))] {
+        drop(notifiers.start_nonblock_for(start, end, Event::Migrate, owner));
+    }
+    assert_eq!(Terse.owner(), None);
+    assert_eq!(notifiers.stats().starts_total(), 3);
+}
+
+#[test]
+fn a_bracket_knows_who_joined_since() {
+    let notifiers = Notifiers::new(MmId(1));
+    let mut subscribed = Vec::new();
+    for _ in 0..4 {
+        let bracket = nonblock(&notifiers);
+        assert!(notifiers.is_current(&bracket));
+        subscribed.push(notifiers.subscribe("late", Ranges::WholeMm, Arc::new(Terse)));
+        assert!(!notifiers.is_current(&bracket), "somebody joined");
+        let next = nonblock(&notifiers);
+        drop(subscribed.pop());
+        assert!(notifiers.is_current(&next), "leaving is not joining");
+        subscribed.push(notifiers.subscribe("other", Ranges::WholeMm, Arc::new(Terse)));
+        drop((bracket, next));
+    }
+}
+
+/// A device with a lock for its translations, of which it has none.
+struct Window(ShortLock<()>);
+
+impl Notifier for Window {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        Ok(())
+    }
+}
+
+impl IntervalNotifier for Window {
+    type Lock = ShortLock<()>;
+
+    fn lock(&self) -> &ShortLock<()> {
+        &self.0
+    }
+}
+
+#[test]
+fn a_lookup_with_a_limit_waits_no_longer() {
+    let notifiers = Notifiers::new(MmId(1));
+    let window = Arc::new(Window(ShortLock::new("test.window", ())));
+    let subscription = notifiers
+        .subscribe_interval("window", Vaddr(0x1000), Vaddr(0x2000), Arc::clone(&window))
+        .expect("it is not empty");
+    assert_eq!(subscription.name(), "window");
+    assert!(Arc::ptr_eq(subscription.notifier(), &window));
+    let text = format!("{subscription:?}");
+    assert!(
+        text.contains("window") && text.contains("Interval"),
+        "{text}"
+    );
+    let seen = subscription.read_begin_timeout(Duration::ZERO);
+    let seen = seen.expect("no bracket is open");
+    let bracket = nonblock(&notifiers);
+    assert_eq!(subscription.snapshot().0, 1);
+    assert_eq!(subscription.read_begin_timeout(Duration::ZERO), None);
+    assert!(subscription.check_retry(seen));
+    drop(bracket);
+    let seen = subscription.read_begin_timeout(Duration::ZERO);
+    assert_eq!(seen, subscription.try_read_begin());
+    assert!(Arc::ptr_eq(&subscription.remove(), &window));
+}
+
+/// Settles its release on a fence.
+struct Slow(Fence);
+
+impl Notifier for Slow {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        Ok(())
+    }
+
+    fn release(&self, cx: &Blockable<'_>) {
+        let Ok(()) = cx.settle(&self.0);
+    }
+}
+
+#[test]
+fn a_teardown_names_whose_fence_is_late() {
+    for late in 0..3 {
+        let notifiers = Notifiers::new(MmId(1));
+        let names = ["oldest", "middle", "newest"];
+        let fences = names.map(Fence::new);
+        let subscribed = [0, 1, 2].map(|nth: usize| {
+            let slow = Arc::new(Slow(fences[nth].clone()));
+            notifiers.subscribe(names[nth], Ranges::WholeMm, slow)
+        });
+        for (nth, fence) in fences.iter().enumerate() {
+            if nth != late {
+                fence.signal();
+            }
+        }
+        match notifiers.release(Duration::ZERO) {
+            Err(BracketError::Stuck { holder, .. }) => assert_eq!(&*holder, names[late]),
+            other => panic!("{other:?}"),
+        }
+        fences[late].signal();
+        notifiers.release(EVER).expect("it was called before");
+        drop(subscribed);
+    }
+}
+
+/// Misuses managed memory when it is told, if it is this one's turn; opens a bracket inside, and
+/// remembers in which mode that one's callbacks ran.
+struct Nosy {
+    notifiers: Arc<Notifiers>,
+    is_wrong: bool,
+    inner: ShortLock<Vec<Mode>>,
+}
+
+impl Notifier for Nosy {
+    fn start<C: Context>(&self, range: &Range, _: &C) -> Result<(), C::Refusal> {
+        self.inner.lock().extend(running_callback());
+        if range.event == Event::Clear {
+            drop(
+                self.notifiers
+                    .start_nonblock(range.start, range.end, Event::Unmap),
+            );
+            if self.is_wrong {
+                assert!(self.notifiers.note_touch());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_misuse_is_told_of_the_one_among_many_whose_it_is() {
+    for wrong in 0..3 {
+        let notifiers = Arc::new(Notifiers::new(MmId(1)));
+        let reports = Arc::new(ShortLock::new("test.reports", Vec::new()));
+        let sink = Arc::clone(&reports);
+        notifiers.on_misuse(move |report| sink.lock().push(report.to_string()));
+        let names = ["oldest", "middle", "newest"];
+        let nosy = [0, 1, 2].map(|nth| {
+            Arc::new(Nosy {
+                notifiers: Arc::clone(&notifiers),
+                is_wrong: nth == wrong,
+                inner: ShortLock::new("test.inner", Vec::new()),
+            })
+        });
+        let subscribed = [0, 1, 2]
+            .map(|nth| notifiers.subscribe(names[nth], Ranges::WholeMm, nosy[nth].clone()));
+        drop(nonblock(&notifiers));
+        let expected = format!("`{}` used managed memory inside a callback", names[wrong]);
+        assert_eq!(*reports.lock(), [expected]);
+        // One that tries inside of one that tries is one that tries.
+        for nosy in &nosy {
+            assert_eq!(*nosy.inner.lock(), [Mode::NonBlock; 4]);
+        }
+        assert_eq!(running_callback(), None);
+        drop(subscribed);
+    }
+}
+
+#[test]
+fn everything_prints_under_its_name() {
+    let notifiers = Notifiers::new(MmId(7));
+    let bracket = nonblock(&notifiers);
+    let subscription = notifiers.subscribe("gpu3", Ranges::WholeMm, Arc::new(Terse));
+    let shown = [
+        (format!("{notifiers:?}"), "MmId(7)"),
+        (format!("{bracket:?}"), "Clear"),
+        (format!("{subscription:?}"), "gpu3"),
+        (bracket.range().to_string(), "clear of "),
+        (IntervalError::Empty.to_string(), "empty"),
+        (IntervalError::Released.to_string(), "gone"),
+    ];
+    for (text, part) in shown {
+        assert!(text.contains(part), "`{part}` is not in `{text}`");
+    }
+}
