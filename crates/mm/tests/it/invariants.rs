@@ -116,6 +116,7 @@ const TESTS: &[&str] = &[
     "crates/mm/tests",
     "crates/host/tests",
     "crates/devices/tests",
+    "crates/cli/tests",
 ];
 
 /// A row of the table.
@@ -174,6 +175,40 @@ fn rows(table: &str) -> Vec<Row> {
     table.lines().filter_map(cells).collect()
 }
 
+/// The names in the last cells of rows with three: those of the tests of peers. A row that says
+/// `none` has no name, and one that says nothing has an empty one.
+fn peers(table: &str) -> Vec<String> {
+    let names = |line: &str| -> Option<Vec<String>> {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [peer, _, ours] = cells[..] else {
+            return None;
+        };
+        let is_head = peer == "peer" || peer.starts_with("---");
+        if is_head || ours.starts_with("none: ") {
+            return Some(Vec::new());
+        }
+        let quoted: Vec<String> = ours
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect();
+        Some(if quoted.is_empty() {
+            vec![String::new()]
+        } else {
+            quoted
+        })
+    };
+    table.lines().filter_map(names).flatten().collect()
+}
+
+/// The tests of peers that the table promises and nobody wrote.
+fn unwritten(tests: &BTreeSet<String>, table: &str) -> Vec<String> {
+    let mut named = peers(table);
+    named.retain(|name| name.is_empty() || !tests.contains(name));
+    named
+}
+
 /// What is wrong: invariants that nothing shows, and rows that nothing shows.
 fn findings(tests: &BTreeSet<String>, table: &str, holds_it: impl Fn(&str) -> bool) -> Vec<String> {
     let mut shown: BTreeMap<u32, u32> = BTreeMap::new();
@@ -199,18 +234,30 @@ fn findings(tests: &BTreeSet<String>, table: &str, holds_it: impl Fn(&str) -> bo
     findings
 }
 
-#[test]
-fn every_invariant_is_shown() {
+/// The names of all functions that may be tests.
+fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in TESTS {
         rust_files(&root().join(folder), &mut files);
     }
     let sources: Vec<String> = files.iter().map(|path| read(path)).collect();
-    let tests: BTreeSet<String> = sources
-        .iter()
-        .flat_map(|source| functions(source))
-        .map(str::to_owned)
-        .collect();
+    let names = sources.iter().flat_map(|source| functions(source));
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_test_of_a_peer_has_one_of_ours() {
+    let table = read(&root().join("docs/differences.md"));
+    assert!(peers(&table).len() > 20, "the table is not there");
+    assert_eq!(unwritten(&tests(), &table), Vec::<String>::new());
+    // The check can fail: for a name that nobody has, and for a row without any.
+    let bad = "| hmm: a | that | `gone` |\n| hmm: b | that | |\n| hmm: c | that | none: so |";
+    assert_eq!(unwritten(&tests(), bad), ["gone", ""]);
+}
+
+#[test]
+fn every_invariant_is_shown() {
+    let tests = tests();
     let table = read(&root().join("docs/differences.md"));
     // A file that a row names has a program that must not compile.
     let holds_it = |by: &str| by.contains('/') && read(&root().join(by)).contains("compile_fail");
