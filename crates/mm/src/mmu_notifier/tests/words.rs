@@ -97,6 +97,10 @@ fn a_lookup_with_a_limit_waits_no_longer() {
     let seen = subscription.read_begin_timeout(Duration::ZERO);
     assert_eq!(seen, subscription.try_read_begin());
     assert!(Arc::ptr_eq(&subscription.remove(), &window));
+    // To drop one while nothing is open is no misuse.
+    let idle = notifiers.subscribe_interval("idle", Vaddr(0x1000), Vaddr(0x2000), window);
+    drop(idle);
+    assert_eq!(notifiers.stats().misuses, 0);
 }
 
 /// Settles its release on a fence.
