@@ -9,6 +9,7 @@ mod lockdep;
 mod notifier;
 mod paging;
 mod picture;
+mod reap;
 mod report;
 
 use report::{BenchError, Outcome};
@@ -69,6 +70,11 @@ const BENCHES: &[Bench] = &[
         about: "access to four times the limit, beside the kernel's memcg with zram swap",
         run: paging::run,
     },
+    Bench {
+        name: "reap",
+        about: "the reaper, beside MADV_DONTNEED and the kernel's, and the choice of a victim",
+        run: reap::run,
+    },
 ];
 
 /// A process that a benchmark starts for itself. Not for people.
@@ -81,7 +87,11 @@ pub(crate) struct Part {
 /// Plays a part.
 pub(crate) fn play(part: &Part) -> ExitCode {
     ::lockdep::set_enabled(false);
-    match paging::play(&part.name) {
+    let played = match part.name.as_str() {
+        reap::VICTIM => reap::victim(),
+        name => paging::play(name),
+    };
+    match played {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error}", part.name);

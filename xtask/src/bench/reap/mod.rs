@@ -1,0 +1,314 @@
+//! The reaper: how fast it takes memory back, beside what the machine can do and what the kernel's
+//! own reaper does, and what the choice of a victim costs.
+//!
+//! A victim has 64 MiB in frames. Its bandwidth is beside `MADV_DONTNEED` over as much memory that
+//! was filled in the same way; the time to the first page beside the wake-up of a thread that
+//! sleeps, which is a part of it. The kernel's reaper is timed by its trace events, on a process of
+//! the same size whose memory a system call keeps from going with it.
+
+mod kernel;
+
+use super::picture::{Curves, Picture};
+use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
+use kernel::Reaped;
+use lockdep::sync::{Condvar, Mutex};
+use pinless_host::{FaultService, HostMapping, MonotonicClock, Resolver};
+use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
+use pinless_mm::limits::Limits;
+use pinless_mm::mmu_notifier::{Context, Notifier, Range, Ranges};
+use pinless_mm::oom::OomReport;
+use pinless_mm::primary_mmu::{Access, PrimaryMmu};
+use pinless_mm::{Memcg, MmHandle};
+use pinless_sim::{Frames, SimMmu};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub(super) use kernel::{VICTIM, victim};
+
+/// What a victim has.
+const NR_PAGES: u32 = 16_384;
+const VICTIM_BYTES: u64 = NR_PAGES as u64 * PAGE_SIZE as u64;
+
+/// What its device holds.
+const HELD_PAGES: u32 = 16;
+
+/// How many address spaces a victim is chosen from.
+const COUNTS: [u64; 5] = [1, 10, 100, 1000, 10_000];
+
+/// From a kill to the first page that is free.
+const FIRST_PAGE_MS_MAX: f64 = 1.0;
+
+/// Of what `MADV_DONTNEED` does.
+const BANDWIDTH_TIMES_MIN: f64 = 0.9;
+
+/// Runs of the kernel's reaper, which begins after two seconds each time.
+const KERNEL_ROUNDS: u32 = 3;
+
+const CHOICE_NOTE: &str = "the cost of a choice is linear, as the kernel's: before it, nothing \
+    could be freed for 75 ms at least, and an order that is kept up to date would cost each fault";
+
+/// Never lets go.
+struct Holds;
+
+impl Notifier for Holds {
+    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.would_block()
+    }
+}
+
+/// A memory cgroup with its workers.
+struct System {
+    memcg: Arc<Memcg>,
+    resolver: Resolver,
+    workers: Vec<JoinHandle<()>>,
+}
+
+fn failed(error: impl std::fmt::Display) -> BenchError {
+    BenchError(error.to_string())
+}
+
+impl System {
+    fn new() -> Result<Self, BenchError> {
+        let mut limits = Limits::new(2 * VICTIM_BYTES);
+        // What is held is asked for once, and that is enough here.
+        limits.reap_passes = 1;
+        let memcg = Memcg::new(limits, Arc::new(MonotonicClock)).map_err(failed)?;
+        let run = |run: fn(&Memcg)| {
+            let memcg = Arc::clone(&memcg);
+            std::thread::spawn(move || run(&memcg))
+        };
+        let workers = [
+            Memcg::run_reclaim,
+            Memcg::run_settle,
+            Memcg::run_reaper,
+            Memcg::run_spare,
+        ];
+        Ok(Self {
+            workers: workers.into_iter().map(run).collect(),
+            resolver: Resolver::Service(FaultService::start(1).map_err(failed)?),
+            memcg,
+        })
+    }
+
+    /// An address space with all its pages in frames.
+    fn filled(&self) -> Result<(MmHandle, HostMapping), BenchError> {
+        let mm = self.memcg.new_mm("victim");
+        let mut host = HostMapping::create(NR_PAGES, self.resolver.clone()).map_err(failed)?;
+        let vma = mm.map(host.mmu()).map_err(failed)?;
+        host.attach(vma).map_err(failed)?;
+        for page in 0..NR_PAGES {
+            let offset = u64::from(page) * PAGE_SIZE as u64;
+            host.write_at(offset, &[1]).map_err(failed)?;
+        }
+        Ok((mm, host))
+    }
+
+    /// Kills a victim, of which a device may hold a part, and tells how it went.
+    fn kill(&self, is_held: bool) -> Result<OomReport, BenchError> {
+        let (mm, host) = self.filled()?;
+        let vma = mm.vmas().pop().ok_or_else(|| failed("no mapping"))?;
+        let held = Ranges::Only(vec![vma.base()..vma.address(HELD_PAGES)]);
+        let subscription = is_held.then(|| mm.notifiers().subscribe("nic", held, Arc::new(Holds)));
+        self.memcg.kill(&mm);
+        let report = loop {
+            let report = self.memcg.oom_reports().pop();
+            match report.filter(|report| report.mm == mm.id() && report.done_ns.is_some()) {
+                Some(report) => break report,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        drop(subscription);
+        drop((vma, host, mm));
+        Ok(report)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.memcg.stop();
+        for worker in self.workers.drain(..) {
+            // An error says that the thread panicked, and it has said so itself.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn ms(ns: Option<u64>) -> Result<f64, BenchError> {
+    let ns = ns.ok_or_else(|| failed("the reaper did nothing"))?;
+    Ok(ns as f64 / 1e6)
+}
+
+fn gib_per_s(bytes: u64, ns: f64) -> f64 {
+    bytes as f64 / ns * 1e9 / (1 << 30) as f64
+}
+
+/// GiB a second of the reaper, over everything.
+fn reap(system: &System) -> Result<Vec<f64>, BenchError> {
+    let report = system.kill(false)?;
+    let done_ms = ms(report.done_ns)?;
+    Ok(vec![gib_per_s(report.freed_bytes(), done_ms * 1e6)])
+}
+
+/// Milliseconds to the first page, and to all but those that a device holds.
+fn reap_beside_a_device(system: &System) -> Result<Vec<f64>, BenchError> {
+    let report = system.kill(true)?;
+    if report.freed_frames != u64::from(NR_PAGES - HELD_PAGES) {
+        return Err(failed(format!("not all came back: {report}")));
+    }
+    Ok(vec![ms(report.first_page_ns)?, ms(report.first_pass_ns)?])
+}
+
+/// GiB a second of `MADV_DONTNEED`, over as much memory.
+fn dontneed(system: &System) -> Result<Vec<f64>, BenchError> {
+    let host = HostMapping::create(NR_PAGES, system.resolver.clone()).map_err(failed)?;
+    let mmu = host.mmu();
+    let mut contents = [0; PAGE_SIZE];
+    contents[0] = 1;
+    for page in 0..NR_PAGES {
+        mmu.map_filled(page, &contents, Access::Write)
+            .map_err(failed)?;
+    }
+    let begun = Instant::now();
+    mmu.zap(PageRun::new(0, NR_PAGES)).map_err(failed)?;
+    Ok(vec![gib_per_s(
+        VICTIM_BYTES,
+        begun.elapsed().as_nanos() as f64,
+    )])
+}
+
+/// A thread that sleeps until it is told, and then says when it woke.
+struct Sleeper {
+    state: Mutex<(Option<Instant>, Option<f64>)>,
+    changed: Condvar,
+}
+
+/// Milliseconds until a thread runs that was asleep.
+fn wake_up() -> Result<Vec<f64>, BenchError> {
+    let sleeper = Sleeper {
+        state: Mutex::new("bench.sleeper", (None, None)),
+        changed: Condvar::new("bench.sleeper.changed"),
+    };
+    let woken = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let guard = sleeper.state.lock();
+            let mut guard = sleeper.changed.wait_while(guard, |state| state.0.is_none());
+            guard.1 = guard.0.map(|told| told.elapsed().as_secs_f64() * 1e3);
+            sleeper.changed.notify_all();
+        });
+        std::thread::sleep(Duration::from_millis(5));
+        let mut guard = sleeper.state.lock();
+        guard.0 = Some(Instant::now());
+        sleeper.changed.notify_all();
+        sleeper
+            .changed
+            .wait_while(guard, |state| state.1.is_none())
+            .1
+    });
+    Ok(vec![woken.ok_or_else(|| failed("nobody woke"))?])
+}
+
+/// Microseconds to choose a victim of so many.
+fn choose(memcg: &Memcg) -> Result<Vec<f64>, BenchError> {
+    let begun = Instant::now();
+    let worst = memcg.worst();
+    let elapsed = begun.elapsed().as_secs_f64() * 1e6;
+    if worst.is_empty() {
+        return Err(failed("nobody to choose"));
+    }
+    Ok(vec![elapsed])
+}
+
+/// A memory cgroup with so many address spaces of a page each.
+struct Crowd {
+    memcg: Arc<Memcg>,
+    /// In this order: mappings before their address spaces.
+    _members: Vec<(Arc<pinless_mm::Vma>, MmHandle)>,
+}
+
+impl Crowd {
+    fn new(nr: u64) -> Result<Self, BenchError> {
+        let limits = Limits::new((nr + 64) * PAGE_SIZE as u64);
+        let memcg = Memcg::new(limits, Arc::new(MonotonicClock)).map_err(failed)?;
+        let frames = Frames::new(nr);
+        let member = |nth: u64| {
+            let mm = memcg.new_mm(&format!("tenant{nth}"));
+            let base = Vaddr((nth + 1) * 16 * PAGE_SIZE as u64);
+            let vma = mm.map(SimMmu::new(base, 1, &frames)).map_err(failed)?;
+            let run = PageRun::single(0);
+            vma.advise(run, pinless_mm::Advice::WillNeed)
+                .map_err(failed)?;
+            Ok((vma, mm))
+        };
+        let members: Result<_, BenchError> = (0..nr).map(member).collect();
+        Ok(Self {
+            _members: members?,
+            memcg,
+        })
+    }
+}
+
+fn crowd_name(nr: u64) -> String {
+    format!("reap/choose of {nr}")
+}
+
+fn curves(measured: &Measured) -> Curves {
+    let median = |nr: u64| measured.of(&crowd_name(nr), 0).median().max(1e-3);
+    Curves {
+        title: "the choice of a victim".into(),
+        counted: "address spaces".into(),
+        unit: "us",
+        counts: COUNTS.to_vec(),
+        lines: vec![("badness of each".into(), COUNTS.map(median).to_vec())],
+    }
+}
+
+/// Medians of interleaved rounds; the kernel's reaper has rounds of its own, as it takes seconds.
+pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
+    let system = System::new()?;
+    let crowds: Result<Vec<_>, _> = COUNTS.iter().map(|&nr| Crowd::new(nr)).collect();
+    let crowds = crowds?;
+    let mut contenders = vec![
+        Contender::new("reap/bandwidth", || reap(&system)),
+        Contender::new("MADV_DONTNEED", || dontneed(&system)),
+        Contender::new("reap/device", || reap_beside_a_device(&system)),
+        Contender::new("wake-up", wake_up),
+    ];
+    contenders.extend(
+        COUNTS
+            .iter()
+            .zip(&crowds)
+            .map(|(&nr, crowd)| Contender::new(crowd_name(nr), move || choose(&crowd.memcg))),
+    );
+    let measured = interleave(rounds, &mut contenders)?;
+    drop(contenders);
+    let of = |name: &str, metric| measured.of(name, metric);
+    let mut rows = vec![
+        Row::new("reap/bandwidth", "GiB/s", of("reap/bandwidth", 0))
+            .beside("MADV_DONTNEED", of("MADV_DONTNEED", 0))
+            .within(Budget::TimesPeerMin(BANDWIDTH_TIMES_MIN)),
+        Row::new("reap/first page, device hangs", "ms", of("reap/device", 0))
+            .beside("wake-up of a thread", of("wake-up", 0))
+            .within(Budget::Max(FIRST_PAGE_MS_MAX)),
+    ];
+    let mut notes = vec![CHOICE_NOTE.to_owned()];
+    let all = Row::new("reap/all but what is held", "ms", of("reap/device", 1));
+    match kernel::reap_a_process(VICTIM_BYTES, KERNEL_ROUNDS) {
+        Ok(Reaped { back_ms, speed }) => {
+            rows.push(all.beside("kernel's reaper", &back_ms));
+            let name = "reap/bandwidth, to the kernel's";
+            let ours = Row::new(name, "GiB/s", of("reap/bandwidth", 0));
+            rows.push(ours.beside("kernel's reaper", &speed));
+        }
+        Err(error) => {
+            rows.push(all);
+            notes.push(format!("skipped: the kernel's own reaper: {error}"));
+        }
+    }
+    rows.extend(COUNTS.map(|nr| Row::new(crowd_name(nr), "us", of(&crowd_name(nr), 0))));
+    Ok(Outcome {
+        rows,
+        notes,
+        picture: Some(Picture::Curves(curves(&measured))),
+    })
+}
