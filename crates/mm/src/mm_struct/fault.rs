@@ -218,13 +218,13 @@ impl Vma {
                 return Err(error);
             }
             let from = Source::of(owned.was.state());
-            self.resolve(owned, access, charge, started_ns)?;
+            let resolved = self.resolve(owned, access, charge, started_ns)?;
             self.mm().note(|now_ns| event::Event::Fault {
                 from,
                 run: PageRun::single(page),
                 took_ns: now_ns.saturating_sub(started_ns),
             });
-            return Ok(());
+            return Ok(resolved);
         }
     }
 
