@@ -334,7 +334,7 @@ static ZOO: &[BugInfo] = &[
         Bug::InsertUnchecked,
         Origin::Real,
         Home::Model,
-        &["R1"],
+        &["R1", "P7"],
         "pages are pinned and put into the cache with no look at brackets in between",
     ),
     row(
@@ -404,7 +404,7 @@ static ZOO: &[BugInfo] = &[
         Bug::InTwoLists,
         Origin::Real,
         Home::Model,
-        &["R4", "R8"],
+        &["R4", "R8", "P7"],
         "pages are in the cache and in the list of what is doomed",
     ),
     row(
@@ -418,13 +418,13 @@ static ZOO: &[BugInfo] = &[
         Bug::PinUnderRmaLock,
         Origin::Real,
         Home::Model,
-        &["L1"],
+        &["L1", "L2"],
         "pages are pinned under a lock that the teardown of the memory takes",
     ),
     row(
         Bug::LeaksOnHang,
         Origin::Real,
-        Home::Model,
+        Home::Property("models::each_fault_is_found_in_each_model_that_has_it"),
         &["R8", "P9"],
         "what is doomed while the hardware hangs is never freed",
     ),
