@@ -10,7 +10,7 @@
 
 #![expect(clippy::print_stdout, reason = "an example tells what it does")]
 
-use pinless::{Advice, FaultMode, MapOptions, Mapping, PAGE_SIZE, PageRun, Pinless, attach_thread};
+use pinless::{FaultMode, MapOptions, Mapping, Pinless};
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 #[cfg(target_arch = "x86_64")]
 fn run(pinless: &Pinless, memory: Mapping, passes: u32) -> Result<(), Box<dyn Error>> {
     use guest::{Ended, FIRST_PAGE, Machine, Pass};
+    use pinless::{Advice, PAGE_SIZE, PageRun, attach_thread};
 
     // Where faults are resolved in the thread, this one also touches the memory.
     let _attached = attach_thread()?;
