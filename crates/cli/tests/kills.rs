@@ -3,8 +3,6 @@
 //!
 //! `PINLESS_KILLS=1000` says how many; a test of everybody's makes fewer.
 
-#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
-
 use pinless::{Builder, MapOptions, Mapping, MmHandle, PAGE_SIZE, Pinless};
 use pinless_devices::{Attached, models};
 use pinless_mm::bus::DeviceMemory;

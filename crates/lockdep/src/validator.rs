@@ -9,8 +9,9 @@
 //! here. A handler of a fault of managed memory never interrupts the validator in its own thread,
 //! because the validator touches no managed memory.
 
+use core::ops::DerefMut;
 use std::cell::RefCell;
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use crate::chain::{self, Added, ChainId, ChainSet};
 use crate::check::Check;
@@ -159,7 +160,7 @@ impl Inner {
     }
 
     /// Locks the core; where it is tight, another task may go on before.
-    pub(crate) fn lock_core(&self) -> MutexGuard<'_, Core> {
+    pub(crate) fn lock_core(&self) -> impl DerefMut<Target = Core> + use<'_> {
         self.pass_point();
         self.core.lock()
     }

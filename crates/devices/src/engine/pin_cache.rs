@@ -298,8 +298,8 @@ impl PinCache {
         });
     }
 
-    /// Waits until the last transfer has let go, and unpins all. Comes after [`close`](Self::close);
-    /// no transfer may hang.
+    /// Waits until the last transfer has let go, and unpins all. Comes after
+    /// [`close`](Self::close); no transfer may hang.
     pub fn drain(&self) {
         spin_wait("devices.pin_cache.drained", 0, || {
             self.reap_all();
