@@ -223,15 +223,14 @@ impl Notifiers {
         if self.registry.is_empty() {
             return Ok(Invalidation::of_nobody(range, nr_joined));
         }
-        self.tell_blockable(start, end, event, owner, settle_deadline, nr_joined)
+        self.tell_blockable((start, end), event, owner, settle_deadline, nr_joined)
     }
 
     /// Opens a bracket around what somebody may use. Not inlined, as above.
     #[inline(never)]
     fn tell_blockable(
         &self,
-        start: Vaddr,
-        end: Vaddr,
+        (start, end): (Vaddr, Vaddr),
         event: Event,
         owner: Option<Owner>,
         settle_deadline: Duration,
