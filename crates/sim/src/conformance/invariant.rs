@@ -82,11 +82,16 @@ impl Invariant {
     /// does with memory is seen: not where it keeps an address, nor what it was about to do.
     pub const fn shows_as(self) -> &'static [Self] {
         match self {
-            Self::R1 | Self::R3 => &[Self::R2, Self::R4],
+            // A page that was pinned too late stays in a cache that nobody empties.
+            Self::R1 => &[Self::R2, Self::R4, Self::P7],
+            Self::R3 => &[Self::R2, Self::R4],
             Self::R2 => &[Self::R4],
             Self::R4 => &[Self::R2],
             Self::R5 => &[Self::R1, Self::R2, Self::R3, Self::R4],
             Self::R6 => &[Self::R7],
+            // A pin too few or too many: nobody gets any further, or the page does not come back.
+            Self::R8 => &[Self::P6, Self::P7],
+            Self::L1 | Self::L6 => &[Self::L2],
             Self::P5 => &[Self::P6],
             Self::L2 => &[Self::L1],
             Self::L4 => &[Self::L2],

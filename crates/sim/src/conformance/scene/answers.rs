@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// How long a user waits for a page that nobody changes, in virtual time.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How long a device hangs that hangs for long, in virtual time.
+const HANG: Duration = Duration::from_secs(5);
+
 /// An idle device is asked about a page that it has never used.
 pub(super) const UNRELATED: Scene = Scene {
     name: "unrelated",
@@ -127,6 +130,10 @@ pub(super) const HUNG: Scene = Scene {
             stage.device.hang(false);
             sleep("kit.stopped", PATIENCE);
             return stage.finish();
+        }
+        if choice == 4 {
+            // Long enough for whoever gives up waiting for it.
+            sleep("kit.hung", HANG);
         }
         stage.device.hang(false);
         stage.sim.join_all();
