@@ -49,7 +49,6 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "mm.reclaim.parked",
             "mm.reclaim.stuck",
             "mm.events",
-            "mmu_notifier.kinds",
             "mmu_notifier.misuse",
         ],
     ),
