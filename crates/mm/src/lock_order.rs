@@ -49,6 +49,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "mm.reclaim.parked",
             "mm.reclaim.stuck",
             "mm.events",
+            "mmu_notifier.current",
             "mmu_notifier.misuse",
         ],
     ),
