@@ -202,7 +202,11 @@ impl Vma {
             }
             if let Some(place) = in_file(seen) {
                 match self.fill_from_file((page, seen), place, access, charge)? {
-                    None => return Ok(self.note_hard_fault(started_ns)),
+                    None => {
+                        let resolved = self.note_hard_fault(started_ns);
+                        self.tell_of_fault(Source::of(seen.state()), page, started_ns);
+                        return Ok(resolved);
+                    }
                     Some(unused) => charge = unused,
                 }
                 continue;
@@ -219,13 +223,17 @@ impl Vma {
             }
             let from = Source::of(owned.was.state());
             let resolved = self.resolve(owned, access, charge, started_ns)?;
-            self.mm().note(|now_ns| event::Event::Fault {
-                from,
-                run: PageRun::single(page),
-                took_ns: now_ns.saturating_sub(started_ns),
-            });
+            self.tell_of_fault(from, page, started_ns);
             return Ok(resolved);
         }
+    }
+
+    fn tell_of_fault(&self, from: Source, page: PageIndex, started_ns: u64) {
+        self.mm().note(|now_ns| event::Event::Fault {
+            from,
+            run: PageRun::single(page),
+            took_ns: now_ns.saturating_sub(started_ns),
+        });
     }
 
     fn note_hard_fault(&self, started_ns: u64) -> Resolved {

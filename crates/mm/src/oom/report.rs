@@ -35,6 +35,17 @@ pub enum Held {
     InUse,
 }
 
+impl Held {
+    /// What the holder did, as the end of a sentence that begins with its name; `None` where the
+    /// name says it all.
+    pub const fn text(self) -> Option<&'static str> {
+        match self {
+            Self::Refused(cause) => Some(cause.text()),
+            Self::NotAsked | Self::Pinned | Self::InUse => None,
+        }
+    }
+}
+
 /// Candidates that one report can name.
 pub(super) const CONSIDERED_MAX: usize = 8;
 
@@ -143,9 +154,12 @@ impl fmt::Display for OomReport {
                 other.name, other.badness, other.frames, other.swapped, other.oom_score_adj
             )?;
         }
+        if self.reason != Reason::Asked {
+            write!(f, "because nothing could be freed: ")?;
+        }
         writeln!(
             f,
-            "because nothing could be freed: {} of {} frames, {} of {} compressed bytes in use",
+            "{} of {} frames, {} of {} compressed bytes in use",
             self.frames.0, self.frames.1, self.zswap.0, self.zswap.1
         )?;
         self.ladder.fmt(f)?;
@@ -171,9 +185,9 @@ impl fmt::Display for OomReport {
                 write!(f, "left behind:")?;
                 for Skipped { holder, how, pages } in skipped {
                     write!(f, " {pages} pages held by {holder}")?;
-                    match how {
-                        Held::Refused(cause) => write!(f, ", which {};", cause.text())?,
-                        Held::NotAsked | Held::Pinned | Held::InUse => write!(f, ";")?,
+                    match how.text() {
+                        Some(text) => write!(f, ", which {text};")?,
+                        None => write!(f, ";")?,
                     }
                 }
                 Ok(())

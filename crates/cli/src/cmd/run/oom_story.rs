@@ -25,6 +25,18 @@ pub(crate) struct Oom {
     pub(crate) done_us: Option<f64>,
     pub(crate) passes: u32,
     pub(crate) skipped_holders: Vec<Holder>,
+    pub(crate) ladder: Ladder,
+}
+
+/// What was tried before the kill.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Ladder {
+    /// What shrinkers gave back, in things of theirs.
+    pub(crate) shrunk: u64,
+    /// Pages that nobody needs, and that were discarded.
+    pub(crate) discarded_pages: u64,
+    /// Who was asked for memory, and said that it would give some.
+    pub(crate) cancelling: Option<String>,
 }
 
 /// Somebody who could have been killed, in pages.
@@ -41,6 +53,8 @@ pub(crate) struct Candidate {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Holder {
     pub(crate) holder: String,
+    /// What it did instead, where there is more to say.
+    pub(crate) how: Option<&'static str>,
     pub(crate) pages: u64,
 }
 
@@ -129,9 +143,15 @@ impl Oom {
                 .iter()
                 .map(|skipped| Holder {
                     holder: skipped.holder.to_string(),
+                    how: skipped.how.text(),
                     pages: skipped.pages,
                 })
                 .collect(),
+            ladder: Ladder {
+                shrunk: report.ladder.shrunk,
+                discarded_pages: report.ladder.discarded,
+                cancelling: report.ladder.cancelling.as_deref().map(str::to_owned),
+            },
         }
     }
 
@@ -142,7 +162,13 @@ impl Oom {
         let skipped: Vec<_> = self
             .skipped_holders
             .iter()
-            .map(|skipped| format!("{} held by {}", bytes(skipped.pages), skipped.holder))
+            .map(|skipped| {
+                let holder = &skipped.holder;
+                let how = skipped
+                    .how
+                    .map_or(String::new(), |how| format!(", which {how}"));
+                format!("{} held by {holder}{how}", bytes(skipped.pages))
+            })
             .collect();
         [
             format!(
