@@ -88,8 +88,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memcg = pinless.memcg();
     println!(
         "{} MiB of records in at most {} MiB of frames, and {} KiB compressed",
-        4 * BUDGET >> 20,
-        memcg.frames().peak() * PAGE_SIZE as u64 >> 20,
+        (4 * BUDGET) >> 20,
+        (memcg.frames().peak() * PAGE_SIZE as u64) >> 20,
         memcg.zswap().bytes() >> 10
     );
     arena.memory.advise(PageRun::new(0, 16), Advice::WillNeed)?;

@@ -171,7 +171,6 @@ fn run(sim: &Sim, seed: u64) {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "how many seeds were tried")]
 fn every_program_gets_through_under_the_hardest_limits() {
     let wanted = std::env::var("PINLESS_HARDEST_SEEDS").ok();
     let nr_seeds = wanted.and_then(|nr| nr.parse().ok()).unwrap_or(NR_SEEDS);
