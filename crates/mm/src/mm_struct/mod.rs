@@ -192,7 +192,7 @@ impl Mm {
 
     /// Sets what is called before the OOM killer chooses this address space, when nobody has more:
     /// it is asked to give memory back itself, by ending work or by
-    /// [`Advice::DontNeed`](crate::Advice::DontNeed), and returns whether it is going to. If no
+    /// [`Advice::DontNeed`], and returns whether it is going to. If no
     /// frame came free after [`Limits::cancel_deadline`], it is killed all the same.
     ///
     /// It runs on the reclaim worker: it hands the work to another thread and must not block,
