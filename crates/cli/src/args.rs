@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Conform(ConformArgs),
     /// Let the kernel OOM-kill a program in a small cgroup, and judge how its memory comes back
     Teardown(TeardownArgs),
+    /// Use memory and devices in every way at random, under pressure, until something is wrong
+    Torture(TortureArgs),
     /// Takes up memory in the group of a teardown test
     #[command(name = crate::cmd::teardown::press::PART, hide = true)]
     TeardownPress,
@@ -185,6 +187,57 @@ impl fmt::Display for LimitWhen {
             Self::ReadyFd => "ready-fd",
         })
     }
+}
+
+const TORTURE_HELP: &str = "\
+What happens:
+  Address spaces come and go. In each one threads use memory through addresses
+  and guards, map, unmap, pin, lock, page out and give up pages; two driver
+  models of the table do DMA, and io_uring writes pages out and reads them back.
+  Meanwhile bounds change, address spaces are killed, and the process forks.
+  Each byte read is compared with a model, and the lock validator watches. The
+  first thing that is wrong ends it, with the command that does the same again.
+
+  The seed decides what each thread does, in which order. How the threads meet
+  is the machine's affair: what one run found, the next may need longer for.
+
+Examples:
+  pinless torture                            10 s, another seed each time
+  pinless torture --seed 7 --seconds 600
+  pinless torture --inject skip-notifier     a broken run: must be caught
+
+Exit codes:
+  0 everything held, 1 something did not (stderr says what, and how to see it
+  again), 2 it could not be run as asked, 130 ended by Ctrl-C before the end";
+
+/// Options of `pinless torture`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = TORTURE_HELP)]
+pub(crate) struct TortureArgs {
+    /// What everybody does follows from it [default: from the clock]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// How long it goes on
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(crate) seconds: u64,
+
+    /// Write the report as JSON to FILE; `-` prints it instead of the table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Files to fill memory with [default: the repository around the current directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) input: Option<PathBuf>,
+
+    /// Break something on purpose: it must be noticed
+    #[arg(long, value_enum, value_name = "FAULT")]
+    pub(crate) inject: Option<Injection>,
+
+    /// Leave io_uring out
+    #[arg(long)]
+    pub(crate) no_io_uring: bool,
 }
 
 const RUN_HELP: &str = "\

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Run(args) => cmd::run::main(&args),
         Command::Conform(args) => cmd::conform::main(&args),
         Command::Teardown(args) => cmd::teardown::main(&args),
+        Command::Torture(args) => cmd::torture::main(&args),
         Command::TeardownPress => cmd::teardown::press::main(),
     });
     outcome.unwrap_or_else(|_| exit::of_panic()).into()

@@ -3,3 +3,4 @@
 pub(crate) mod conform;
 pub(crate) mod run;
 pub(crate) mod teardown;
+pub(crate) mod torture;

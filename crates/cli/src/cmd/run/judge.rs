@@ -1,10 +1,13 @@
 //! What did not hold, and who has to stop because of it.
 
+use crate::exit;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use lockdep::sync::Mutex;
 use pinless::PageIndex;
 use serde::Serialize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::{Scope, ScopedJoinHandle};
 
 /// Failures that are kept word for word; the rest is counted.
 const FAILURES_MAX: usize = 16;
@@ -22,6 +25,19 @@ pub(crate) struct Failure {
     pub(crate) page: Option<PageIndex>,
     /// What was wrong.
     pub(crate) what: String,
+}
+
+impl Failure {
+    /// One that is nobody's in particular.
+    pub(crate) fn of_all(step: &'static str, what: String) -> Self {
+        Self {
+            whose: "all".to_owned(),
+            actor: "pinless".to_owned(),
+            step,
+            page: None,
+            what,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -69,6 +85,39 @@ impl Judge {
     pub(crate) fn fail_contents(&self, failure: Failure) {
         self.nr_mismatches.fetch_add(1, Ordering::Relaxed);
         self.fail(failure);
+    }
+
+    /// A failure that is nobody's in particular.
+    pub(crate) fn fail_all(&self, step: &'static str, what: &str) {
+        self.fail(Failure::of_all(step, what.to_owned()));
+    }
+
+    /// Runs `body` beside the rest, in a thread that may touch managed memory of any kind. A panic
+    /// is a failure of the run, and ends it.
+    pub(crate) fn spawn<'scope, T: Send + 'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        name: &str,
+        body: impl FnOnce() -> T + Send + 'scope,
+    ) -> Option<ScopedJoinHandle<'scope, Option<T>>> {
+        let spawned = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, move || {
+                let attached = pinless::attach_thread()
+                    .inspect_err(|error| self.fail_all("attach a thread", &error.to_string()));
+                let _attached = attached.ok()?;
+                // Unwind safe: after a panic nothing is done but to stop and to report.
+                let outcome = catch_unwind(AssertUnwindSafe(body));
+                if outcome.is_err() {
+                    let what = exit::take_panic();
+                    let what = what.unwrap_or_else(|| "a thread panicked".to_owned());
+                    self.fail_all("run", &format!("a bug of pinless: {what}"));
+                }
+                outcome.ok()
+            });
+        spawned
+            .inspect_err(|error| self.fail_all("start a thread", &error.to_string()))
+            .ok()
     }
 
     /// Has everybody stop.

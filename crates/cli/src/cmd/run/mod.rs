@@ -4,20 +4,20 @@
 //! threads, devices that do DMA, io_uring. Whatever is read is compared with a model that lies
 //! outside of managed memory. What did not hold goes to the [`judge`]; the rest is a [`report`].
 
-mod corpus;
-mod judge;
-mod model;
+pub(crate) mod corpus;
+pub(crate) mod judge;
+pub(crate) mod model;
 mod oom_story;
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod report;
-mod rng;
+pub(crate) mod rng;
 mod rss;
 pub(crate) mod scenario;
 mod stage;
-mod tenant;
-mod verify;
+pub(crate) mod tenant;
+pub(crate) mod verify;
 mod witness;
-mod workload;
+pub(crate) mod workload;
 
 use crate::args::{Bytes, RunArgs};
 use crate::exit::{self, Exit};
@@ -118,16 +118,23 @@ fn run(args: &RunArgs) -> Result<Report, RunError> {
     let corpus = Corpus::gather(&input, Plan::managed_bytes_max(args)).map_err(RunError::Corpus)?;
     let corpus = Arc::new(corpus);
     let plan = Plan::new(args, seed, &corpus)?;
+    let is_interrupted = catch_signals()?;
+    let stage = Stage::set(plan, &input, corpus, is_interrupted)?;
+    Ok(stage.play(&Live::new()))
+}
+
+/// A flag that is set when the user, or the system, wants an end.
+pub(crate) fn catch_signals() -> Result<Arc<AtomicBool>, RunError> {
     let is_interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&is_interrupted))
             .map_err(RunError::Signals)?;
     }
-    let stage = Stage::set(plan, &input, corpus, is_interrupted)?;
-    Ok(stage.play(&Live::new()))
+    Ok(is_interrupted)
 }
 
-fn seed_of_clock() -> u64 {
+/// A seed for whoever gave none.
+pub(crate) fn seed_of_clock() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     // Six digits are easy to type again.
     since.map_or(1, |since| rng::mix(since.as_nanos() as u64) % 1_000_000)

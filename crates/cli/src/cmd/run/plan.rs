@@ -3,10 +3,12 @@
 use super::RunError;
 use super::corpus::Corpus;
 use super::model::{BLOCKS_PER_PAGE, Model};
+use super::tenant::{Driver, Shape};
 use crate::args::{Bytes, FaultModes, Injection, RunArgs};
 use core::fmt;
 use core::time::Duration;
 use pinless::{FaultMode, PAGE_SIZE};
+use pinless_devices::model;
 use pinless_mm::swap::{Owner, Scratch, Zswap};
 use std::sync::Arc;
 
@@ -123,6 +125,29 @@ impl Plan {
     /// The tenant that is going to leak.
     pub(crate) fn leaker(&self) -> u32 {
         self.nr_tenants - 1
+    }
+
+    /// What this tenant is to be like.
+    pub(crate) fn shape_of(&self, tenant: u32) -> Shape {
+        let driver = |model_name, kind, name| Driver {
+            model: model(model_name).expect("a model of the table"),
+            kind,
+            name,
+        };
+        let hanging = || driver("test_hmm-now", "hanging template", "nic");
+        Shape {
+            index: tenant,
+            name: format!("tenant-{tenant}"),
+            access: self.access_of(tenant),
+            nr_pages: self.tenant_pages,
+            seed: self.seed,
+            drivers: vec![
+                driver("test_hmm-now", "template", "template"),
+                driver("umem_odp-now", "odp", "odp"),
+            ],
+            hanging: (tenant == self.leaker()).then(hanging),
+            with_io_uring: self.with_io_uring,
+        }
     }
 
     /// Pages that the leak may take: more than there is room for, if nothing of it compresses.

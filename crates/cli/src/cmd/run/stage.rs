@@ -19,7 +19,6 @@ use core::time::Duration;
 use pinless::io_uring::SetupError;
 use pinless::{Builder, MapOptions, Mapping, PAGE_SIZE, Pinless, mmu_notifier};
 use pinless_mm::swap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::{Scope, ScopedJoinHandle};
@@ -105,7 +104,7 @@ impl Stage {
             .map_err(RunError::Build)?;
         let no_ring = OnceLock::new();
         let tenants = (0..plan.nr_tenants)
-            .map(|index| Tenant::create(&pinless, &plan, &corpus, index, &no_ring))
+            .map(|index| Tenant::create(&pinless, plan.shape_of(index), &corpus, &no_ring))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             input: Input::new(input, &corpus),
@@ -140,7 +139,8 @@ impl Stage {
     fn start_engines<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         for tenant in &self.tenants {
             for dma in tenant.dma_devices() {
-                self.spawn(scope, dma.device.name(), || dma.device.serve());
+                self.judge
+                    .spawn(scope, dma.device.name(), || dma.device.serve());
             }
         }
     }
@@ -159,7 +159,7 @@ impl Stage {
                 let actor = self.actor(tenant, "loader".to_owned(), &tenant.loading, 0);
                 let chunk_pages = self.plan.chunk_pages;
                 let load = move || load::run(&actor, chunk_pages).is_ok();
-                self.spawn(scope, "loader", load)
+                self.judge.spawn(scope, "loader", load)
             })
             .collect();
         while loaders.iter().any(|loader| !loader.is_finished()) {
@@ -228,7 +228,8 @@ impl Stage {
                     self.judge.stop();
                 }
                 Phase::Hanging | Phase::Leaking if elapsed > leak_at + self.leak_max() => {
-                    self.fail("leak", "nobody was killed and reaped for it in minutes");
+                    self.judge
+                        .fail_all("leak", "nobody was killed and reaped for it in minutes");
                 }
                 _ => {}
             }
@@ -250,17 +251,20 @@ impl Stage {
         for tenant in &self.tenants {
             let name = format!("cpu thread ({})", tenant.access);
             let actor = self.actor(tenant, name, &tenant.cpu, 1);
-            actors.push(self.spawn(scope, "cpu", move || cpu::run(actor)));
+            actors.push(self.judge.spawn(scope, "cpu", move || cpu::run(actor)));
             for (index, dma) in (2..).zip(&tenant.dma) {
                 let name = format!("device {}", dma.device.name());
                 let actor = self.actor(tenant, name, &dma.tally, index);
-                actors.push(self.spawn(scope, dma.kind, move || dma::run(actor, dma)));
+                actors.push(
+                    self.judge
+                        .spawn(scope, dma.kind, move || dma::run(actor, dma)),
+                );
             }
             if let Some(dma) = &tenant.hanging {
                 let name = format!("device {}", dma.device.name());
                 let actor = self.actor(tenant, name, &dma.tally, 10);
                 let may_hang = || self.may_hang.load(Ordering::Relaxed);
-                actors.push(self.spawn(scope, "nic", move || {
+                actors.push(self.judge.spawn(scope, "nic", move || {
                     dma::run_until_hang(actor, dma, may_hang);
                 }));
             }
@@ -268,7 +272,7 @@ impl Stage {
                 let name = format!("device {}/io_uring", tenant.name);
                 let actor = self.actor(tenant, name, &device.tally, 11);
                 let pages_max = self.plan.chunk_pages.min(8);
-                actors.push(self.spawn(scope, "ring", move || {
+                actors.push(self.judge.spawn(scope, "ring", move || {
                     ring::run(actor, device, pages_max);
                 }));
             }
@@ -285,7 +289,7 @@ impl Stage {
         let mapping = match self.pinless.map(&tenant.mm, MapOptions::of_pages(nr_pages)) {
             Ok(mapping) => self.leaked.get_or_init(|| mapping),
             Err(error) => {
-                self.fail("leak", &error.to_string());
+                self.judge.fail_all("leak", &error.to_string());
                 return Vec::new();
             }
         };
@@ -293,37 +297,11 @@ impl Stage {
             let name = "leaking thread".to_owned();
             let actor = self.actor(tenant, name, &NOBODYS, 12 + thread);
             let chunk_pages = self.plan.chunk_pages;
-            self.spawn(scope, "leak", move || {
+            self.judge.spawn(scope, "leak", move || {
                 leak::run(actor, mapping, thread, chunk_pages);
             })
         });
         threads.collect()
-    }
-
-    /// Runs `body` beside the rest, in a thread that may touch managed memory of any kind. A panic
-    /// is a failure of the run, and ends it.
-    pub(crate) fn spawn<'scope, T: Send + 'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        name: &str,
-        body: impl FnOnce() -> T + Send + 'scope,
-    ) -> Option<ScopedJoinHandle<'scope, Option<T>>> {
-        let spawned = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn_scoped(scope, move || {
-                let attached = pinless::attach_thread()
-                    .inspect_err(|error| self.fail("attach a thread", &error.to_string()));
-                let _attached = attached.ok()?;
-                // Unwind safe: after a panic nothing is done but to stop and to report.
-                let outcome = catch_unwind(AssertUnwindSafe(body));
-                if outcome.is_err() {
-                    self.fail_panic();
-                }
-                outcome.ok()
-            });
-        spawned
-            .inspect_err(|error| self.fail("start a thread", &error.to_string()))
-            .ok()
     }
 
     pub(crate) fn actor<'a>(
@@ -434,21 +412,21 @@ impl Stage {
         let bytes = |frames: u64| Bytes(frames * PAGE_SIZE as u64);
         if frames.peak() > frames.max() {
             let (peak, max) = (bytes(frames.peak()), bytes(frames.max()));
-            self.fail(
+            self.judge.fail_all(
                 "charge frames",
                 &format!("{peak} were charged, {max} may be"),
             );
         }
         if zswap.peak_bytes() > zswap.max_bytes() {
             let (peak, max) = (Bytes(zswap.peak_bytes()), Bytes(zswap.max_bytes()));
-            self.fail(
+            self.judge.fail_all(
                 "charge the store",
                 &format!("{peak} were charged, {max} may be"),
             );
         }
         let stale = super::report::stale_dma(self);
         if stale > 0 && self.judge.nr_failures() == 0 {
-            self.fail(
+            self.judge.fail_all(
                 "DMA",
                 &format!("{stale} accesses through stale translations"),
             );
@@ -477,22 +455,6 @@ impl Stage {
         }
     }
 
-    /// A failure that is nobody's in particular.
-    pub(crate) fn fail(&self, step: &'static str, what: &str) {
-        self.judge.fail(Failure {
-            whose: "all".to_owned(),
-            actor: "pinless".to_owned(),
-            step,
-            page: None,
-            what: what.to_owned(),
-        });
-    }
-
-    fn fail_panic(&self) {
-        let what = exit::take_panic().unwrap_or_else(|| "a thread panicked".to_owned());
-        self.fail("run", &format!("a bug of pinless: {what}"));
-    }
-
     /// Takes everything down. Whatever is charged after that was lost.
     fn take_down(self, report: &mut Report) {
         let Self {
@@ -503,30 +465,22 @@ impl Stage {
             ..
         } = self;
         drop(leaked);
-        for tenant in tenants {
-            tenant.close();
+        let pinned: u64 = tenants.into_iter().map(Tenant::close).sum();
+        if pinned > 0 {
+            let what = format!("{pinned} pins were left by devices that had stopped");
+            report.fail(Failure::of_all("take everything down", what));
         }
         let memcg = Arc::clone(pinless.memcg());
         drop(pinless);
         let (frames, stored) = (memcg.frames().usage(), memcg.zswap().stats().stored_pages);
         // A tenant whose pages were lost on purpose has nothing to give back for them.
         if frames + stored > 0 && judge.nr_failures() == 0 {
-            report.fail(Failure {
-                whose: "all".to_owned(),
-                actor: "pinless".to_owned(),
-                step: "take everything down",
-                page: None,
-                what: format!("{frames} frames and {stored} stored pages were not given back"),
-            });
+            let what = format!("{frames} frames and {stored} stored pages were not given back");
+            report.fail(Failure::of_all("take everything down", what));
         }
         if let Some(panic) = exit::take_panic() {
-            report.fail(Failure {
-                whose: "all".to_owned(),
-                actor: "pinless".to_owned(),
-                step: "run",
-                page: None,
-                what: format!("a bug of pinless: {panic}"),
-            });
+            let what = format!("a bug of pinless: {panic}");
+            report.fail(Failure::of_all("run", what));
         }
     }
 }

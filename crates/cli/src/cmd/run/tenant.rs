@@ -3,14 +3,13 @@
 use super::RunError;
 use super::corpus::Corpus;
 use super::model::Model;
-use super::plan::{CpuAccess, Plan};
+use super::plan::CpuAccess;
 use super::witness::{self, Watched, Witness};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pinless::io_uring::{Area, Kind, Ring, SetupError};
 use pinless::mmu_notifier::{Ranges, Subscription};
 use pinless::{MapOptions, Mapping, MmHandle, PAGE_SIZE, Pinless};
-use pinless_devices::{DmaDevice, Odp, Template};
-use pinless_mm::bus::Bus;
+use pinless_devices::{Attached, Bugs, DeviceMemory, DmaDevice, ModelInfo};
 use std::fs::File;
 use std::sync::{Arc, OnceLock};
 
@@ -60,8 +59,34 @@ pub(crate) struct Dma {
     pub(crate) device: Arc<dyn DmaDevice>,
     /// The driver.
     pub(crate) kind: &'static str,
+    /// Whether pages must be registered before they are transferred.
+    pub(crate) must_register: bool,
     pub(crate) tally: Tally,
-    subscription: Subscription,
+    attached: Attached,
+}
+
+/// Which driver a device has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Driver {
+    pub(crate) model: &'static ModelInfo,
+    /// How the report calls the kind.
+    pub(crate) kind: &'static str,
+    /// The device's name after that of its tenant.
+    pub(crate) name: &'static str,
+}
+
+/// What a tenant is to be like.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) access: CpuAccess,
+    pub(crate) nr_pages: u32,
+    /// What its contents follow from.
+    pub(crate) seed: u64,
+    pub(crate) drivers: Vec<Driver>,
+    pub(crate) hanging: Option<Driver>,
+    pub(crate) with_io_uring: bool,
 }
 
 /// The io_uring device.
@@ -103,15 +128,20 @@ impl Tenant {
     /// no io_uring here.
     pub(crate) fn create(
         pinless: &Pinless,
-        plan: &Plan,
+        shape: Shape,
         corpus: &Arc<Corpus>,
-        index: u32,
         no_ring: &OnceLock<SetupError>,
     ) -> Result<Self, RunError> {
-        let name = format!("tenant-{index}");
-        let access = plan.access_of(index);
+        let Shape {
+            index,
+            name,
+            access,
+            nr_pages,
+            seed,
+            ..
+        } = shape;
         let mm = pinless.new_mm(&name);
-        let options = MapOptions::of_pages(plan.tenant_pages).fault_mode(access.fault_mode());
+        let options = MapOptions::of_pages(nr_pages).fault_mode(access.fault_mode());
         let mut witness = None;
         let mapping = pinless
             .map_through(&mm, options, |machine| {
@@ -124,27 +154,24 @@ impl Tenant {
             })
             .map_err(RunError::Map)?;
         let witness = witness.expect("the layer was put in");
-        let range = mapping.vma().base()..mapping.vma().address(plan.tenant_pages);
+        let range = mapping.vma().base()..mapping.vma().address(nr_pages);
         let witness_subscription = mm.notifiers().subscribe(
             witness::NAME,
             Ranges::Only(vec![range]),
             Arc::clone(&witness),
         );
-        let ring = match plan.with_io_uring {
+        let ring = match shape.with_io_uring {
             true => RingDevice::create(&mapping, no_ring)?,
             false => None,
         };
-        let dma = vec![
-            attach(&mapping, &mm, &name, "template"),
-            attach(&mapping, &mm, &name, "odp"),
-        ];
-        let hanging =
-            (index == plan.leaker()).then(|| attach(&mapping, &mm, &name, "hanging template"));
+        let attach = |driver: &Driver| attach(&mapping, &name, driver);
+        let dma = shape.drivers.iter().map(attach).collect();
+        let hanging = shape.hanging.as_ref().map(attach);
         Ok(Self {
             index,
             name,
             access,
-            model: Model::new(index, plan.tenant_pages, plan.seed, Arc::clone(corpus)),
+            model: Model::new(index, nr_pages, seed, Arc::clone(corpus)),
             cpu: Tally::default(),
             loading: Tally::default(),
             nr_pages_changed: AtomicU64::new(0),
@@ -191,8 +218,9 @@ impl Tenant {
         }
     }
 
-    /// Takes it down: devices first, then the memory, then the address space.
-    pub(crate) fn close(self) {
+    /// Takes it down: devices first, then the memory, then the address space. Says how many pins
+    /// were left when nobody was there any more who could have any.
+    pub(crate) fn close(self) -> u64 {
         self.witness.disarm();
         let Self {
             dma,
@@ -204,37 +232,27 @@ impl Tenant {
             ..
         } = self;
         for dma in dma.into_iter().chain(hanging) {
-            dma.device.stop();
-            drop(dma.subscription);
+            dma.attached.detach();
         }
         drop(ring);
         drop(witness_subscription);
+        let nr_pins = mm.nr_pins();
         drop(mapping);
         drop(mm);
+        nr_pins
     }
 }
 
-fn attach(mapping: &Mapping, mm: &MmHandle, tenant: &str, kind: &'static str) -> Dma {
-    let bus = Arc::clone(mapping.vma()) as Arc<dyn Bus>;
-    let name = match kind {
-        "hanging template" => format!("{tenant}/nic"),
-        _ => format!("{tenant}/{kind}"),
-    };
-    let (device, subscription): (Arc<dyn DmaDevice>, _) = match kind {
-        "odp" => {
-            let (device, subscription) = Odp::attach(mm.notifiers(), bus, &name);
-            (device, subscription)
-        }
-        _ => {
-            let (device, subscription) = Template::attach(mm.notifiers(), bus, &name);
-            (device, subscription)
-        }
-    };
+fn attach(mapping: &Mapping, tenant: &str, driver: &Driver) -> Dma {
+    let memory = Arc::clone(mapping.vma()) as Arc<dyn DeviceMemory>;
+    let name = format!("{tenant}/{}", driver.name);
+    let attached = driver.model.attach(&memory, &name, Bugs::NONE);
     Dma {
-        device,
-        kind,
+        device: Arc::clone(&attached.device),
+        kind: driver.kind,
+        must_register: driver.model.must_register,
         tally: Tally::default(),
-        subscription,
+        attached,
     }
 }
 

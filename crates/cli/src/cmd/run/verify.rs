@@ -40,7 +40,9 @@ pub(crate) fn run<'scope>(
         .map(|tenant| {
             let tally = &tenant.loading;
             let actor = stage.actor(tenant, "the last check".to_owned(), tally, 20);
-            stage.spawn(scope, "verify", move || verify(&actor, stage))
+            stage.judge.spawn(scope, "verify", move || {
+                verify(&actor, || stage.is_interrupted())
+            })
         })
         .collect();
     let progress = || -> u64 { stage.tenants.iter().map(|t| t.loading.ops()).sum() };
@@ -61,7 +63,8 @@ fn total_pages(plan: &Plan) -> u64 {
     u64::from(plan.nr_tenants) * u64::from(plan.tenant_pages)
 }
 
-fn verify(actor: &Actor<'_>, stage: &Stage) -> Verified {
+/// Verifies a tenant, until it `is_interrupted`.
+pub(crate) fn verify(actor: &Actor<'_>, is_interrupted: impl Fn() -> bool) -> Verified {
     let (tenant, tally): (&Tenant, &Tally) = (actor.tenant, actor.tally);
     let mut verified = Verified {
         is_killed: tenant.mm.is_killed(),
@@ -69,7 +72,7 @@ fn verify(actor: &Actor<'_>, stage: &Stage) -> Verified {
     };
     let (mut memory, mut model) = (Xxh3::new(), Xxh3::new());
     for page in 0..tenant.mapping.vma().nr_pages() {
-        if stage.is_interrupted() {
+        if is_interrupted() {
             return verified;
         }
         tally.op();

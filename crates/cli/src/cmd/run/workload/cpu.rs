@@ -21,12 +21,17 @@ pub(crate) fn run(mut actor: Actor<'_>) {
         if actor.rng.below(ADVICE_ONE_IN) == 0 {
             return advise(actor);
         }
-        let block = actor.lock_block()?;
-        match actor.tenant.access {
-            CpuAccess::Service | CpuAccess::InThread => through_address(actor, block),
-            CpuAccess::Guard => through_guard(actor, block),
-        }
+        step(actor)
     });
+}
+
+/// Uses one block as the tenant's threads do.
+pub(crate) fn step(actor: &mut Actor<'_>) -> Result<(), Over> {
+    let block = actor.lock_block()?;
+    match actor.tenant.access {
+        CpuAccess::Service | CpuAccess::InThread => through_address(actor, block),
+        CpuAccess::Guard => through_guard(actor, block),
+    }
 }
 
 fn through_address(actor: &mut Actor<'_>, mut block: Locked<'_>) -> Result<(), Over> {

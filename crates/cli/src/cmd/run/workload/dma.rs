@@ -54,7 +54,8 @@ pub(crate) fn run_until_hang(mut actor: Actor<'_>, dma: &Dma, may_hang: impl Fn(
     });
 }
 
-fn transfer(
+/// Reads a block, and half of the time writes it.
+pub(crate) fn transfer(
     actor: &mut Actor<'_>,
     dma: &Dma,
     mut block: Locked<'_>,
@@ -64,14 +65,16 @@ fn transfer(
     let mut found = [0; BLOCK_BYTES];
     match dma.device.read(page, offset, &mut found) {
         Ok(()) => actor.verify(READ, &block, &found)?,
-        Err(error) if is_passing(error, nr_hung) => return Ok(()),
+        Err(error) if is_passing(dma, error, nr_hung) => return Ok(()),
         Err(error) => return Err(actor.failed(READ, page, &error)),
     }
     if actor.coin() {
         let next = block.begin_write();
         match dma.device.write(page, offset, &next) {
             Ok(()) => block.written(),
-            Err(error) if is_passing(error, nr_hung) => block.not_written(),
+            // A job that was given up on may still be done: the block counts as unknown.
+            Err(DmaError::Hung) if is_passing(dma, DmaError::Hung, nr_hung) => {}
+            Err(error) if is_passing(dma, error, nr_hung) => block.not_written(),
             Err(error) => return Err(actor.failed(WRITE, page, &error)),
         }
     }
@@ -81,15 +84,16 @@ fn transfer(
 
 /// The device did nothing this time: the page is wanted by others too, or its engine did not get
 /// to it.
-fn is_passing(error: DmaError, nr_hung: &mut u32) -> bool {
+fn is_passing(dma: &Dma, error: DmaError, nr_hung: &mut u32) -> bool {
     *nr_hung += u32::from(error == DmaError::Hung);
     match error {
         DmaError::Starved => true,
         DmaError::Hung => *nr_hung < HUNG_MAX,
+        // What is given up by advice has to be registered again.
+        DmaError::Unregistered { .. } => dma.must_register,
         DmaError::Stale(_)
         | DmaError::Fault(_)
         | DmaError::Pin(_)
-        | DmaError::Unregistered { .. }
         | DmaError::LimitReached { .. }
         | DmaError::Stopped => false,
     }

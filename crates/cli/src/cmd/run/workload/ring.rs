@@ -17,18 +17,21 @@ const FILE: &str = "use the temporary file";
 
 /// Works until it is over.
 pub(crate) fn run(mut actor: Actor<'_>, device: &RingDevice, pages_max: u32) {
-    actor.repeat(|actor| {
-        let nr_pages = actor.tenant.mapping.vma().nr_pages();
-        let nr = 1 + actor.rng.below(pages_max.min(nr_pages).into()) as u32;
-        let first = actor.rng.below(u64::from(nr_pages - nr) + 1) as u32;
-        let block = u64::from(first) * BLOCKS_PER_PAGE;
-        let nr_blocks = u64::from(nr) * BLOCKS_PER_PAGE;
-        let Some(blocks) = actor.tenant.model.try_lock_run(block, nr_blocks) else {
-            std::thread::yield_now();
-            return Ok(());
-        };
-        round_trip(actor, device, first, blocks)
-    });
+    actor.repeat(|actor| step(actor, device, pages_max));
+}
+
+/// Has some pages written out and read back.
+pub(crate) fn step(actor: &mut Actor<'_>, device: &RingDevice, pages_max: u32) -> Result<(), Over> {
+    let nr_pages = actor.tenant.mapping.vma().nr_pages();
+    let nr = 1 + actor.rng.below(pages_max.min(nr_pages).into()) as u32;
+    let first = actor.rng.below(u64::from(nr_pages - nr) + 1) as u32;
+    let block = u64::from(first) * BLOCKS_PER_PAGE;
+    let nr_blocks = u64::from(nr) * BLOCKS_PER_PAGE;
+    let Some(blocks) = actor.tenant.model.try_lock_run(block, nr_blocks) else {
+        std::thread::yield_now();
+        return Ok(());
+    };
+    round_trip(actor, device, first, blocks)
 }
 
 fn round_trip(

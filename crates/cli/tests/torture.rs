@@ -1,0 +1,88 @@
+//! `pinless torture` as a user meets it: a few seconds of the real binary.
+
+#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Says why nothing can be shown here, if so.
+fn is_skipped() -> bool {
+    let unavailable = pinless::Builder::new(1 << 20).build().err();
+    if let Some(error) = &unavailable {
+        println!("skipped: no userfaultfd: {error}");
+    }
+    unavailable.is_some()
+}
+
+fn torture(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pinless"))
+        .arg("torture")
+        .arg("--input")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .args(args)
+        .output()
+        .expect("the binary can be started")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// G1, G6, G7, G9, G10, G11 under everything at once.
+#[test]
+fn torture_holds_and_says_what_was_done() {
+    if is_skipped() {
+        return;
+    }
+    let output = torture(&["--seed", "7", "--seconds", "2", "--json", "-"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.starts_with("seed 7: pinless torture --seed 7 --seconds 2"),
+        "{said}"
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(
+        (&report["ok"], &report["seed"]),
+        (&Value::from(true), &Value::from(7))
+    );
+    let did = |what: &str| report["did"][what].as_u64().expect("a number");
+    for what in ["uses", "dma_transfers", "bounds_changed"] {
+        assert!(did(what) > 0, "{what}: {report:#}");
+    }
+    assert!(did("lives") + did("lives_cut_short") > 0, "{report:#}");
+    assert!(report["bytes_verified"].as_u64() > Some(0), "{report:#}");
+    assert!(report["evictions"].as_u64() > Some(0), "{report:#}");
+}
+
+/// Tortures what is broken: it must be caught, and the command that does it again be told.
+#[track_caller]
+fn check_injection(fault: &str, told: &[&str]) {
+    if is_skipped() {
+        return;
+    }
+    let output = torture(&["--seed", "5", "--seconds", "60", "--inject", fault]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{fault}: {said}");
+    assert!(
+        told.iter().any(|words| said.contains(words)),
+        "{fault}: {said}"
+    );
+    let again = format!("again: pinless torture --seed 5 --seconds 60 --inject {fault}");
+    assert!(said.contains(&again), "{fault}: {said}");
+}
+
+#[test]
+fn what_is_broken_is_caught_and_can_be_seen_again() {
+    check_injection(
+        "skip-notifier",
+        &["stale DMA on page", "no device was told"],
+    );
+    check_injection(
+        "late-end",
+        &["stale DMA on page", "`end` came before the change"],
+    );
+    check_injection("lost-store", &["a store was lost"]);
+    check_injection("corrupt-slot", &["checksum of the stored copy"]);
+}
