@@ -64,7 +64,7 @@ const STEPS: &[Step] = &[
     Step {
         title: "tests without notifiers",
         cargo: &["test", "-p", "pinless-mm", "--no-default-features"],
-        env: &[],
+        env: &[("PINLESS_WITHOUT_NOTIFIERS", "1")],
     },
     Step {
         title: "teardown on cgroup v2",

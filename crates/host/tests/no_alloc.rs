@@ -485,7 +485,8 @@ fn pins_and_advice(world: &World<'_, '_>) {
                 guard.store_u64(8, u64::from(page)).expect("resident");
                 drop(guard);
                 tenant.wander(rng.next(), 4);
-                let advice = [Advice::PageOut, Advice::WillNeed][rng.below(2) as usize];
+                let advice = [Advice::PageOut, Advice::WillNeed, Advice::Cold];
+                let advice = advice[rng.below(3) as usize];
                 tenant.vma.advise(all, advice).expect("nobody refuses");
                 // Refused while somebody has a pin.
                 let _ = tenant.vma.advise(PageRun::new(page, 1), Advice::DontNeed);

@@ -8,8 +8,10 @@
 //! one ends the run with a report of who did what, and how to see it again.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
 pub mod checker;
 pub mod clock;
+#[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod file;
 pub mod frames;
@@ -19,7 +21,7 @@ pub mod rng;
 pub mod scheduler;
 
 /// The page for driver authors is compiled and run like the documentation.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "conformance"))]
 #[doc = include_str!("../../../docs/writing-a-driver.md")]
 struct WritingADriver;
 

@@ -1,6 +1,7 @@
 //! The memory manager on the simulated machine.
 
 mod answers;
+mod features;
 mod file_tier;
 mod hardest;
 #[cfg(feature = "notifiers")]

@@ -1,4 +1,6 @@
 //! The conformance kit, tried on a device that is right and on its wrong twins.
 
+#![cfg(feature = "conformance")]
+
 mod kit;
 mod mirror;
