@@ -34,6 +34,7 @@ use std::task::{Context, Poll};
 
 use crate::core::step_of;
 use crate::event;
+use crate::map;
 use crate::registry::{self, WaitType};
 use crate::report::Kind;
 use crate::task::{Held, Site, Task, TaskState};
@@ -127,8 +128,9 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The task gives its thread away: it must hold nothing that threads wait for.
+/// The task gives its thread away: it must hold nothing that threads wait for, and may sleep.
 fn check_waiting(site: Site) {
+    let mut is_holding = false;
     event::work(|inner, task: &Task, findings| {
         // A map is no lock: nobody waits for its holder.
         let blocks =
@@ -136,8 +138,12 @@ fn check_waiting(site: Site) {
         let Some(held) = task.iter().rfind(blocks) else {
             return;
         };
+        is_holding = true;
         let finding = inner.finding(task, Kind::HeldAtExit, &Held { site, ..held });
         let note = "a guard is held across an await: the task waits, and its thread goes on";
         findings.add(finding.against(Some(step_of(&held))).note(note));
     });
+    if !is_holding {
+        map::might_sleep_at(site);
+    }
 }

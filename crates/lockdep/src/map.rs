@@ -26,6 +26,7 @@ use std::marker::PhantomData;
 
 use crate::class::Class;
 use crate::event::{self, Acquire};
+use crate::hooks;
 use crate::registry::{Attributes, WaitType};
 use crate::task::Site;
 use crate::word::{ClassId, Mode};
@@ -146,11 +147,22 @@ impl Drop for MapGuard<'_> {
 
 /// Says that the caller might sleep; reported where that is forbidden.
 ///
-/// Kernel counterpart: `might_sleep()`.
+/// [`sync::sleep`](crate::sync::sleep) says so itself. Kernel counterpart: `might_sleep()`.
 #[track_caller]
 pub fn might_sleep() {
+    might_sleep_at(Site::caller());
+}
+
+/// The same, at this place.
+pub(crate) fn might_sleep_at(site: Site) {
     static SLEEP: Map = Map::waiting("sleep", WaitType::Sleep);
+    if !hooks::load().has_validator() {
+        return;
+    }
     // Whoever holds a lock may sleep: only the wait type counts, so no order is recorded.
-    event::acquire(&Acquire::new(SLEEP.id(), SLEEP.addr(), Mode::Exclusive).unchecked());
+    event::acquire(&Acquire {
+        site,
+        ..Acquire::new(SLEEP.id(), SLEEP.addr(), Mode::Exclusive).unchecked()
+    });
     event::release_at(SLEEP.addr(), Site::Unknown);
 }

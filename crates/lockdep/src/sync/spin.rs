@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::scheduler::{self, Point, PointKind};
+use crate::might_sleep;
 
 /// How often to spin before giving the processor away each round: about a microsecond, less than
 /// what two switches cost.
@@ -35,9 +36,11 @@ pub fn spin_wait(class: &'static str, addr_hint: usize, mut condition: impl FnMu
 
 /// Pauses the calling thread; under a scheduler, in virtual time only.
 ///
-/// Nothing ends it early. The scheduler sees [`PointKind::Sleep`] with no address. Kernel
-/// counterpart: `fsleep()`.
+/// Nothing ends it early. Reported where sleeping is forbidden, however short it is. The scheduler
+/// sees [`PointKind::Sleep`] with no address. Kernel counterpart: `fsleep()`.
+#[track_caller]
 pub fn sleep(class: &'static str, duration: Duration) {
+    might_sleep();
     let point = Point {
         kind: PointKind::Sleep,
         class,

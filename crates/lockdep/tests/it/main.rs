@@ -17,6 +17,7 @@ mod programs;
 mod programs_random;
 mod readme;
 mod rules;
+mod sleeps;
 mod stack;
 mod tasks;
 mod world;
