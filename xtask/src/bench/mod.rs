@@ -11,6 +11,7 @@ mod paging;
 mod picture;
 mod reap;
 mod report;
+mod sim;
 
 use report::{BenchError, Outcome};
 use std::path::PathBuf;
@@ -74,6 +75,11 @@ const BENCHES: &[Bench] = &[
         name: "reap",
         about: "the reaper, beside MADV_DONTNEED and the kernel's, and the choice of a victim",
         run: reap::run,
+    },
+    Bench {
+        name: "sim",
+        about: "schedules a second of the simulator, beside shuttle",
+        run: sim::run,
     },
 ];
 
