@@ -1,7 +1,10 @@
 //! The whole zoo: each fault is found in each driver that can have it, and no driver without one
 //! is convicted.
 
+use pinless_devices::{BugInfo, zoo, zoo::Home};
 use serde_json::Value;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// Schedules of each scene: few, for this is every driver with every fault.
@@ -61,12 +64,62 @@ fn a_fault_is_shown_with_its_schedule_and_repeats() {
         "R1",
         "umem_odp-now",
         "kit.fetched",
-        "to see it again",
+        "to see it again: pinless conform umem_odp-now --bug 19 --scene race --seed 3",
     ] {
         assert!(first.contains(part), "no `{part}` in:\n{first}");
     }
     let (_, second, _) = pinless(&arguments);
     assert_eq!(first, second, "a seed repeats its run");
+}
+
+/// The source in which a test of this whole name stands.
+fn source_of(test: &str) -> String {
+    let devices = Path::new(env!("CARGO_MANIFEST_DIR")).join("../devices");
+    let modules: Vec<&str> = test.split("::").collect();
+    let [modules @ .., _] = &modules[..] else {
+        return String::new();
+    };
+    let place = match modules.strip_suffix(&["tests"]) {
+        Some(inside) => format!("src/{}.rs", inside.join("/")),
+        None => format!("tests/it/{}.rs", modules.join("/")),
+    };
+    fs::read_to_string(devices.join(place)).unwrap_or_default()
+}
+
+/// Whether the proof that a fault names is there.
+fn has_proof(home: Home) -> bool {
+    match home {
+        Home::Model | Home::Core(_) => true,
+        Home::Property(test) => {
+            let name = test.rsplit("::").next().unwrap_or(test);
+            let line = format!("#[test]\nfn {name}() {{");
+            let source = source_of(test);
+            let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+            lines.join("\n").contains(&line)
+        }
+        Home::Inexpressible(place) => {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+            let Some((file, error)) = place.split_once(": ") else {
+                return false;
+            };
+            let text = fs::read_to_string(root.join(file)).unwrap_or_default();
+            text.contains(&format!("//! ```compile_fail,{error}\n"))
+        }
+    }
+}
+
+#[test]
+fn each_test_that_a_fault_names_is_there() {
+    let missing: Vec<&BugInfo> = zoo().iter().filter(|info| !has_proof(info.home)).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    for home in [
+        Home::Property("models::each_fault_is_found"),
+        Home::Property("each_fault_is_found_in_each_model_that_has_it"),
+        Home::Inexpressible("devices::gntdev"),
+        Home::Inexpressible("crates/devices/src/gntdev.rs: E0382"),
+    ] {
+        assert!(!has_proof(home), "{home:?} is there");
+    }
 }
 
 #[test]

@@ -194,11 +194,11 @@ pub enum Home {
     Model,
     /// In the notifiers: `Notifiers::inject`.
     Core(Inject),
-    /// It cannot be written in these types: the item whose documentation has the program that
-    /// does not compile.
+    /// It cannot be written in these types: the file whose documentation has the program that does
+    /// not compile, and with which error.
     Inexpressible(&'static str),
     /// In a model, by something that no other device has, so that a checker for all of them does
-    /// not come across it: the test of this crate that does.
+    /// not come across it: the test of this crate that does, by its whole name.
     Property(&'static str),
 }
 
@@ -242,7 +242,7 @@ static ZOO: &[BugInfo] = &[
     row(
         Bug::RefusedInBlockable,
         Origin::Real,
-        Home::Inexpressible("devices::gntdev"),
+        Home::Inexpressible("crates/devices/src/gntdev.rs: E0308"),
         &["P2"],
         "a start refuses where it may block, and nobody looks",
     ),
@@ -277,7 +277,7 @@ static ZOO: &[BugInfo] = &[
     row(
         Bug::UnlocksNotHeld,
         Origin::Real,
-        Home::Inexpressible("devices::zoo"),
+        Home::Inexpressible("crates/devices/src/zoo.rs: E0382"),
         &["L2"],
         "an error path unlocks what is not held",
     ),
@@ -334,7 +334,7 @@ static ZOO: &[BugInfo] = &[
         Bug::InsertUnchecked,
         Origin::Real,
         Home::Model,
-        &["R1", "P7"],
+        &["R1"],
         "pages are pinned and put into the cache with no look at brackets in between",
     ),
     row(
@@ -390,7 +390,7 @@ static ZOO: &[BugInfo] = &[
         Bug::SplitUntracked,
         Origin::Real,
         Home::Model,
-        &["R2", "R8"],
+        &["R8"],
         "of a mapping that was split only the first half is known",
     ),
     row(
@@ -404,7 +404,7 @@ static ZOO: &[BugInfo] = &[
         Bug::InTwoLists,
         Origin::Real,
         Home::Model,
-        &["R4", "R8", "P7"],
+        &["R8"],
         "pages are in the cache and in the list of what is doomed",
     ),
     row(
@@ -418,7 +418,7 @@ static ZOO: &[BugInfo] = &[
         Bug::PinUnderRmaLock,
         Origin::Real,
         Home::Model,
-        &["L1", "L2"],
+        &["L6"],
         "pages are pinned under a lock that the teardown of the memory takes",
     ),
     row(
@@ -515,7 +515,7 @@ static ZOO: &[BugInfo] = &[
     row(
         Bug::GuardLeaked,
         Origin::Real,
-        Home::Inexpressible("devices::zoo"),
+        Home::Inexpressible("crates/devices/src/zoo.rs: E0599"),
         &["P4"],
         "the path that skips a range leaves its bracket open",
     ),
@@ -550,7 +550,7 @@ static ZOO: &[BugInfo] = &[
     row(
         Bug::UnlockedWalk,
         Origin::Real,
-        Home::Inexpressible("devices::scif"),
+        Home::Inexpressible("crates/devices/src/scif/mod.rs: E0599"),
         &["R4"],
         "a list is walked without the lock that guards it",
     ),

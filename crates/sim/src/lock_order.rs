@@ -26,6 +26,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     short("sim.operations"),
     short("sim.page"),
     // Of the conformance kit.
+    map("sim.kit.mappings", &[]),
     short("sim.kit.noted"),
     short("sim.kit.spy"),
     sleeping("sim.kit.detach", &[]),

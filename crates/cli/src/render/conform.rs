@@ -120,7 +120,6 @@ fn verdicts(text: &mut String, bug: &Bug) {
         let found = verdict.found.map_or("NOT FOUND", |found| found.name());
         let (scene, steps) = match &verdict.conviction {
             Some(one) if verdict.found == Some(one.invariant) => (one.scene, one.steps.to_string()),
-            _ if verdict.found.is_some() => ("figure", "-".to_owned()),
             _ => ("-", "-".to_owned()),
         };
         let also: Vec<&str> = verdict.also.iter().map(|one| one.name()).collect();

@@ -25,6 +25,10 @@ struct Page {
     writable_from: u32,
     /// The newest generation that an access was made with.
     used: Option<u32>,
+    /// The newest generation that was looked up.
+    looked_up: Option<u32>,
+    /// Since translations ended the last time, one was looked up again that had not been used.
+    was_dropped: bool,
     /// How translations ended the last time.
     closing: Closing,
     /// The frame of that time is gone.
@@ -40,6 +44,8 @@ pub enum Closing {
     Beside,
     /// A write protection: reading goes on.
     Protected,
+    /// A start has returned over several pages, which were looked up before: none may be forgotten.
+    Copies,
     /// For a change by which the driver is held to this.
     As(Invariant),
     /// The same for a write protection: reading goes on.
@@ -62,6 +68,8 @@ impl Translations {
             readable_from: 1,
             writable_from: 1,
             used: None,
+            looked_up: None,
+            was_dropped: false,
             closing: Closing::Alone,
             is_freed: false,
         };
@@ -71,10 +79,13 @@ impl Translations {
     }
 
     /// A translation of `page` as it is now.
-    pub fn fetched(&self, page: PageIndex, access: Access) -> BusAddr {
+    pub fn fetched(&mut self, page: PageIndex, access: Access) -> BusAddr {
+        let of = &mut self.pages[page as usize];
+        let before = of.looked_up.replace(of.generation);
+        of.was_dropped |= before > of.used && before < Some(of.generation);
         BusAddr {
             page,
-            generation: self.pages[page as usize].generation,
+            generation: of.generation,
             access,
         }
     }
@@ -89,6 +100,7 @@ impl Translations {
                 page.readable_from = page.generation;
             }
             page.closing = closing;
+            page.was_dropped = false;
             page.is_freed = false;
         }
     }
@@ -137,6 +149,39 @@ impl Translations {
         self.judge(ticket.at, ticket.access, "was still using a translation")
     }
 
+    /// A device begins to use a translation of a frame that it has pinned, when nothing is under
+    /// way that began before the last start.
+    ///
+    /// # Errors
+    ///
+    /// [`Breach`] if the frame has left its page: a start has asked for the translation to go.
+    pub fn pinned_use(&self, at: BusAddr) -> Result<(), Breach> {
+        let page = &self.pages[at.page as usize];
+        if !page.is_freed || at.generation >= page.readable_from {
+            return Ok(());
+        }
+        let was_used = page.used.is_some_and(|used| used >= at.generation);
+        let (invariant, since) = match was_used {
+            true => (Invariant::R6, "that it used before a start had returned"),
+            false => (
+                Invariant::R1,
+                "that it looked up before a start and installed after it",
+            ),
+        };
+        let (nr, used, now) = (at.page, at.generation, page.generation);
+        let what = format!(
+            "the device began to use a pinned frame of page {nr} {since}, though the page has \
+             another one (generation {used}, the page has {now})"
+        );
+        Err(Breach::of(invariant, what))
+    }
+
+    /// Whether the device has heard of the start that ended the translation of `page`.
+    fn has_dropped_another(&self, page: PageIndex) -> bool {
+        let mut all = (0..).zip(&self.pages);
+        all.any(|(nr, of)| nr != page && of.was_dropped && of.closing == Closing::Copies)
+    }
+
     fn judge(&self, at: BusAddr, access: Access, did: &str) -> Result<(), Breach> {
         if self.is_good(at, access) {
             return Ok(());
@@ -157,6 +202,10 @@ impl Translations {
             Closing::Beside => (
                 Invariant::R3,
                 "after a start had returned that was called beside another one",
+            ),
+            Closing::Copies if !was_used && self.has_dropped_another(at.page) => (
+                Invariant::R5,
+                "after a start for which it dropped that of another page, looked up as early",
             ),
             _ if !was_used => (
                 Invariant::R1,
@@ -238,6 +287,36 @@ mod tests {
             |t| t.closed(page(0), Closing::As(P10)),
             Some(P10),
         );
+    }
+
+    #[test]
+    fn what_was_pinned_late_is_not_what_was_kept() {
+        for (was_used, expected) in [(false, Invariant::R1), (true, Invariant::R6)] {
+            let mut translations = Translations::new(1);
+            let at = translations.fetched(0, Access::Read);
+            if was_used {
+                let _ticket = translations.access_began(at, Access::Read).expect("fresh");
+            }
+            translations.closed(page(0), Closing::Alone);
+            assert_eq!(translations.pinned_use(at), Ok(()), "its frame stays");
+            translations.freed(0);
+            let breach = translations.pinned_use(at).expect_err("another frame");
+            assert_eq!(breach.invariant, Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_copy_is_forgotten_only_where_another_is_dropped() {
+        for (other_dropped, expected) in [(false, Invariant::R1), (true, Invariant::R5)] {
+            let mut translations = Translations::new(2);
+            let at = [0, 1].map(|page| translations.fetched(page, Access::Read));
+            translations.closed(PageRun::new(0, 2), Closing::Copies);
+            if other_dropped {
+                let _again = translations.fetched(0, Access::Read);
+            }
+            let breach = translations.access_began(at[1], Access::Read);
+            assert_eq!(breach.expect_err("stale").invariant, Some(expected));
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ struct Inside {
     /// Rises with each thing that happens.
     now: u64,
     is_released: bool,
+    /// Nothing is under way: no access began before the last start.
+    is_settled: bool,
 }
 
 struct Page {
@@ -87,6 +89,7 @@ impl Books {
             open: Vec::new(),
             now: 1,
             is_released: false,
+            is_settled: false,
         }))
     }
 
@@ -139,9 +142,23 @@ impl Books {
         inside.pages[at.page as usize].nr_fruitless = 0;
         match inside.translations.access_began(at, access) {
             Ok(ticket) => Ok(Allowed::Fresh(ticket)),
-            Err(_) if is_pinned && may(at, access) => Ok(Allowed::Pinned),
+            Err(_) if is_pinned && may(at, access) => match inside.is_settled {
+                true => inside.translations.pinned_use(at).map(|()| Allowed::Pinned),
+                // One that was under way when the start came may end in its old frame.
+                false => Ok(Allowed::Pinned),
+            },
             Err(breach) => Err(breach),
         }
+    }
+
+    /// Nothing is under way any more; a page that is pinned too late or too long shows from here.
+    pub(super) fn settled(&self) {
+        self.inside().is_settled = true;
+    }
+
+    /// Pages that are pinned, each counted once for each pin.
+    pub(super) fn nr_pinned(&self) -> usize {
+        self.inside().pins.nr()
     }
 
     /// The bytes of an access; it ends with this.

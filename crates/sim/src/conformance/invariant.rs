@@ -78,23 +78,13 @@ impl fmt::Display for Invariant {
 }
 
 impl Invariant {
-    /// The other invariants as whose breach a breach of this one may show, since only what a device
-    /// does with memory is seen: not where it keeps an address, nor what it was about to do.
+    /// The other invariants whose breach is one of this too, by what they say: nothing else
+    /// stands for an invariant.
     pub const fn shows_as(self) -> &'static [Self] {
         match self {
-            // A page that was pinned too late stays in a cache that nobody empties.
-            Self::R1 => &[Self::R2, Self::R4, Self::P7],
-            Self::R3 => &[Self::R2, Self::R4],
+            // After a start the old frames are not used. The kit frees a frame only after a start,
+            // so who uses a freed one has used an old one.
             Self::R2 => &[Self::R4],
-            Self::R4 => &[Self::R2],
-            Self::R5 => &[Self::R1, Self::R2, Self::R3, Self::R4],
-            Self::R6 => &[Self::R7],
-            // A pin too few or too many: nobody gets any further, or the page does not come back.
-            Self::R8 => &[Self::P6, Self::P7],
-            Self::L1 | Self::L6 => &[Self::L2],
-            Self::P5 => &[Self::P6],
-            Self::L2 => &[Self::L1],
-            Self::L4 => &[Self::L2],
             _ => &[],
         }
     }
@@ -153,6 +143,14 @@ impl Pattern {
     /// Its letter.
     pub const fn letter(self) -> char {
         (b'A' + self as u8) as char
+    }
+
+    /// What it is held to if somebody asks for this one: a figure becomes a failure.
+    pub(super) fn need_of_wanted(self, invariant: Invariant) -> Need {
+        match self.need(invariant) {
+            Need::Graded => Need::Must,
+            need => need,
+        }
     }
 
     /// What it is held to. What the matrix does not name, everybody is held to.

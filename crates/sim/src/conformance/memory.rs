@@ -6,6 +6,7 @@ use super::stage::Judge;
 use crate::checker::{Brackets, Breach, Closing, PinId};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
+use lockdep::Map;
 use lockdep::scheduler::scheduler_point;
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
 use pinless_mm::bus::{Bus, BusAddr, DeviceMemory, PinError, Pinned, StaleDma};
@@ -23,13 +24,18 @@ const BASE: Vaddr = Vaddr(0x7000_0000);
 /// How long a blockable start may take, in virtual time.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// The lock of the mappings, which is held while one goes.
+static MAPPINGS: Map = Map::new("sim.kit.mappings");
+
 /// A mapping of a few pages with the production notifiers, whose every use is judged.
 pub(super) struct Memory {
     pub(super) books: Books,
     pub(super) judge: Arc<Judge>,
     notifiers: Notifiers,
-    /// What a fault finds: `0` frames, or none, so that it reclaims this page first.
+    /// Who faults next takes this page back first.
     short_of: AtomicU32,
+    /// How: a page of another fault is reclaimed, which may not block; its own is moved.
+    moves: AtomicBool,
     /// Whether starts may fail, since a device hangs.
     is_excused: AtomicBool,
 }
@@ -68,6 +74,7 @@ impl Ask {
 
     fn closing(&self, is_beside: bool) -> Closing {
         match self.held_to {
+            Some(Invariant::R5) => Closing::Copies,
             Some(invariant) if self.event.keeps_pages() => Closing::ProtectedAs(invariant),
             Some(invariant) => Closing::As(invariant),
             None if self.event.keeps_pages() => Closing::Protected,
@@ -84,6 +91,7 @@ impl Memory {
             judge: Arc::clone(judge),
             notifiers: Notifiers::new(MmId(1)),
             short_of: AtomicU32::new(u32::MAX),
+            moves: AtomicBool::new(false),
             is_excused: AtomicBool::new(false),
         });
         let judge = Arc::clone(judge);
@@ -99,9 +107,11 @@ impl Memory {
         memory
     }
 
-    /// From now on whoever faults first reclaims `page`, as a thread does that is short of memory.
-    pub(super) fn be_short_of(&self, page: u32) {
+    /// From now on whoever faults first reclaims `page`, as a thread does that is short of memory;
+    /// or, where it may block, moves it, as a fault does that finds its page on a far node.
+    pub(super) fn be_short_of(&self, page: u32, mode: Mode) {
         self.short_of.store(page, Relaxed);
+        self.moves.store(mode == Mode::Blockable, Relaxed);
     }
 
     /// From now on starts may fail: a device hangs.
@@ -149,25 +159,51 @@ impl Memory {
         }
     }
 
+    /// A start failed that a lookup has called: what it waits for may be the lookup.
+    fn failed_in_fault(&self, error: &BracketError) {
+        let what = format!("a start failed inside of a lookup of pages: {error}");
+        self.judge.judge(Err(Breach::of(Invariant::P5, what)));
+    }
+
     /// The memory goes away.
     pub(super) fn release(&self) {
+        let all = PageRun::new(0, self.books.nr_pages());
+        let (id, _) = self.books.start_called(all);
+        // A mapping goes with its lock held, which whoever pins pages takes.
+        let mappings = lockdep::is_enabled().then(|| MAPPINGS.read_recursive());
         if let Err(error) = self.notifiers.release(DEADLINE) {
             self.failed(&error);
         }
+        drop(mappings);
         self.books.released();
+        self.books.ended(id);
     }
 
-    /// What a thread does that finds no frame: takes one from another page.
+    /// What a thread does that finds no frame: takes one from another page. Or a page that it
+    /// wants is moved first, once.
     fn reclaim(&self, wanted: PageRun) {
-        let page = self.short_of.swap(u32::MAX, Relaxed);
-        if page == u32::MAX || wanted.contains(page) || running_callback().is_some() {
+        let (page, moves) = (self.short_of.load(Relaxed), self.moves.load(Relaxed));
+        if page == u32::MAX || running_callback().is_some() || moves != wanted.contains(page) {
             return;
         }
+        self.short_of.store(u32::MAX, Relaxed);
         let run = PageRun::single(page);
         let (id, is_beside) = self.books.start_called(run);
         let (start, end) = addresses(run);
-        if let Ok(invalidation) = self.notifiers.start_nonblock(start, end, Event::Clear) {
-            let ask = Ask::new(run, Event::Clear, Mode::NonBlock);
+        let (notifiers, event) = (&self.notifiers, Event::Clear);
+        let (opened, mode) = match moves {
+            true => {
+                let opened = notifiers.start_blockable(start, end, event, DEADLINE);
+                let opened = opened.map_err(|error| self.failed_in_fault(&error));
+                (opened.ok(), Mode::Blockable)
+            }
+            false => {
+                let opened = notifiers.start_nonblock(start, end, event);
+                (opened.ok(), Mode::NonBlock)
+            }
+        };
+        if let Some(invalidation) = opened {
+            let ask = Ask::new(run, event, mode);
             if self.notifiers.is_current(&invalidation) {
                 self.books.start_returned(run, ask.closing(is_beside));
                 self.books.change(run, Change::Move);
@@ -263,6 +299,9 @@ impl DeviceMemory for Memory {
 
     fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError> {
         self.notifiers.note_touch();
+        if lockdep::is_enabled() {
+            MAPPINGS.might_acquire();
+        }
         might_alloc(Gfp::Kernel);
         self.reclaim(run);
         scheduler_point("kit.pin", 0);

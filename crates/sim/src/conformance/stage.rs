@@ -38,6 +38,8 @@ pub(super) struct Judge {
     pattern: Option<Pattern>,
     /// Known already: what is looked for is another one.
     ignored: Vec<Invariant>,
+    /// Held to, also where it is but a figure for devices of the kind.
+    wanted: Vec<Invariant>,
     /// Seen where a panic would be contained.
     noted: ShortLock<Vec<Breach>>,
     figures: Arc<Figures>,
@@ -97,6 +99,7 @@ pub(super) struct Setting {
     pub(super) make: Make,
     pub(super) pattern: Option<Pattern>,
     pub(super) ignored: Vec<Invariant>,
+    pub(super) wanted: Vec<Invariant>,
     pub(super) inject: Inject,
     pub(super) figures: Arc<Figures>,
     pub(super) locks: Arc<Locks>,
@@ -106,6 +109,9 @@ impl Judge {
     fn need(&self, invariant: Option<Invariant>) -> Need {
         match (invariant, self.pattern) {
             (Some(invariant), _) if self.ignored.contains(&invariant) => Need::Nothing,
+            (Some(invariant), Some(pattern)) if self.wanted.contains(&invariant) => {
+                pattern.need_of_wanted(invariant)
+            }
             (Some(invariant), Some(pattern)) => pattern.need(invariant),
             _ => Need::Must,
         }
@@ -140,6 +146,7 @@ impl Stage {
         let judge = Arc::new(Judge {
             pattern: setting.pattern,
             ignored: setting.ignored.clone(),
+            wanted: setting.wanted.clone(),
             noted: ShortLock::new("sim.kit.noted", Vec::new()),
             figures: Arc::clone(&setting.figures),
         });
@@ -220,14 +227,14 @@ impl Stage {
             let took_ns = clock.now_ns() - began_ns;
             self.figures.start_ns_max.fetch_max(took_ns, Relaxed);
         }
-        self.judge.judge(self.locks.finish());
+        self.judge_locks();
         opened
     }
 
     /// Writes a byte as the device; whether it was written.
     pub(super) fn write(&self, page: u32, byte: usize, value: u8) -> bool {
         let is_written = self.try_write(page, byte, value);
-        self.judge.judge(self.locks.finish());
+        self.judge_locks();
         is_written
     }
 
@@ -253,7 +260,7 @@ impl Stage {
     /// Reads a byte as the device, and judges it; whether it was read.
     pub(super) fn read(&self, page: u32, byte: usize) -> bool {
         let is_read = self.try_read(page, byte);
-        self.judge.judge(self.locks.finish());
+        self.judge_locks();
         is_read
     }
 
@@ -339,6 +346,38 @@ impl Stage {
         }
     }
 
+    /// All tasks have ended, and no bracket is open: from here on nothing is under way, and what
+    /// the device uses is what it has installed.
+    pub(super) fn settle(&self) {
+        self.sim.join_all();
+        self.memory.books.settled();
+    }
+
+    /// A device that keeps pages pinned may know pages only by a pin: one that it has in two
+    /// containers is let go of in one of them, and known in the other.
+    pub(super) fn judge_containers(&self) {
+        if self.judge.pattern != Some(Pattern::PinCache) {
+            return;
+        }
+        // What is known can only become less here, so there were as many pins at some moment.
+        let held = self.device.holds();
+        let nr_pinned = self.memory.books.nr_pinned();
+        let held = held.min(self.device.holds()) as usize;
+        if held > nr_pinned {
+            let what = format!("{held} pages are known to the device, {nr_pinned} are pinned");
+            self.judge.judge(Err(Breach::of(Invariant::R8, what)));
+        }
+    }
+
+    /// Nothing of the mapping is left, so a device that was lent its pages has none of them.
+    pub(super) fn judge_returned(&self) {
+        let held = self.device.holds();
+        if held > 0 && self.judge.pattern == Some(Pattern::Grant) {
+            let what = format!("{held} pages are held that were all taken back");
+            self.judge.judge(Err(Breach::of(Invariant::R8, what)));
+        }
+    }
+
     /// Waits for all tasks, and judges what is left.
     pub(super) fn finish(&self) {
         self.sim.join_all();
@@ -357,6 +396,15 @@ impl Stage {
             self.judge.judge(Err(Breach::of(Invariant::P2, what)));
         }
         self.judge.finish();
-        self.judge.judge(self.locks.finish());
+        self.judge_locks();
+    }
+
+    /// Judges what the lock validator has found. One that is known already hides no other one.
+    #[track_caller]
+    fn judge_locks(&self) {
+        let breaches = self.locks.breaches();
+        breaches
+            .into_iter()
+            .for_each(|breach| self.judge.judge(Err(breach)));
     }
 }

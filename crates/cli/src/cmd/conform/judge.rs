@@ -6,7 +6,7 @@ use pinless_devices::model::Pattern as Family;
 use pinless_devices::zoo::Home;
 use pinless_devices::{Bug, BugInfo, Bugs, DeviceMemory, ModelInfo, models, zoo};
 use pinless_mm::mmu_notifier::Inject;
-use pinless_sim::conformance::{Grade, Invariant, Kit, Pattern, Report, Subject};
+use pinless_sim::conformance::{Invariant, Kit, Pattern, Report, Subject};
 use std::sync::Arc;
 use std::thread;
 
@@ -148,19 +148,13 @@ impl Job {
 }
 
 impl Judged {
-    /// The invariant by which the fault was found: by a conviction, or by a figure that says that
-    /// every user was stalled.
+    /// The invariant by which the fault was found: one that it is listed for was convicted of.
     pub(crate) fn found(&self) -> Option<Invariant> {
         let mut wanted = self.job.wanted();
         let others = wanted.clone().into_iter();
         wanted.extend(others.flat_map(|one| one.shows_as()));
-        let is_bad = |invariant: &&Invariant| match self.report.grades.get(invariant) {
-            Some(Grade::Fail) => true,
-            Some(Grade::Share(share)) => *share > 0.0,
-            Some(Grade::Times(_)) => true,
-            _ => false,
-        };
-        wanted.iter().find(is_bad).copied()
+        let is_convicted = |one: &Invariant| self.report.convicts(&[*one]);
+        wanted.into_iter().find(is_convicted)
     }
 }
 
@@ -176,6 +170,9 @@ fn judge(plan: &Plan, job: &Job) -> Report {
         .seed(plan.seed)
         .inject(job.inject())
         .wanted(&wanted);
+    if let What::Shipped = job.what {
+        kit = kit.as_found();
+    }
     if let Some(pattern) = pattern_of(model.pattern) {
         kit = kit.pattern(pattern);
     }

@@ -58,8 +58,6 @@ pub(crate) struct Verdict {
     /// What else was found.
     pub(crate) also: Vec<Invariant>,
     pub(crate) conviction: Option<Conviction>,
-    /// A line for a shell that shows it again.
-    pub(crate) replay: Option<String>,
 }
 
 /// One driver.
@@ -79,7 +77,7 @@ impl Report {
     pub(crate) fn new(args: &ConformArgs, judged: Vec<Judged>) -> Self {
         let runs = judged.iter().map(|judged| judged.report.runs).sum();
         let is_whole = args.driver.is_none() && args.bug.is_none();
-        let drivers = drivers(&judged);
+        let drivers = drivers(args, &judged);
         let false_convictions = drivers.iter().filter(|driver| !driver.ok).count();
         let bugs: Vec<Bug> = zoo()
             .iter()
@@ -102,19 +100,26 @@ impl Report {
     }
 }
 
-fn drivers(judged: &[Judged]) -> Vec<Driver> {
+fn drivers(args: &ConformArgs, judged: &[Judged]) -> Vec<Driver> {
     let mut drivers: Vec<Driver> = Vec::new();
     for Judged { job, report } in judged {
         let model = job.model;
         match job.what {
-            What::Fixed => drivers.push(Driver {
-                name: model.full_name(),
-                pattern: model.pattern.letter(),
-                ok: report.has_passed(),
-                report: report.clone(),
-                shipped: model.shipped.iter().map(|bug| bug.number()).collect(),
-                findings: Vec::new(),
-            }),
+            What::Fixed => {
+                let name = model.full_name();
+                let mut report = report.clone();
+                for one in &mut report.convictions {
+                    one.replay = command(args, &name, one);
+                }
+                drivers.push(Driver {
+                    name,
+                    pattern: model.pattern.letter(),
+                    ok: report.has_passed(),
+                    report,
+                    shipped: model.shipped.iter().map(|bug| bug.number()).collect(),
+                    findings: Vec::new(),
+                });
+            }
             What::Shipped => {
                 let name = model.full_name();
                 let driver = drivers.iter_mut().find(|driver| driver.name == name);
@@ -176,7 +181,7 @@ fn bug(
 
 fn verdict(args: &ConformArgs, info: &BugInfo, judged: &Judged) -> Verdict {
     let found = judged.found();
-    let conviction = judged
+    let mut conviction = judged
         .report
         .convictions
         .iter()
@@ -184,20 +189,21 @@ fn verdict(args: &ConformArgs, info: &BugInfo, judged: &Judged) -> Verdict {
         .or(judged.report.convictions.first())
         .cloned();
     let driver = judged.job.model.full_name();
-    let replay = conviction.as_ref().map(|one| {
-        let (bug, scene) = (info.bug.number(), one.scene);
-        let (seed, schedules) = (args.seed, args.schedules);
-        format!(
-            "pinless conform {driver} --bug {bug} --scene {scene} --seed {seed} \
-             --schedules {schedules}"
-        )
-    });
+    let what = format!("{driver} --bug {}", info.bug.number());
+    if let Some(one) = &mut conviction {
+        one.replay = command(args, &what, one);
+    }
     let also = judged.report.broken().filter(|&one| Some(one) != found);
     Verdict {
         driver,
         found,
         also: distinct(also),
         conviction,
-        replay,
     }
+}
+
+/// A line for a shell that shows it again: the command itself, not a test.
+fn command(args: &ConformArgs, what: &str, of: &Conviction) -> String {
+    let (scene, seed, schedules) = (of.scene, args.seed, args.schedules);
+    format!("pinless conform {what} --scene {scene} --seed {seed} --schedules {schedules}")
 }

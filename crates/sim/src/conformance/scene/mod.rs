@@ -3,6 +3,7 @@
 mod answers;
 mod ends;
 mod races;
+mod rests;
 
 use super::Invariant;
 use super::books::Change;
@@ -41,6 +42,10 @@ pub(super) static SCENES: &[Scene] = &[
     ends::LATE,
     ends::RELEASE,
     ends::LIFE,
+    rests::COPIES,
+    rests::SETTLED,
+    rests::IDLE,
+    rests::SPLIT,
 ];
 
 /// Pages of a mapping that is wide.

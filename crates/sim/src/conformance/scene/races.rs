@@ -2,7 +2,7 @@
 
 use super::{Change, Scene, Stage, draw, page};
 use crate::conformance::Invariant::{
-    L1, L2, L3, L5, P2, P3, P4, P5, P6, R1, R2, R3, R4, R5, R6, R7, R8,
+    L1, L2, L3, L5, P2, P3, P4, P5, P6, R1, R2, R3, R4, R6, R7, R8,
 };
 use crate::conformance::memory::Ask;
 use core::time::Duration;
@@ -18,7 +18,7 @@ const LATER_BY: Duration = Duration::from_millis(1);
 
 pub(super) const RACE: Scene = Scene {
     name: "race",
-    judges: &[R1, R2, R4, R5, R6, R7, R8, P2, P3, P4, P5, P6, L1, L2, L3],
+    judges: &[R1, R2, R4, R6, R7, R8, P2, P3, P4, P6, L1, L2, L3],
     stuck: P6,
     play: |stage| {
         stage.spawn_users();
@@ -35,6 +35,9 @@ pub(super) const EQUAL: Scene = Scene {
     judges: &[R1, R2, R3, R4, P2, P5, P6],
     stuck: P6,
     play: |stage| {
+        if stage.nr("choice") % 2 == 0 {
+            let _is_used = stage.write(0, 0, 1);
+        }
         stage.spawn_users();
         for taker in 0..2 {
             stage.spawn("taker", move |stage| {
@@ -125,15 +128,22 @@ pub(super) const NESTED: Scene = Scene {
     },
 };
 
-/// A fault that has to take a frame from another page of the same device.
+/// A fault that has to take a frame from another page of the same device, or that moves a page of
+/// its own.
 pub(super) const SHORT: Scene = Scene {
     name: "short",
     judges: &[P5, L1, L2, R1, R2],
     stuck: P5,
     play: |stage| {
         let last = stage.nr_pages() - 1;
+        if stage.nr("choice") % 2 == 0 {
+            // Its own page is moved: the first use of it is the fault.
+            stage.memory.be_short_of(last, Mode::Blockable);
+        }
         let _is_used = stage.write(last, 0, 1);
-        stage.memory.be_short_of(last);
+        if stage.nr("choice") % 2 == 1 {
+            stage.memory.be_short_of(last, Mode::NonBlock);
+        }
         stage.spawn_users();
         stage.finish();
     },
