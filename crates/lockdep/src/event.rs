@@ -661,6 +661,7 @@ pub fn forget(class: ClassId) {
         if validator::is_private() {
             forget(Validator::global().inner());
         }
+        crate::contention::forget(class);
         registry::unregister(class);
     });
 }

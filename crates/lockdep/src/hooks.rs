@@ -1,8 +1,8 @@
 //! Whether anybody watches: one word, so that a lock that nobody watches costs one load.
 //!
 //! ```text
-//!  63        32 31      17 16         15          0
-//! | epoch      | 0        | validator | schedulers |
+//!  63        32 31      18 17         16         15          0
+//! | epoch      | 0        | counting | validator | schedulers |
 //! ```
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const SCHEDULER: u64 = 1;
 const SCHEDULERS: u64 = 0xffff;
 const VALIDATOR: u64 = 1 << 16;
+const COUNTING: u64 = 1 << 17;
 const EPOCH: u64 = 1 << 32;
 
 /// The word, on a cache line that is hardly ever written.
@@ -34,7 +35,7 @@ pub(crate) fn load() -> Hooks {
 }
 
 impl Hooks {
-    /// Neither a scheduler nor the validator.
+    /// Neither a scheduler nor the validator, and nobody counts.
     #[inline(always)]
     pub(crate) const fn is_idle(self) -> bool {
         self.0 as u32 == 0
@@ -43,6 +44,18 @@ impl Hooks {
     #[inline(always)]
     pub(crate) const fn has_scheduler(self) -> bool {
         self.0 & SCHEDULERS != 0
+    }
+
+    /// Whether waits for locks are to be counted; see [`crate::contention`].
+    #[inline(always)]
+    pub(crate) const fn counts_waits(self) -> bool {
+        self.0 & COUNTING != 0
+    }
+
+    /// Whether a lock is not simply taken.
+    #[inline(always)]
+    pub(crate) const fn is_special(self) -> bool {
+        self.0 & (SCHEDULERS | COUNTING) != 0
     }
 
     #[inline(always)]
@@ -67,14 +80,24 @@ pub(crate) fn remove_scheduler() {
     WORD.0.fetch_sub(SCHEDULER, Ordering::Relaxed);
 }
 
+/// Sets or clears a bit; says whether it was set.
+fn set(bit: u64, is_on: bool) -> bool {
+    let before = if is_on {
+        WORD.0.fetch_or(bit, Ordering::Relaxed)
+    } else {
+        WORD.0.fetch_and(!bit, Ordering::Relaxed)
+    };
+    before & bit != 0
+}
+
+/// Switches the counting of waits for locks on or off; says whether it was on.
+pub(crate) fn set_counting(is_on: bool) -> bool {
+    set(COUNTING, is_on)
+}
+
 /// Switches the validator of the process on or off; says whether it was on.
 pub(crate) fn set_validator(is_on: bool) -> bool {
-    let before = if is_on {
-        WORD.0.fetch_or(VALIDATOR, Ordering::Relaxed)
-    } else {
-        WORD.0.fetch_and(!VALIDATOR, Ordering::Relaxed)
-    };
-    let was_on = before & VALIDATOR != 0;
+    let was_on = set(VALIDATOR, is_on);
     if was_on != is_on {
         WAS_TOGGLED.store(true, Ordering::Relaxed);
     }

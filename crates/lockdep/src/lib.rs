@@ -40,6 +40,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod contention;
 pub mod context;
 pub mod event;
 pub mod instrument;

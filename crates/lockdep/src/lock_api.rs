@@ -36,6 +36,7 @@ use lock_api::{
 };
 
 use crate::class::Class;
+use crate::contention;
 use crate::event::{self, Acquire};
 use crate::handed::{self, Token};
 use crate::hooks;
@@ -241,7 +242,7 @@ where
     #[track_caller]
     fn lock(&self) {
         self.watch.taking(Mode::Exclusive);
-        self.raw.lock();
+        self.wait(|raw| raw.try_lock(), R::lock);
         self.watch.taken(Mode::Exclusive);
     }
 
@@ -286,6 +287,14 @@ where
 }
 
 impl<R> Checked<R> {
+    /// Takes the lock, counting the wait where that is asked for.
+    #[track_caller]
+    fn wait(&self, attempt: impl FnOnce(&R) -> bool, lock: impl FnOnce(&R)) {
+        let attempt = || attempt(&self.raw).then_some(());
+        let class = || self.watch.id();
+        contention::take(hooks::load(), class, attempt, || lock(&self.raw));
+    }
+
     /// Takes the lock alone, with a time limit: what is told before it blocks is taken back if the
     /// time runs out.
     #[track_caller]
@@ -315,7 +324,7 @@ where
     #[track_caller]
     fn lock_shared(&self) {
         self.watch.taking(Mode::Shared);
-        self.raw.lock_shared();
+        self.wait(|raw| raw.try_lock_shared(), R::lock_shared);
         self.watch.taken(Mode::Shared);
     }
 
@@ -338,7 +347,7 @@ where
     #[track_caller]
     fn lock_exclusive(&self) {
         self.watch.taking(Mode::Exclusive);
-        self.raw.lock_exclusive();
+        self.wait(|raw| raw.try_lock_exclusive(), R::lock_exclusive);
         self.watch.taken(Mode::Exclusive);
     }
 
@@ -390,7 +399,10 @@ where
     #[track_caller]
     fn lock_shared_recursive(&self) {
         self.watch.taking(Mode::SharedRecursive);
-        self.raw.lock_shared_recursive();
+        self.wait(
+            |raw| raw.try_lock_shared_recursive(),
+            R::lock_shared_recursive,
+        );
         self.watch.taken(Mode::SharedRecursive);
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::contention::{self, Contention};
 use crate::graph::Provenance;
 use crate::prime::{KnownOrder, Stats};
 use crate::registry;
@@ -17,6 +18,9 @@ pub struct Snapshot {
     pub orders: Vec<KnownOrder>,
     /// How much it has seen.
     pub stats: Stats,
+    /// The classes that threads of the process were counted waiting for, the longest waited for
+    /// first: none unless [that was switched on](contention::set_enabled).
+    pub contention: Vec<Contention>,
 }
 
 /// What the calling thread's validator knows.
@@ -31,6 +35,7 @@ impl Validator {
     pub fn snapshot(&self) -> Snapshot {
         let classes = self.unwatched(|_| registry::live());
         Snapshot {
+            contention: contention::counted(&classes),
             classes: classes.into_iter().map(registry::display_name).collect(),
             orders: self.orders(),
             stats: self.stats(),
@@ -60,11 +65,43 @@ impl Snapshot {
             ("nr_threads", self.stats.nr_threads.to_string()),
         ]);
         let classes = self.classes.iter().map(|class| json::string(class));
+        let contention = self.contention.iter().map(|waits| {
+            json::fields(&[
+                ("class", json::string(&waits.class)),
+                ("nr_waits", waits.nr_waits.to_string()),
+                ("longest_ns", waits.longest.as_nanos().to_string()),
+                ("total_ns", waits.total.as_nanos().to_string()),
+            ])
+        });
         json::fields(&[
             ("classes", json::list(classes)),
             ("orders", json::list(orders)),
+            ("contention", json::list(contention)),
             ("stats", stats),
         ])
+    }
+
+    /// The waits for locks as a table, a class a line.
+    #[must_use]
+    pub fn contention_text(&self) -> String {
+        let mut out = format!(
+            "{:<40} {:>10} {:>10} {:>10}\n",
+            "class", "waits", "longest", "total"
+        );
+        for waits in &self.contention {
+            let Contention {
+                class,
+                nr_waits,
+                longest,
+                total,
+            } = waits;
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                out,
+                "{class:<40} {nr_waits:>10} {longest:>10.1?} {total:>10.1?}"
+            );
+        }
+        out
     }
 
     /// The orders as a picture for Graphviz: an arrow leads from what is held to what is taken,

@@ -110,16 +110,17 @@ impl<T: ?Sized> Mutex<T> {
     #[inline(always)]
     fn lock_watched(&self, hooks: Hooks, site: Place) -> MutexGuard<'_, T> {
         watch::lock(hooks, &self.class, &watch::SLEEP, Mode::Exclusive, site);
-        if hooks.has_scheduler() {
-            return self.lock_asking();
+        if hooks.is_special() {
+            return self.lock_asking(hooks);
         }
         self.guard(ignore_poison(self.inner.lock()))
     }
 
     #[cold]
-    fn lock_asking(&self) -> MutexGuard<'_, T> {
-        scheduler::acquire(PointKind::Lock, &self.class, || self.try_guard())
-            .unwrap_or_else(|| self.guard(ignore_poison(self.inner.lock())))
+    fn lock_asking(&self, hooks: Hooks) -> MutexGuard<'_, T> {
+        let attempt = || self.try_guard();
+        let wait = || self.guard(ignore_poison(self.inner.lock()));
+        watch::take(hooks, PointKind::Lock, &self.class, attempt, wait)
     }
 
     #[inline]

@@ -10,6 +10,7 @@ use std::sync;
 use super::scheduler::{self, PointKind};
 use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
+use crate::hooks::Hooks;
 use crate::{Class, Mode};
 
 /// A lock with many readers or one writer at a time; waiters sleep.
@@ -83,8 +84,8 @@ impl<T: ?Sized> RwLock<T> {
                 Mode::Shared,
                 Location::caller(),
             );
-            if hooks.has_scheduler() {
-                return self.read_asking();
+            if hooks.is_special() {
+                return self.read_asking(hooks);
             }
         }
         self.reading(ignore_poison(self.inner.read()))
@@ -126,8 +127,8 @@ impl<T: ?Sized> RwLock<T> {
                 Mode::Exclusive,
                 Location::caller(),
             );
-            if hooks.has_scheduler() {
-                return self.write_asking();
+            if hooks.is_special() {
+                return self.write_asking(hooks);
             }
         }
         self.writing(ignore_poison(self.inner.write()))
@@ -165,15 +166,17 @@ impl<T: ?Sized> RwLock<T> {
     }
 
     #[cold]
-    fn read_asking(&self) -> RwLockReadGuard<'_, T> {
-        scheduler::acquire(PointKind::Read, &self.class, || self.try_reading())
-            .unwrap_or_else(|| self.reading(ignore_poison(self.inner.read())))
+    fn read_asking(&self, hooks: Hooks) -> RwLockReadGuard<'_, T> {
+        let attempt = || self.try_reading();
+        let wait = || self.reading(ignore_poison(self.inner.read()));
+        watch::take(hooks, PointKind::Read, &self.class, attempt, wait)
     }
 
     #[cold]
-    fn write_asking(&self) -> RwLockWriteGuard<'_, T> {
-        scheduler::acquire(PointKind::Write, &self.class, || self.try_writing())
-            .unwrap_or_else(|| self.writing(ignore_poison(self.inner.write())))
+    fn write_asking(&self, hooks: Hooks) -> RwLockWriteGuard<'_, T> {
+        let attempt = || self.try_writing();
+        let wait = || self.writing(ignore_poison(self.inner.write()));
+        watch::take(hooks, PointKind::Write, &self.class, attempt, wait)
     }
 
     #[inline]

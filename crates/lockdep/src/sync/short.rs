@@ -11,7 +11,7 @@ use super::ignore_poison_try;
 use super::scheduler::{self, Point, PointKind};
 use super::spin::Backoff;
 use super::watch::{self, Pending, Release};
-use crate::{Class, Mode};
+use crate::{Class, Mode, contention, hooks};
 
 /// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
 ///
@@ -75,7 +75,7 @@ impl<T: ?Sized> ShortLock<T> {
         }
         match self.try_guard() {
             Some(guard) => guard,
-            None => self.lock_spinning(),
+            None => self.lock_counting(),
         }
     }
 
@@ -117,6 +117,12 @@ impl<T: ?Sized> ShortLock<T> {
         let guard = self.try_guard().unwrap_or_else(|| self.lock_spinning());
         pending.taken();
         guard
+    }
+
+    #[cold]
+    fn lock_counting(&self) -> ShortGuard<'_, T> {
+        let class = || self.class.id(&watch::SHORT);
+        contention::take(hooks::load(), class, || None, || self.lock_spinning())
     }
 
     #[cold]

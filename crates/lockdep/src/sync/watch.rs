@@ -3,11 +3,12 @@
 //! Both hang on one word: where neither watches, an operation costs one load and one branch.
 
 use crate::class::Class;
+use crate::contention;
 use crate::event::{self, How};
 use crate::hooks::{self, Hooks};
 use crate::identity::ClassRef;
 use crate::registry::{Attributes, WaitType};
-use crate::sync::scheduler;
+use crate::sync::scheduler::{self, PointKind};
 use crate::task::Site;
 use crate::word::{ClassId, Mode};
 
@@ -47,6 +48,22 @@ fn acquire(hooks: Hooks, class: &Class, as_: &Attributes, how: How, place: Place
         let id = class.known_id().unwrap_or_else(|| resolve(class, as_));
         event::acquire_plain(hooks, id, class.addr(), how, place);
     }
+}
+
+/// Takes a lock whose waiters sleep, where a scheduler is asked or waits are counted.
+pub(super) fn take<G>(
+    hooks: Hooks,
+    kind: PointKind,
+    class: &Class,
+    attempt: impl Fn() -> Option<G>,
+    wait: impl FnOnce() -> G,
+) -> G {
+    if hooks.has_scheduler()
+        && let Some(guard) = scheduler::acquire(kind, class, &attempt)
+    {
+        return guard;
+    }
+    contention::take(hooks, || class.id(&SLEEP), attempt, wait)
 }
 
 #[cold]

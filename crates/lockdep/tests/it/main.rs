@@ -5,10 +5,12 @@
 //! time. There a task that waits for what never comes is found at once, and the run ends as stuck.
 
 mod condvar;
+mod contention;
 mod events;
 mod families;
 mod families_beyond;
 mod foreign;
+mod holes;
 mod hook;
 mod locks;
 mod marker;
@@ -16,6 +18,7 @@ mod policy;
 mod programs;
 mod programs_random;
 mod readme;
+mod reports;
 mod rules;
 mod sleeps;
 mod stack;

@@ -1,4 +1,5 @@
-//! What the environment says is to happen on a report, each case in a process of its own.
+//! What the environment says is to happen on a report, and which are not to be told, each case in a
+//! process of its own.
 
 use std::process::{Command, ExitStatus};
 
@@ -54,12 +55,14 @@ fn scenario(name: &str) {
     }
 }
 
-/// Runs a scenario under a setting; how it ended, and whether anything was printed.
-fn run(setting: &str, name: &str) -> (End, bool) {
+/// Runs a scenario under a setting, with a file of suppressions; how it ended, and whether anything
+/// was printed.
+fn run(setting: &str, suppressions: &str, name: &str) -> (End, bool) {
     let program = std::env::current_exe().expect("a test knows its program");
     let output = Command::new(program)
         .args(["--exact", TEST])
         .env("LOCKDEP", setting)
+        .env("LOCKDEP_SUPPRESSIONS", suppressions)
         .env(VARIABLE, name)
         .output()
         .expect("a test starts");
@@ -93,7 +96,7 @@ fn the_environment_says_what_a_report_does() {
             .into_iter()
             .zip(expected)
         {
-            let (end, prints) = run(setting, name);
+            let (end, prints) = run(setting, "no such file", name);
             assert_eq!(end, expected.0, "{setting}, {name}");
             // Of one that panics, the harness prints, too.
             assert!(
@@ -101,5 +104,23 @@ fn the_environment_says_what_a_report_does() {
                 "{setting}, {name}"
             );
         }
+    }
+}
+
+#[test]
+fn a_file_says_what_is_not_to_be_told() {
+    if cfg!(miri) {
+        return;
+    }
+    const CIRCLE: &str = "circular: a(W)>b(W) b(W)>a(W)";
+    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/lockdep_suppressions");
+    for (list, expected) in [
+        (CIRCLE.to_owned(), (End::Well, false)),
+        (format!("# a comment\n\n{CIRCLE}\n"), (End::Well, false)),
+        (format!("# {CIRCLE}"), (End::Abort, true)),
+        (CIRCLE.replace('b', "c"), (End::Abort, true)),
+    ] {
+        std::fs::write(file, &list).expect("tests may write there");
+        assert_eq!(run("abort", file, "error"), expected, "{list}");
     }
 }
