@@ -113,8 +113,12 @@ impl<T: ?Sized> ShortLock<T> {
     #[cold]
     fn lock_asking(&self) -> ShortGuard<'_, T> {
         let pending = Pending::of(&self.class);
-        scheduler::point_at(PointKind::Lock, &self.class);
-        let guard = self.try_guard().unwrap_or_else(|| self.lock_spinning());
+        let is_scheduled = scheduler::point_at(PointKind::Lock, &self.class);
+        let wait = || match is_scheduled {
+            true => self.lock_spinning(),
+            false => self.lock_counting(),
+        };
+        let guard = self.try_guard().unwrap_or_else(wait);
         pending.taken();
         guard
     }

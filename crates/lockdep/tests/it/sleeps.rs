@@ -28,8 +28,11 @@ impl Awake {
     }
 }
 
+/// Goes to where something is done.
+type Enter = fn() -> Option<Awake>;
+
 /// Where something is done: with what keeps the thread from sleeping, if anything does.
-const PLACES: [(&str, fn() -> Option<Awake>); 7] = [
+const PLACES: [(&str, Enter); 7] = [
     ("anywhere", || None),
     ("where sleeping is allowed", || {
         Awake::in_context(context::wait_limit(WaitType::Sleep))
