@@ -34,12 +34,18 @@ pub const STUCK_MAX: usize = 64;
 /// Threads of a memory cgroup that can be watched while they run callbacks.
 pub const SEATS: usize = 16;
 
+/// How many of them only workers take: the three, and every spare that stands in for one.
+pub const WORKER_SEATS: usize = 3 + SPARES;
+
 /// Spare threads that whoever sets a memory cgroup up should start: a callback that hangs can hold
 /// each of the three workers, and one more has to watch.
 pub const SPARES: usize = 4;
 
 /// Convictions that are kept; older ones are dropped.
 pub const CONVICTIONS_MAX: usize = 64;
+
+/// The shortest budget of a callback. Below it, whoever watches would do nothing but look.
+pub const BUDGET_MIN: Duration = Duration::from_millis(1);
 
 /// Threads that may compress at the same time.
 pub const SCRATCHES: usize = 4;
@@ -90,12 +96,13 @@ pub struct Limits {
     pub reap_interval: Duration,
     /// How long somebody may take who promised to give memory back, before it is killed.
     pub cancel_deadline: Duration,
-    /// How long a callback may take that may block, before a spare steps in for its worker. Below
-    /// twice [`settle_deadline`](Self::settle_deadline): what takes longer is no reason to put a
-    /// kill off.
+    /// How long a callback may take that may block, before a spare steps in for its worker; no less
+    /// than [`BUDGET_MIN`]. What waits for devices puts a kill off for no longer than twice
+    /// [`settle_deadline`](Self::settle_deadline), however long this is.
     pub callback_budget: Duration,
     /// How long one may take that may not block. Far above what it needs: a busy machine takes the
-    /// processor away, and whoever is convicted for that is left out until it returns.
+    /// processor away, and whoever is convicted for that is left out until it returns. No less than
+    /// [`BUDGET_MIN`].
     pub nonblock_budget: Duration,
 }
 
@@ -138,6 +145,10 @@ impl Limits {
     ///
     /// See [`LimitError`].
     pub fn check(&self) -> Result<(), LimitError> {
+        let budget = self.callback_budget.min(self.nonblock_budget);
+        if budget < BUDGET_MIN {
+            return Err(LimitError::BudgetTooShort { budget });
+        }
         Self::check_knob(Knob::Max, self.max_bytes)?;
         Self::check_knob(Knob::ZswapMax, self.zswap_max_bytes)?;
         Self::check_knob(Knob::TotalMax, self.total_max_bytes)
@@ -184,6 +195,11 @@ pub enum LimitError {
         /// The bound that was asked for.
         zswap_max_bytes: u64,
     },
+    /// A callback gets no time.
+    BudgetTooShort {
+        /// The shorter of the two that were asked for.
+        budget: Duration,
+    },
 }
 
 impl fmt::Display for LimitError {
@@ -204,6 +220,11 @@ impl fmt::Display for LimitError {
                 f,
                 "a compressed store of {zswap_max_bytes} bytes is too large: at most \
                  {ZSWAP_BYTES_MAX} bytes can be numbered, and no more than it had at the start"
+            ),
+            Self::BudgetTooShort { budget } => write!(
+                f,
+                "a budget of {budget:?} for a callback is too short: give it {BUDGET_MIN:?} at \
+                 least"
             ),
         }
     }
@@ -232,6 +253,29 @@ impl Marks {
             low,
             high: (2 * low).min(frames / 2),
             standby: (frames / 8).max(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callback_has_time() {
+        for (callback_budget, nonblock_budget, is_enough) in [
+            (BUDGET_MIN, BUDGET_MIN, true),
+            (BUDGET_MIN, Duration::ZERO, false),
+            (Duration::ZERO, BUDGET_MIN, false),
+        ] {
+            let limits = Limits {
+                callback_budget,
+                nonblock_budget,
+                ..Limits::new(1 << 20)
+            };
+            let budget = Duration::ZERO;
+            let refused = Err(LimitError::BudgetTooShort { budget });
+            assert_eq!(limits.check(), if is_enough { Ok(()) } else { refused });
         }
     }
 }

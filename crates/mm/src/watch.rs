@@ -16,13 +16,13 @@
 //!  becomes a spare
 //! ```
 //!
-//! From its conviction until its call returns, nobody calls the subscription: brackets that
-//! concern it are refused in its name (see `Member::is_overdue`), so that one hang costs no second
-//! worker. Only a thread that is in a callback can be convicted, and whether it was is settled
+//! From its conviction until its call returns, no bracket is opened over the subscription: it is
+//! refused in its name (see `Member::is_overdue`), and a teardown waits. What was open already ends,
+//! which calls it. So one hang costs a worker at most once. Only a thread that is in a callback can be convicted, and whether it was is settled
 //! under the lock of its seat, so that a worker is replaced or goes on, and never both.
 
 use crate::env::Clock;
-use crate::limits::{CONVICTIONS_MAX, Limits, SEATS};
+use crate::limits::{CONVICTIONS_MAX, Limits, SEATS, WORKER_SEATS};
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -156,6 +156,8 @@ struct SeatState {
     call: Option<Call>,
     /// Callbacks inside of one another; the outermost counts.
     depth: u32,
+    /// Since when its time does not count.
+    paused_ns: Option<u64>,
 }
 
 /// The seats of a memory cgroup and its spares.
@@ -232,6 +234,28 @@ impl Drop for Watched {
     }
 }
 
+/// The time in which a callback waits for what is not its own: it does not count.
+#[must_use = "the time counts again when this is dropped"]
+pub(crate) struct Paused(bool);
+
+impl Paused {
+    pub(crate) fn enter() -> Self {
+        let is_watched = marks() & WATCHED != 0;
+        if is_watched {
+            with_watch(Watch::pause);
+        }
+        Self(is_watched)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if self.0 {
+            with_watch(Watch::resume);
+        }
+    }
+}
+
 #[cold]
 fn with_watch(act: impl FnOnce(&Watch, usize)) {
     // An error says that the thread is at its end.
@@ -290,11 +314,16 @@ impl Watch {
     }
 
     /// From now on the calling thread is watched, as the worker of a post or for itself; unless no
-    /// seat is free.
+    /// seat is free. Threads of the program leave [`WORKER_SEATS`] to workers.
     pub(crate) fn sit(self: &Arc<Self>, post: Option<Post>) -> Sitting {
         // Acquire: pairs with the Release of whoever sat there.
         let take = |seat: &Seat| !seat.is_taken.swap(true, Ordering::Acquire);
-        let Some(seat) = self.seats.iter().position(take) else {
+        // Workers begin at those that are theirs.
+        let seat = match post {
+            Some(_) => self.seats.iter().rposition(take),
+            None => self.seats[..SEATS - WORKER_SEATS].iter().position(take),
+        };
+        let Some(seat) = seat else {
             return Sitting {
                 outer: None,
                 outer_marks: 0,
@@ -322,17 +351,19 @@ impl Watch {
             self.nonblock_budget
         };
         let since_ns = self.clock.now_ns();
-        let call = Call {
+        let mut call = Call {
             suspect,
             callback,
             since_ns,
             until_ns: since_ns.saturating_add(budget.as_nanos() as u64),
-            serial: self.next_serial.fetch_add(1, Ordering::Relaxed),
+            serial: 0,
             is_convicted: false,
         };
         let mut state = self.seats[seat].state.lock();
         state.depth += 1;
         let inner = if state.depth == 1 {
+            // Under the lock of the seat: whoever reads a number that counts this call finds it.
+            call.serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
             state.call = Some(call);
             None
         } else {
@@ -343,6 +374,21 @@ impl Watch {
             None => self.arm(),
             // Not under the lock: it counts down.
             Some(call) => drop(call),
+        }
+    }
+
+    fn pause(&self, seat: usize) {
+        let now_ns = self.clock.now_ns();
+        self.seats[seat].state.lock().paused_ns = Some(now_ns);
+    }
+
+    fn resume(&self, seat: usize) {
+        let now_ns = self.clock.now_ns();
+        let mut state = self.seats[seat].state.lock();
+        let paused_ns = state.paused_ns.take();
+        if let (Some(paused_ns), Some(call)) = (paused_ns, &mut state.call) {
+            let lasted_ns = now_ns.saturating_sub(paused_ns);
+            call.until_ns = call.until_ns.saturating_add(lasted_ns);
         }
     }
 
@@ -464,11 +510,16 @@ impl Watch {
         let is_taken = |seat: &&Seat| seat.is_taken.load(Ordering::Acquire);
         for seat in self.seats.iter().filter(is_taken) {
             let mut sitting = seat.state.lock();
-            let SeatState { post, call, .. } = &mut *sitting;
+            let SeatState {
+                post,
+                call,
+                paused_ns,
+                ..
+            } = &mut *sitting;
             let Some(call) = call.as_mut().filter(|call| !call.is_convicted) else {
                 continue;
             };
-            if now_ns < call.until_ns {
+            if paused_ns.is_some() || now_ns < call.until_ns {
                 is_any_running = true;
                 continue;
             }
@@ -518,5 +569,81 @@ impl fmt::Debug for Watch {
         f.debug_struct("Watch")
             .field("is_armed", &self.is_armed)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicU32;
+
+    /// Stands still unless it is moved on.
+    #[derive(Debug, Default)]
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now_ns(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    struct Somebody(Arc<str>, AtomicU32);
+
+    impl Suspect for Somebody {
+        fn name(&self) -> &Arc<str> {
+            &self.0
+        }
+
+        fn convict(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn acquit(&self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn watch() -> (Arc<Watch>, Arc<Hand>) {
+        let hand = Arc::new(Hand::default());
+        let clock = Arc::clone(&hand) as Arc<dyn Clock>;
+        (Watch::new(&Limits::new(1 << 20), &clock), hand)
+    }
+
+    #[test]
+    fn programs_leave_seats_to_workers() {
+        let (watch, _) = watch();
+        let mut sitting: Vec<_> = (0..SEATS).map(|_| watch.sit(None)).collect();
+        let nr_seated = sitting.iter().filter(|one| one.seat.is_some()).count();
+        assert_eq!(nr_seated, SEATS - WORKER_SEATS);
+        let posts = Post::ALL.into_iter().cycle().take(WORKER_SEATS);
+        sitting.extend(posts.map(|post| watch.sit(Some(post))));
+        let nr_seated = sitting.iter().filter(|one| one.seat.is_some()).count();
+        assert_eq!(nr_seated, SEATS);
+        // The last that sat down gets up first.
+        while sitting.pop().is_some() {}
+    }
+
+    #[test]
+    fn a_pause_does_not_count() {
+        let (watch, hand) = watch();
+        let budget_ns = watch.callback_budget.as_nanos() as u64;
+        let suspect = Arc::new(Somebody(Arc::from("somebody"), AtomicU32::new(0)));
+        let is_convicted = || {
+            watch.look(&mut watch.state.lock());
+            suspect.1.load(Ordering::Relaxed) > 0
+        };
+        let pass = |ns| hand.0.fetch_add(ns, Ordering::Relaxed);
+        let _sitting = watch.sit(Some(Post::Settle));
+        let watched = Watched::enter(Callback::StartBlockable, &suspect);
+        pass(budget_ns - 1);
+        let paused = Paused::enter();
+        pass(10 * budget_ns);
+        assert!(!is_convicted(), "it waits for another");
+        drop(paused);
+        assert!(!is_convicted(), "the wait was another's");
+        pass(1);
+        assert!(is_convicted(), "its own time is over");
+        drop(watched);
+        assert!(is_replaced() && watch.convictions()[0].lasted_ns.is_some());
     }
 }

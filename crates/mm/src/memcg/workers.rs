@@ -30,9 +30,10 @@ impl Memcg {
     /// The loop of a spare, until [`Memcg::stop`]: convicts callbacks that overstay their budget,
     /// and takes over from the worker that is in one.
     ///
-    /// Without a spare such a callback stops its worker for as long as it runs. A hang costs one
-    /// spare for each of the three workers at most, and one has to be left to watch: see
-    /// [`SPARES`](crate::limits::SPARES).
+    /// Without a spare such a callback stops its worker for as long as it runs. A subscription
+    /// that hangs costs one spare for each of the three workers at most, a shrinker one, and an
+    /// address space one in each of its two reactions; what hangs beside it costs its own. One has
+    /// to be left to watch: see [`SPARES`](crate::limits::SPARES).
     pub fn run_spare(&self) {
         self.run(None);
     }
@@ -45,7 +46,11 @@ impl Memcg {
             };
             let sitting = self.watch.sit(Some(filled));
             match filled {
-                Post::Reclaim => self.reclaim_until_over(),
+                Post::Reclaim => {
+                    // Whoever had the post before may be stuck in one of these.
+                    self.call_on_kill();
+                    self.reclaim_until_over();
+                }
                 Post::Settle => self.settle_until_over(),
                 Post::Reaper => self.reap_until_over(),
             }

@@ -40,7 +40,7 @@ use crate::oom::contained;
 use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::RwLock;
 use std::sync::{Arc, OnceLock};
 
@@ -60,9 +60,11 @@ pub struct Mm {
     killed: AtomicBool,
     exited: AtomicBool,
     oom_score_adj: AtomicI32,
-    on_kill: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
-    pub(crate) on_cancel: RwLock<Option<Box<dyn Fn() -> bool + Send + Sync>>>,
+    on_kill: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
+    on_cancel: RwLock<Option<Arc<dyn Fn() -> bool + Send + Sync>>>,
     was_told: AtomicBool,
+    /// Calls of what was set that have not returned in their time.
+    nr_overdue: AtomicU32,
     event_log: OnceLock<Arc<Log>>,
 }
 
@@ -102,6 +104,7 @@ impl Memcg {
             on_kill: RwLock::new("mm.on_kill", None),
             on_cancel: RwLock::new("mm.on_cancel", None),
             was_told: AtomicBool::new(false),
+            nr_overdue: AtomicU32::new(0),
             event_log: OnceLock::new(),
         });
         self.add_mm(&mm);
@@ -187,7 +190,9 @@ impl Mm {
     /// It runs on the thread that found the memory cgroup out of memory: it must not block, touch
     /// managed memory, or allocate any. A panic of it goes nowhere.
     pub fn set_on_kill(&self, on_kill: impl Fn() + Send + Sync + 'static) {
-        *self.on_kill.write() = Some(Box::new(on_kill));
+        let older = self.on_kill.write().replace(Arc::new(on_kill));
+        // Out of the lock: what is destroyed is not ours.
+        drop(older);
     }
 
     /// Sets what is called before the OOM killer chooses this address space, when nobody has more:
@@ -196,9 +201,12 @@ impl Mm {
     /// frame came free after [`Limits::cancel_deadline`], it is killed all the same.
     ///
     /// It runs on the reclaim worker: it hands the work to another thread and must not block,
-    /// touch managed memory, or allocate any. A panic of it means no.
+    /// touch managed memory, or allocate any. A panic of it means no, and so does a call that has
+    /// not returned in its time ([`Limits::nonblock_budget`]): until it does, it is not called.
     pub fn set_on_cancel(&self, on_cancel: impl Fn() -> bool + Send + Sync + 'static) {
-        *self.on_cancel.write() = Some(Box::new(on_cancel));
+        let older = self.on_cancel.write().replace(Arc::new(on_cancel));
+        // As above.
+        drop(older);
     }
 
     /// Has what happens here noted in `log`, from now on and for good. False when there is one
@@ -239,10 +247,25 @@ impl Mm {
         if self.was_told.swap(true, Ordering::Relaxed) {
             return;
         }
-        if let Some(on_kill) = &*self.on_kill.read() {
+        // Not under the lock: it may never return.
+        let on_kill = self.on_kill.read().clone();
+        if let Some(on_kill) = on_kill {
             let _watched = Watched::enter(Callback::OnKill, self);
-            let _: Option<()> = contained(on_kill);
+            let _: Option<()> = contained(&*on_kill);
         }
+    }
+
+    /// Calls what was set to ask for memory back; whether it promised any.
+    pub(crate) fn call_on_cancel(self: &Arc<Self>) -> bool {
+        if self.nr_overdue.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        // As above.
+        let on_cancel = self.on_cancel.read().clone();
+        on_cancel.is_some_and(|on_cancel| {
+            let _watched = Watched::enter(Callback::Cancel, self);
+            contained(&*on_cancel).unwrap_or(false)
+        })
     }
 
     /// The mapping with the lowest number above `last`. Neither allocates nor waits: an error says
@@ -259,15 +282,20 @@ impl Mm {
     }
 }
 
-/// What is called on its behalf when it is killed comes once, so nobody has to be kept from it.
+/// What is called when it is killed comes once; what comes more often is kept from while it is
+/// overdue.
 impl Suspect for Mm {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn convict(&self) {}
+    fn convict(&self) {
+        self.nr_overdue.fetch_add(1, Ordering::Relaxed);
+    }
 
-    fn acquit(&self) {}
+    fn acquit(&self) {
+        self.nr_overdue.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A lock is held by somebody else.

@@ -70,16 +70,23 @@ impl Mm {
             .begin(self.memcg().clock.now_ns());
         self.mark_exited();
         let _sitting = self.memcg().watch.sit(None);
-        let released = self
-            .notifiers()
-            .release(self.memcg().limits.settle_deadline);
-        let unmapped = match released {
-            Ok(()) => self.unmap_all(),
-            Err(error) => Err(error),
-        };
-        match unmapped {
-            Ok(()) => self.forget_if_empty(),
-            Err(error) => self.park(error),
+        let _is_gone = self.tear_down();
+    }
+
+    /// Goes on with a teardown: releases, which happens once, and unmaps. False when a device has
+    /// not let go.
+    pub(crate) fn tear_down(self: &Arc<Self>) -> bool {
+        let deadline = self.memcg().limits.settle_deadline;
+        let released = self.notifiers().release(deadline);
+        match released.and_then(|()| self.unmap_all()) {
+            Ok(()) => {
+                self.forget_if_empty();
+                true
+            }
+            Err(error) => {
+                self.park(error);
+                false
+            }
         }
     }
 
@@ -108,20 +115,6 @@ impl Mm {
         };
         self.memcg().reclaim.parked.push(Arc::clone(self), awaited);
         self.memcg().reclaim.refused.wake_all();
-    }
-
-    /// Goes on with a teardown whose device has answered. False when another one has not.
-    pub(crate) fn unpark(self: &Arc<Self>) -> bool {
-        match self.unmap_all() {
-            Ok(()) => {
-                self.forget_if_empty();
-                true
-            }
-            Err(error) => {
-                self.park(error);
-                false
-            }
-        }
     }
 
     /// Nobody need know of an address space that is torn down. As long as somebody else is

@@ -319,8 +319,10 @@ impl Registry {
         Ok(Started { handle, ends })
     }
 
-    /// Calls `release` of everybody, waits for what they settled, and takes them out.
+    /// Calls `release` of everybody, waits for what they settled, and takes them out. Calls nobody
+    /// while one of them is overdue: then it is for the caller to come again.
     pub(super) fn release(&self, settle_deadline: Duration) -> Result<(), BracketError> {
+        self.check_overdue()?;
         let Some(handle) = self.close() else {
             return Ok(());
         };
@@ -349,6 +351,19 @@ impl Registry {
         }
         self.forget_all();
         Ok(())
+    }
+
+    /// Names one that is overdue.
+    fn check_overdue(&self) -> Result<(), BracketError> {
+        let handle = self.look();
+        let found = handle.version().visit_all(&mut |member| {
+            if member.is_overdue() {
+                return ControlFlow::Break(Arc::clone(member.name()));
+            }
+            ControlFlow::Continue(())
+        });
+        let overdue = found.break_value();
+        overdue.map_or(Ok(()), |holder| Err(BracketError::Overdue { holder }))
     }
 }
 

@@ -56,6 +56,7 @@
 //! Linux counterpart: mmu_notifier_range_blockable() and non_block_start()
 
 use super::range::Mode;
+use crate::watch::Paused;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::convert::Infallible;
 use core::fmt;
@@ -327,6 +328,8 @@ impl Settling {
         });
         let mut state = state.borrow_mut();
         if state.nr == SETTLE_QUEUE {
+            // Not the time of the callback that runs: what it waits for is another's.
+            let _paused = Paused::enter();
             state.wait_for_oldest(self.deadline);
         }
         if state.nr < SETTLE_QUEUE {

@@ -11,6 +11,7 @@ use crate::memcg::stat::count;
 use crate::mm_struct::Mm;
 use crate::mmu_notifier::MmId;
 use crate::reclaim::Stall;
+use crate::watch::is_replaced;
 use core::ops::Bound;
 use std::sync::{Arc, Weak};
 
@@ -73,12 +74,16 @@ impl Memcg {
         self.call_on_kill();
     }
 
-    /// Tells each victim that has not been told. No lock is held while one is.
-    fn call_on_kill(&self) {
+    /// Tells each victim that has not been told. No lock is held while one is. When one does not
+    /// come back, whoever takes over tells the rest.
+    pub(crate) fn call_on_kill(&self) {
         let mut last = MmId(0);
         while let Some(mm) = self.mm_after(last) {
             if mm.is_killed() {
                 mm.call_on_kill();
+            }
+            if is_replaced() {
+                return;
             }
             last = mm.id();
         }

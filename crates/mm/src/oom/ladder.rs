@@ -5,7 +5,7 @@
 //! 2. *Discard*: contents that their program can do without are given up; see
 //!    [`Advice::Discardable`](crate::Advice::Discardable).
 //! 3. *Cancel*: who would be killed is asked to give memory back itself; see
-//!    [`Mm::set_on_cancel`].
+//!    [`Mm::set_on_cancel`](crate::Mm::set_on_cancel).
 //! 4. *Kill*.
 //!
 //! A rung is stood on until it is known that no frame came of it, which takes another row of passes
@@ -19,10 +19,10 @@ use crate::addr::PageRun;
 use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
-use crate::mm_struct::{Mm, Scope, Vma, VmaId};
+use crate::mm_struct::{Scope, Vma, VmaId};
 use crate::mmu_notifier::Event;
 use crate::reclaim::Stall;
-use crate::watch::{Callback, Watched};
+use crate::watch::is_replaced;
 use core::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -78,7 +78,8 @@ impl Memcg {
     pub(super) fn climb(&self, stall: &Stall) -> Option<Verdict> {
         loop {
             let has_victim = self.oom.state.lock().victim.is_some();
-            if has_victim || self.frames.nr_freed() != stall.nr_freed {
+            // Whoever was replaced leaves it to who took over: what it knows is old.
+            if has_victim || is_replaced() || self.frames.nr_freed() != stall.nr_freed {
                 return Some(Verdict::Acted);
             }
             let mut drought = self.domain.drought.lock();
@@ -114,7 +115,7 @@ impl Memcg {
     fn discard(&self) -> bool {
         let _inside = Reclaiming::enter();
         let (mut last, mut discarded) = (VmaId(0), 0);
-        while let Some(vma) = self.vma_after(last) {
+        while let Some(vma) = self.vma_after(last).filter(|_| !is_replaced()) {
             last = vma.id();
             for index in 0.. {
                 let Some(run) = vma.discardable_at(index) else {
@@ -138,7 +139,7 @@ impl Memcg {
         let Some(mm) = self.select_victim(|_| ()).map(|(mm, _)| mm) else {
             return false;
         };
-        if !mm.call_on_cancel() {
+        if !mm.call_on_cancel() || is_replaced() {
             return false;
         }
         let deadline_ns = self.limits.cancel_deadline.as_nanos() as u64;
@@ -153,7 +154,7 @@ impl Vma {
     /// Gives up what is in `run`; how many pages that were.
     fn discard(&self, run: PageRun) -> u64 {
         let (mut first, mut discarded) = (run.first, 0);
-        while first < run.end() {
+        while first < run.end() && !is_replaced() {
             let chunk = PageRun::new(first, WINDOW_PAGES.min(run.end() - first));
             let (start, end) = (self.address(chunk.first), self.address(chunk.end()));
             let notifiers = self.mm().notifiers();
@@ -164,17 +165,6 @@ impl Vma {
             first = chunk.end();
         }
         discarded
-    }
-}
-
-impl Mm {
-    /// Calls what was set to ask for memory back; whether it promised any.
-    fn call_on_cancel(self: &Arc<Self>) -> bool {
-        let on_cancel = self.on_cancel.read();
-        on_cancel.as_ref().is_some_and(|on_cancel| {
-            let _watched = Watched::enter(Callback::Cancel, self);
-            contained(on_cancel).unwrap_or(false)
-        })
     }
 }
 

@@ -16,20 +16,12 @@ use crate::mmu_notifier::{Event, MmId};
 use crate::watch::is_replaced;
 use std::sync::Arc;
 
-/// What one pass over a victim did.
+/// What one pass over a victim left behind.
 struct ReapPass {
-    outcome: ZapOutcome,
     skipped: Vec<Skipped>,
-    first_page_ns: Option<u64>,
 }
 
 impl ReapPass {
-    fn clear(&mut self) {
-        self.outcome = ZapOutcome::default();
-        self.skipped.clear();
-        self.first_page_ns = None;
-    }
-
     fn skip(&mut self, holder: &Arc<str>, how: Held, pages: u64) {
         let is_known = |known: &&mut Skipped| known.holder == *holder && known.how == how;
         if let Some(known) = self.skipped.iter_mut().find(is_known) {
@@ -60,10 +52,12 @@ impl Memcg {
             notifier: Arc::from("a notifier that may block"),
         };
         let mut pass = ReapPass {
-            outcome: ZapOutcome::default(),
             skipped: Vec::with_capacity(SKIPPED_MAX),
-            first_page_ns: None,
         };
+        // Whoever had the post before may be stuck in the middle of them.
+        let mut state = self.oom.state.lock();
+        state.is_woken |= !state.leftovers.is_empty();
+        drop(state);
         while let Some(work) = self.next_victim() {
             match work {
                 Work::Victim(victim) => self.reap_victim(&victim, &mut pass, &holders),
@@ -91,7 +85,7 @@ impl Memcg {
     fn reap_victim(&self, victim: &Arc<Mm>, pass: &mut ReapPass, holders: &Holders) {
         let reaping = self.oom.state.lock().reaping;
         if reaping == Reaping::GivesUp && victim.notifiers().has_subscriptions() {
-            pass.clear();
+            pass.skipped.clear();
             let pages = victim.nr_frames() + victim.nr_swapped();
             pass.skip(&holders.notifier, Held::NotAsked, pages);
             self.record(victim.id(), pass, 1, true);
@@ -140,8 +134,6 @@ impl Memcg {
             let is_back = victim.nr_frames() + victim.nr_swapped() == 0;
             let now_ns = self.clock.now_ns();
             if let Some(report) = state.reports.last_of(victim.id()) {
-                report.freed_frames += pass.outcome.frames;
-                report.freed_swapped += pass.outcome.swapped;
                 let after_ns = now_ns.saturating_sub(report.killed_at_ns);
                 report.back_ns = report.back_ns.or(is_back.then_some(after_ns));
             }
@@ -149,7 +141,7 @@ impl Memcg {
     }
 
     fn reap_pass(&self, victim: &Mm, pass: &mut ReapPass, holders: &Holders) {
-        pass.clear();
+        pass.skipped.clear();
         let mut last = VmaId(0);
         loop {
             let vma = match victim.try_vma_after(last) {
@@ -181,16 +173,14 @@ impl Memcg {
             Ok(_bracket) if is_replaced() => {}
             Ok(_bracket) => {
                 let outcome = vma.zap_told(run, Scope::Reap);
-                if pass.first_page_ns.is_none() && outcome.frames + outcome.swapped > 0 {
-                    pass.first_page_ns = Some(self.clock.now_ns());
-                }
+                // Before the bracket ends: that calls devices, and may never return.
+                self.book(vma.mm().id(), &outcome);
                 if outcome.pinned > 0 {
                     pass.skip(&holders.pin, Held::Pinned, outcome.pinned);
                 }
                 if outcome.busy > 0 {
                     pass.skip(&holders.user, Held::InUse, outcome.busy);
                 }
-                pass.outcome += outcome;
             }
             Err(refused) if run.nr == 1 => {
                 pass.skip(&refused.holder, Held::Refused(refused.cause), 1);
@@ -204,6 +194,21 @@ impl Memcg {
         }
     }
 
+    /// Counts what was taken from a victim.
+    fn book(&self, victim: MmId, outcome: &ZapOutcome) {
+        if outcome.frames + outcome.swapped == 0 {
+            return;
+        }
+        let now_ns = self.clock.now_ns();
+        let mut state = self.oom.state.lock();
+        if let Some(report) = state.reports.last_of(victim) {
+            let after_ns = now_ns.saturating_sub(report.killed_at_ns);
+            report.first_page_ns.get_or_insert(after_ns);
+            report.freed_frames += outcome.frames;
+            report.freed_swapped += outcome.swapped;
+        }
+    }
+
     fn record(&self, victim: MmId, pass: &mut ReapPass, attempt: u32, is_last: bool) {
         let now_ns = self.clock.now_ns();
         let mut state = self.oom.state.lock();
@@ -212,12 +217,9 @@ impl Memcg {
         };
         let after = |ns: u64| ns.saturating_sub(report.killed_at_ns);
         report.passes = attempt;
-        report.first_page_ns = report.first_page_ns.or(pass.first_page_ns.map(after));
         report.first_pass_ns = report.first_pass_ns.or(Some(after(now_ns)));
         report.done_ns = is_last.then_some(after(now_ns));
         report.back_ns = report.done_ns.filter(|_| pass.skipped.is_empty());
-        report.freed_frames += pass.outcome.frames;
-        report.freed_swapped += pass.outcome.swapped;
         pass.skipped
             .sort_unstable_by_key(|skipped| core::cmp::Reverse(skipped.pages));
         report.skipped.clear();

@@ -321,6 +321,10 @@ impl Memcg {
             // Somebody is being killed: what comes of that counts anew.
             stall = Stall::default();
         }
+        if watch::is_replaced() {
+            // Whoever reclaims now counts for itself.
+            return false;
+        }
         *self.domain.stall.lock() = stall;
         is_short
     }

@@ -284,7 +284,7 @@ impl Memcg {
                 }
                 Work::LookAtParked => {
                     while let Some(mm) = self.reclaim.parked.take_answered() {
-                        if !mm.unpark() {
+                        if !mm.tear_down() || watch::is_replaced() {
                             break;
                         }
                     }

@@ -8,7 +8,7 @@
 use super::Effort;
 use crate::memcg::Memcg;
 use crate::oom::contained;
-use crate::watch::{Callback, Suspect, Watched};
+use crate::watch::{Callback, Suspect, Watched, is_replaced};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 use lockdep::sync::{Condvar, Mutex};
@@ -104,27 +104,31 @@ impl Registered {
         let Some(shrinker) = self.begin() else {
             return 0;
         };
-        let watched = Watched::enter(Callback::Shrink, self);
-        let freed = contained(|| shrink_in_batches(&*shrinker, effort)).unwrap_or(0);
-        drop(watched);
+        let freed = self.shrink_in_batches(&*shrinker, effort);
         drop(shrinker);
         self.end();
         freed
     }
-}
 
-fn shrink_in_batches(shrinker: &dyn Shrinker, effort: Effort) -> u64 {
-    let mut left = effort.share_of(shrinker.count());
-    let mut freed = 0;
-    while left > 0 {
-        let batch = left.min(BATCH);
-        match shrinker.scan(batch) {
-            Some(nr) => freed += nr,
-            None => break,
+    fn shrink_in_batches(self: &Arc<Self>, shrinker: &dyn Shrinker, effort: Effort) -> u64 {
+        let nr = self.call(|| shrinker.count()).unwrap_or(0);
+        let (mut left, mut freed) = (effort.share_of(nr), 0);
+        while left > 0 && !is_replaced() {
+            let batch = left.min(BATCH);
+            match self.call(|| shrinker.scan(batch)).flatten() {
+                Some(nr) => freed += nr,
+                None => break,
+            }
+            left -= batch;
         }
-        left -= batch;
+        freed
     }
-    freed
+
+    /// Calls one of its methods, each of which has the whole budget; `None` if it panicked.
+    fn call<R>(self: &Arc<Self>, method: impl FnOnce() -> R) -> Option<R> {
+        let _watched = Watched::enter(Callback::Shrink, self);
+        contained(method)
+    }
 }
 
 impl Suspect for Registered {
@@ -205,5 +209,63 @@ impl Drop for ShrinkerHandle {
         let shrinker = entry.shrinker.take();
         drop(entry);
         drop(shrinker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::Clock;
+    use crate::limits::Limits;
+    use crate::watch::{Post, Watch};
+    use core::sync::atomic::AtomicU64;
+
+    /// Each call takes as long as is said here.
+    struct Slow {
+        now_ns: AtomicU64,
+        takes_ns: u64,
+    }
+
+    impl Clock for Slow {
+        fn now_ns(&self) -> u64 {
+            self.now_ns.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Shrinker for Slow {
+        fn count(&self) -> u64 {
+            self.now_ns.fetch_add(self.takes_ns, Ordering::Relaxed);
+            4 * BATCH
+        }
+
+        fn scan(&self, nr: u64) -> Option<u64> {
+            self.now_ns.fetch_add(self.takes_ns, Ordering::Relaxed);
+            Some(nr)
+        }
+    }
+
+    #[track_caller]
+    fn check(takes_ns: u64, nr_convictions: usize) {
+        let now_ns = AtomicU64::new(0);
+        let slow = Arc::new(Slow { now_ns, takes_ns });
+        let clock = Arc::clone(&slow) as Arc<dyn Clock>;
+        let watch = Watch::new(&Limits::new(1 << 20), &clock);
+        let registered = Arc::new(Registered {
+            name: Arc::from("slow"),
+            nr_overdue: AtomicU32::new(0),
+            entry: Mutex::new("mm.shrinker", Entry::default()),
+            idle: Condvar::new("mm.shrinker.idle"),
+        });
+        registered.entry.lock().shrinker = Some(slow);
+        let _sitting = watch.sit(Some(Post::Reclaim));
+        assert_eq!(registered.shrink(Effort::LastResort), 4 * BATCH);
+        assert_eq!(watch.convictions().len(), nr_convictions);
+    }
+
+    #[test]
+    fn each_call_has_the_whole_budget() {
+        let budget_ns = Limits::new(1 << 20).nonblock_budget.as_nanos() as u64;
+        check(budget_ns - 1, 0);
+        check(budget_ns, 5);
     }
 }

@@ -2,11 +2,12 @@
 
 use super::oom::{leak, limits};
 use super::{Machine, Mapping, Rng, World, linger, offset_of, write_page};
-use crate::addr::PageRun;
+use crate::addr::{PAGE_SIZE, PageRun};
 use crate::bus::{Bus, BusAddr};
 use crate::fault::FaultError;
+use crate::gfp::Gfp;
 use crate::limits::Limits;
-use crate::mm_struct::MmHandle;
+use crate::mm_struct::{Advice, MmHandle};
 use crate::mmu_notifier::{
     Blockable, Cause, Context, EndContext, Event, Mode, Notifier, Range, Ranges, Subscription,
 };
@@ -36,6 +37,7 @@ struct Rude {
     event: Event,
     is_closed: AtomicBool,
     is_in: AtomicBool,
+    nr_released: AtomicU64,
 }
 
 impl Rude {
@@ -45,6 +47,7 @@ impl Rude {
             event,
             is_closed: AtomicBool::new(true),
             is_in: AtomicBool::new(false),
+            nr_released: AtomicU64::new(0),
         })
     }
 
@@ -88,6 +91,7 @@ impl Notifier for Rude {
     }
 
     fn release(&self, _cx: &Blockable<'_>) {
+        self.nr_released.fetch_add(1, Ordering::Relaxed);
         if self.callback == Callback::Release {
             self.stay();
         }
@@ -154,6 +158,11 @@ pub(super) fn n74_a_stuck_reaper_is_left_behind(machine: &dyn Machine) {
             // The change was made; only its end is stuck.
             assert_eq!((left, named), (0, Vec::new()), "{report}");
         }
+        // Who took what does not matter: it was taken from the victim.
+        let (frames, swapped) = report.held;
+        let freed = report.freed_frames + report.freed_swapped;
+        assert_eq!(freed, frames + swapped - left, "{report}");
+        assert!(report.first_page_ns.is_some(), "{report}");
         // Who is killed next has a reaper.
         assert!(world.memcg.kill(&second));
         world.wait_until_reaped();
@@ -236,6 +245,123 @@ pub(super) fn a_stuck_reaction_to_a_kill_is_left_behind(machine: &dyn Machine) {
     assert_eq!((nr_pages_of(&bad), world.memcg.stat().oom_kill), (0, 1));
     rude.open();
     wait_for_return(&world);
+}
+
+/// G8: who is killed with it is told all the same.
+pub(super) fn a_stuck_reaction_keeps_nobody_else_from_being_told(machine: &dyn Machine) {
+    let limits = Limits {
+        oom_group: true,
+        ..hasty(32)
+    };
+    let world = World::with_limits(machine, limits);
+    let [stuck, other] = ["stuck", "other"].map(|name| world.memcg.new_mm(name));
+    let (leaked, small) = (world.map(&stuck, 512), world.map(&other, 4));
+    fill(&*small, 4, 112);
+    let rude = Rude::new(Callback::OnKill, Event::Unmap);
+    let stays = Arc::clone(&rude);
+    stuck.set_on_kill(move || stays.stay());
+    let is_told = Arc::new(AtomicBool::new(false));
+    let tells = Arc::clone(&is_told);
+    other.set_on_kill(move || tells.store(true, Ordering::Relaxed));
+    leak(&*leaked, 512, 113);
+    wait_for_conviction(&world, Some(Post::Reclaim), Callback::OnKill);
+    world.wait_until("the other is told", || is_told.load(Ordering::Relaxed));
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    wait_for_return(&world);
+}
+
+/// G8: who is asked to give memory back and does not answer is not asked again, and holds nobody up
+/// who would set another answer.
+pub(super) fn a_stuck_answer_is_asked_for_once(machine: &dyn Machine) {
+    let limits = Limits {
+        zswap_max_bytes: PAGE_SIZE as u64,
+        ..hasty(24)
+    };
+    let world = World::with_limits(machine, limits);
+    let [large, small] = ["large", "small"].map(|name| world.memcg.new_mm(name));
+    let (held, needed) = (world.map(&large, 16), world.map(&small, 64));
+    fill(&*held, 16, 114);
+    let rude = Rude::new(Callback::Cancel, Event::Unmap);
+    let stays = Arc::clone(&rude);
+    large.set_on_cancel(move || {
+        stays.stay();
+        false
+    });
+    let writer = {
+        let needed = Arc::clone(&needed);
+        world.spawn("writer", move || fill(&*needed, 20, 115))
+    };
+    world.wait_until("it is asked", || rude.is_in.load(Ordering::Relaxed));
+    let nr_asked = Arc::new(AtomicU64::new(0));
+    let asked = Arc::clone(&nr_asked);
+    large.set_on_cancel(move || {
+        asked.fetch_add(1, Ordering::Relaxed);
+        false
+    });
+    // One frame comes free: the ladder begins anew.
+    let given = held.vma().advise(PageRun::single(3), Advice::DontNeed);
+    given.expect("nobody holds it");
+    wait_for_conviction(&world, Some(Post::Reclaim), Callback::Cancel);
+    writer();
+    assert!(large.is_killed() && !small.is_killed());
+    assert_eq!(nr_asked.load(Ordering::Relaxed), 0);
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    wait_for_return(&world);
+}
+
+/// G8: what a stuck reaper was about to come to is had by the one that takes over.
+pub(super) fn leftovers_outlive_a_stuck_reaper(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(64));
+    let mms = ["first", "second"].map(|name| world.memcg.new_mm(name));
+    let maps = [0, 1].map(|at| world.map(&mms[at], 8));
+    let mut pins = maps.each_ref().map(|mapping| {
+        fill(&**mapping, 8, 116);
+        let pinned = mapping
+            .vma()
+            .pin(PageRun::single(3), Access::Write, Gfp::Kernel);
+        Some(pinned.expect("a frame"))
+    });
+    for mm in &mms {
+        assert!(world.memcg.kill(mm));
+        world.wait_until_reaped();
+        assert_eq!(nr_pages_of(mm), 1, "one page is pinned");
+    }
+    let rude = Rude::new(Callback::StartNonBlock, Event::Unmap);
+    let subscription = rude.subscribe(&*maps[0], PageRun::new(3, 1));
+    // The reaper goes over both, and the first stops it.
+    pins[1] = None;
+    wait_for_conviction(&world, Some(Post::Reaper), Callback::StartNonBlock);
+    world.wait_until("the second is had", || nr_pages_of(&mms[1]) == 0);
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    wait_for_return(&world);
+    pins[0] = None;
+    world.wait_until("the first is had", || nr_pages_of(&mms[0]) == 0);
+    drop(subscription);
+}
+
+/// G8: whoever tears an address space down does not call what is stuck: the release comes when that
+/// has returned, once.
+pub(super) fn a_release_waits_for_what_is_stuck(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let mm = world.memcg.new_mm("exiting");
+    let mapping = world.map(&mm, 8);
+    fill(&*mapping, 8, 117);
+    let rude = Rude::new(Callback::StartNonBlock, Event::Unmap);
+    let subscription = rude.subscribe(&*mapping, PageRun::new(2, 3));
+    assert!(world.memcg.kill(&mm));
+    wait_for_conviction(&world, Some(Post::Reaper), Callback::StartNonBlock);
+    drop(mm);
+    assert_eq!(rude.nr_released.load(Ordering::Relaxed), 0);
+    rude.open();
+    world.wait_until("it is released", || {
+        rude.nr_released.load(Ordering::Relaxed) > 0
+    });
+    world.wait_until("everything is free", || world.memcg.frames().usage() == 0);
+    assert_eq!(rude.nr_released.load(Ordering::Relaxed), 1);
+    drop(subscription);
 }
 
 /// G8: a thread of the program that is stuck in a release is named, and what it tears down can be

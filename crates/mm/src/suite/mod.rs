@@ -246,6 +246,14 @@ cases! {
     #[cfg(feature = "notifiers")]
     convicts::a_stuck_reaction_to_a_kill_is_left_behind,
     #[cfg(feature = "notifiers")]
+    convicts::a_stuck_reaction_keeps_nobody_else_from_being_told,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_answer_is_asked_for_once,
+    #[cfg(feature = "notifiers")]
+    convicts::leftovers_outlive_a_stuck_reaper,
+    #[cfg(feature = "notifiers")]
+    convicts::a_release_waits_for_what_is_stuck,
+    #[cfg(feature = "notifiers")]
     convicts::a_stuck_release_is_named,
     #[cfg(feature = "notifiers")]
     convicts::a_panic_under_the_reaper_is_contained,
