@@ -17,9 +17,10 @@
 //! ```
 //!
 //! From its conviction until its call returns, no bracket is opened over the subscription: it is
-//! refused in its name (see `Member::is_overdue`), and a teardown waits. What was open already ends,
-//! which calls it. So one hang costs a worker at most once. Only a thread that is in a callback can be convicted, and whether it was is settled
-//! under the lock of its seat, so that a worker is replaced or goes on, and never both.
+//! refused in its name (see `Member::is_overdue`), and a teardown waits. What was open already
+//! ends, which calls it. So one hang costs a worker at most once. Only a thread that is in a
+//! callback can be convicted, and whether it was is settled under the lock of its seat, so that a
+//! worker is replaced or goes on, and never both.
 
 use crate::env::Clock;
 use crate::limits::{CONVICTIONS_MAX, Limits, SEATS, WORKER_SEATS};
@@ -234,10 +235,12 @@ impl Drop for Watched {
     }
 }
 
+#[cfg(any(feature = "notifiers", test))]
 /// The time in which a callback waits for what is not its own: it does not count.
 #[must_use = "the time counts again when this is dropped"]
 pub(crate) struct Paused(bool);
 
+#[cfg(any(feature = "notifiers", test))]
 impl Paused {
     pub(crate) fn enter() -> Self {
         let is_watched = marks() & WATCHED != 0;
@@ -248,6 +251,7 @@ impl Paused {
     }
 }
 
+#[cfg(any(feature = "notifiers", test))]
 impl Drop for Paused {
     fn drop(&mut self) {
         if self.0 {
@@ -377,11 +381,13 @@ impl Watch {
         }
     }
 
+    #[cfg(any(feature = "notifiers", test))]
     fn pause(&self, seat: usize) {
         let now_ns = self.clock.now_ns();
         self.seats[seat].state.lock().paused_ns = Some(now_ns);
     }
 
+    #[cfg(any(feature = "notifiers", test))]
     fn resume(&self, seat: usize) {
         let now_ns = self.clock.now_ns();
         let mut state = self.seats[seat].state.lock();
