@@ -46,11 +46,13 @@ impl Memcg {
     }
 
     fn try_charge_here(&self) -> bool {
-        if self.frames.counter().try_charge(1).is_none() {
-            return false;
-        }
         let total = &self.store_charges.total_bytes;
         let reserve = total_reserve(total.max());
+        // Before a frame is taken: to give it back wakes all who wait, this thread first, which
+        // would look again and again.
+        if total.free() < PAGE_BYTES + reserve || self.frames.counter().try_charge(1).is_none() {
+            return false;
+        }
         let is_charged = total.try_charge_leaving(PAGE_BYTES, reserve).is_some();
         if !is_charged {
             self.frames.undo(1);
@@ -199,7 +201,7 @@ impl Charge for Memcg {
         for level in self.levels() {
             if !level.store_charges.try_charge(bytes) {
                 for below in self.levels().take_while(|below| !below.is(level)) {
-                    below.store_charges.uncharge(bytes);
+                    below.uncharge_stored_here(bytes);
                 }
                 return false;
             }
@@ -209,12 +211,20 @@ impl Charge for Memcg {
 
     fn uncharge(&self, bytes: u64) {
         for level in self.levels() {
-            level.store_charges.uncharge(bytes);
+            level.uncharge_stored_here(bytes);
         }
     }
 }
 
 impl Memcg {
+    /// Who waits for a frame may have one, and wait for the total alone.
+    fn uncharge_stored_here(&self, bytes: u64) {
+        if bytes > 0 {
+            self.store_charges.uncharge(bytes);
+            self.frames.tell_of_room();
+        }
+    }
+
     /// Stores a page, and charges it.
     pub(crate) fn store(
         &self,

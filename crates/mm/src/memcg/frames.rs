@@ -65,8 +65,14 @@ impl Frames {
     /// Takes back a charge of which nothing came.
     pub(crate) fn undo(&self, n: u64) {
         self.counter.uncharge(n);
+        self.tell_of_room();
+    }
+
+    /// Wakes those who wait, if anybody does: after something was given back that they may be
+    /// waiting for.
+    pub(crate) fn tell_of_room(&self) {
         // SeqCst fence: pairs with the one in `wait`. Either this thread sees the waiter, or the
-        // waiter's next look sees the frames.
+        // waiter's next look sees what was given back.
         fence(Ordering::SeqCst);
         if self.nr_waiting() + self.nr_throttled.load(Ordering::Relaxed) > 0 {
             self.wake_all();
@@ -82,8 +88,8 @@ impl Frames {
         self.freed.notify_all();
     }
 
-    /// Calls `attempt` now and whenever something may have changed, until it is done with or
-    /// `until_ns` has come: then there is no answer. `kick` is called once it is known that
+    /// Calls `attempt` now, whenever something may have changed, and when `until_ns` has come, until
+    /// it is done with: at the end there may be no answer. `kick` is called once it is known that
     /// somebody waits. Neither is called with a lock held.
     pub(crate) fn wait<R>(
         &self,
@@ -103,13 +109,13 @@ impl Frames {
         kick();
         let result = loop {
             let nr_woken = *self.queue.lock();
-            // SeqCst fence: pairs with the one in `undo`.
+            // SeqCst fence: pairs with the one in `tell_of_room`.
             fence(Ordering::SeqCst);
             if let ControlFlow::Break(result) = attempt() {
                 break Some(result);
             }
             if !self.sleep_since(nr_woken, (clock, until_ns)) {
-                break None;
+                break attempt().break_value();
             }
         };
         nr.fetch_sub(1, Ordering::Relaxed);

@@ -142,23 +142,25 @@ impl Memcg {
         crate::gfp::might_alloc(crate::gfp::Gfp::Kernel);
         let page_bytes = PAGE_SIZE as u64;
         let stored = &self.store_charges;
-        match knob {
+        let set = match knob {
             Knob::High => self.set_frames(&self.knobs.high, bytes),
             Knob::Low => self.set_frames(&self.knobs.low, bytes),
             Knob::Min => self.set_frames(&self.knobs.min, bytes),
-            Knob::Max => self.set_bound(knob, self.frames.counter(), (bytes, page_bytes))?,
-            Knob::SwapMax => self.set_bound(knob, &stored.swap_pages, (bytes, page_bytes))?,
-            Knob::ZswapMax => self.set_bound(knob, &stored.zswap_bytes, (bytes, 1))?,
-            Knob::TotalMax => self.set_bound(knob, &stored.total_bytes, (bytes, 1))?,
-        }
-        // There may be room for those who wait, or work.
+            Knob::Max => self.set_bound(knob, self.frames.counter(), (bytes, page_bytes)),
+            Knob::SwapMax => self.set_bound(knob, &stored.swap_pages, (bytes, page_bytes)),
+            Knob::ZswapMax => self.set_bound(knob, &stored.zswap_bytes, (bytes, 1)),
+            Knob::TotalMax => self.set_bound(knob, &stored.total_bytes, (bytes, 1)),
+        };
+        // There may be room for those who wait, or work: also where the change was given up, for
+        // what was held back meanwhile may be had again.
         self.reclaim.kick();
         self.wake_waiters();
-        Ok(())
+        set
     }
 
-    fn set_frames(&self, knob: &AtomicU64, bytes: u64) {
+    fn set_frames(&self, knob: &AtomicU64, bytes: u64) -> Result<(), SetLimitError> {
         knob.store(bytes / PAGE_SIZE as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Changes the bound of `counter` to `bytes`, which it counts in units of `unit_bytes`.

@@ -15,7 +15,7 @@ use crate::limits::{LimitError, Limits};
 use crate::mm_struct::{Mm, Vma};
 use crate::mmu_notifier::MmId;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What all memory cgroups of a tree have in common.
 #[derive(Debug)]
@@ -93,14 +93,23 @@ impl Memcg {
     }
 
     /// Calls `visit` for this memory cgroup and for all below it that have address spaces, the
-    /// lower ones first. No lock is held meanwhile.
+    /// lower ones first. No lock is held meanwhile: of those that come or go, some may be left out,
+    /// and others visited twice.
     pub(crate) fn for_each_level(&self, visit: &mut dyn FnMut(&Self)) {
-        for index in 0.. {
-            let child = self.children.read().get(index).cloned();
-            let Some(child) = child else { break };
+        let mut end = usize::MAX;
+        // From the last to the first: whoever goes meanwhile moves only those that were visited to
+        // places that are still to come.
+        while let Some((index, child)) = self.last_child_before(end) {
             child.for_each_level(visit);
+            end = index;
         }
         visit(self);
+    }
+
+    fn last_child_before(&self, end: usize) -> Option<(usize, Arc<Self>)> {
+        let children = self.children.read();
+        let index = children.len().min(end).checked_sub(1)?;
+        Some((index, Arc::clone(&children[index])))
     }
 
     pub(crate) fn add_mm(self: &Arc<Self>, mm: &Arc<Mm>) {
@@ -178,12 +187,10 @@ impl Memcg {
 
     fn add_counts_to(&self, sum: &Stat) {
         sum.absorb(&self.stat);
-        for index in 0.. {
-            let known = self.known.read().get(index).cloned();
-            let Some(child) = known else { break };
-            if let Some(child) = child.upgrade() {
-                child.add_counts_to(sum);
-            }
+        // A copy: the list may be made shorter meanwhile, and nobody may be counted twice.
+        let known = self.known.read().clone();
+        for child in known.iter().filter_map(Weak::upgrade) {
+            child.add_counts_to(sum);
         }
     }
 }

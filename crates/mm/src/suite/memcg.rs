@@ -1,16 +1,17 @@
 //! Memory cgroups in memory cgroups: bounds, protection, changes while they are in use.
 
 use super::oom::leak;
-use super::{Machine, Mapping, Rng, World, offset_of, read_page, write_page};
+use super::{Join, Machine, Mapping, Rng, World, linger, offset_of, read_page, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::gfp::Gfp;
 use crate::limits::{LimitError, Limits};
-use crate::memcg::{Knob, Memcg, SetLimitError};
-use crate::mm_struct::MmHandle;
+use crate::memcg::{Knob, Memcg, SetLimitError, Shrinker};
+use crate::mm_struct::{Advice, MmHandle};
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use core::time::Duration;
+use std::sync::{Arc, Weak};
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
@@ -272,7 +273,7 @@ pub(super) fn what_is_stored_keeps_its_bounds(machine: &dyn Machine) {
         for page in 0..NR_PAGES {
             write_page(&**mapping, page, &contents[page as usize]);
         }
-        vma.advise(vma.all(), crate::mm_struct::Advice::PageOut)
+        vma.advise(vma.all(), Advice::PageOut)
             .expect("nobody refuses");
         check_level(memcg);
         let nr_stored = memcg.swap().usage();
@@ -285,6 +286,130 @@ pub(super) fn what_is_stored_keeps_its_bounds(machine: &dyn Machine) {
         check_level(memcg);
         let swapped = (0..NR_PAGES).filter(|&page| vma.page_state(page) == State::Swapped);
         assert!(swapped.count() as u64 <= memcg.swap().usage());
+    }
+}
+
+/// A fault that would wait for longer than any test takes.
+fn patient(frames: u64) -> Limits {
+    Limits {
+        fault_deadline: Duration::from_secs(3600),
+        ..limits(frames)
+    }
+}
+
+/// A task that writes `page` once `may_begin`; and whether it is done with it.
+fn spawn_writer(
+    world: &World<'_>,
+    mapping: &Arc<dyn Mapping>,
+    page: u32,
+    may_begin: impl Fn() -> bool + Send + 'static,
+) -> (Join, Arc<AtomicBool>) {
+    let is_done = Arc::new(AtomicBool::new(false));
+    let (mapping, done) = (Arc::clone(mapping), Arc::clone(&is_done));
+    let body = move || {
+        linger(|| !may_begin());
+        // The world may have ended because the test failed: that is told there.
+        let _ = mapping.write(offset_of(page), &[1]);
+        done.store(true, Ordering::Relaxed);
+    };
+    (world.spawn("writer", body), is_done)
+}
+
+/// A cache of nothing that is asked while a bound is lowered, until somebody waits for a frame.
+struct Gate {
+    memcg: Weak<Memcg>,
+    is_asked: AtomicBool,
+}
+
+impl Shrinker for Gate {
+    fn count(&self) -> u64 {
+        1
+    }
+
+    fn scan(&self, _nr: u64) -> Option<u64> {
+        self.is_asked.store(true, Ordering::Relaxed);
+        let memcg = self.memcg.upgrade()?;
+        linger(|| memcg.frames.nr_waiting() == 0);
+        None
+    }
+}
+
+/// G6: who came to wait while a bound could not be lowered goes on when that is given up.
+pub(super) fn a_bound_that_stays_lets_those_who_wait_go_on(machine: &dyn Machine) {
+    let world = World::with_limits(machine, patient(64));
+    let Tenant { memcg, mm, mapping } = &tenant(&world, &world.memcg, limits(32), 40);
+    mm.set_oom_score_adj(-1000);
+    let run = PageRun::new(0, 16);
+    let pin = mapping.vma().pin(run, Access::Write, Gfp::Kernel);
+    let _pin = pin.expect("32 frames");
+    let gate = Arc::new(Gate {
+        memcg: Arc::downgrade(memcg),
+        is_asked: AtomicBool::new(false),
+    });
+    let asked = Arc::clone(&gate);
+    let handle = memcg.register_shrinker("gate", Arc::clone(&gate) as Arc<dyn Shrinker>);
+    let (writer, is_done) = spawn_writer(&world, mapping, 20, move || {
+        asked.is_asked.load(Ordering::Relaxed)
+    });
+    let refused = memcg.set_limit(Knob::Max, 8 * PAGE_BYTES);
+    let is_in_use = matches!(refused, Err(SetLimitError::InUse { .. }));
+    assert!(is_in_use && memcg.frames().max() == 32, "{refused:?}");
+    world.wait_until("the writer has its frame", || {
+        is_done.load(Ordering::Relaxed)
+    });
+    assert!(memcg.stat().pgfault_waited > 0, "it had to wait");
+    writer();
+    drop(handle);
+}
+
+/// G6: who waits for room in the total alone goes on when compressed bytes come free.
+pub(super) fn what_is_stored_makes_room_for_frames_when_it_goes(machine: &dyn Machine) {
+    const NR_STORED: u32 = 6;
+    let world = World::with_limits(machine, patient(64));
+    let mut bounds = limits(24);
+    bounds.total_max_bytes = 18 * PAGE_BYTES;
+    let Tenant { memcg, mm, mapping } = &tenant(&world, &world.memcg, bounds, 64);
+    mm.set_oom_score_adj(-1000);
+    let vma = mapping.vma();
+    let (stored, mut rng) = (PageRun::new(0, NR_STORED), Rng(23));
+    for page in stored.pages() {
+        write_page(&**mapping, page, &rng.incompressible());
+    }
+    vma.advise(stored, Advice::PageOut).expect("nobody refuses");
+    let pin = |page| vma.pin(PageRun::single(page), Access::Write, Gfp::Kernel);
+    let mut pins = Vec::new();
+    while memcg.room() > 0 {
+        pins.push(pin(NR_STORED + pins.len() as u32).expect("a frame"));
+    }
+    assert!(memcg.frames().free() > 0 && memcg.swap().usage() == 6);
+    let (writer, is_done) = spawn_writer(&world, mapping, 60, || true);
+    let is_waiting = || memcg.frames.nr_waiting() > 0;
+    world.wait_until("the writer waits", is_waiting);
+    vma.advise(stored, Advice::DontNeed)
+        .expect("nobody refuses");
+    let has_written = || is_done.load(Ordering::Relaxed);
+    world.wait_until("the writer has its frame", has_written);
+    writer();
+    check_level(memcg);
+}
+
+/// Whoever goes while all are visited takes nobody's turn with it.
+pub(super) fn every_level_has_its_turn(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(64));
+    for goes in 0..3 {
+        let levels = [0, 1, 2].map(|_| world.memcg.new_child("level", limits(64)).expect("room"));
+        let mut mms: Vec<_> = levels
+            .iter()
+            .map(|level| Some(level.new_mm("one")))
+            .collect();
+        let mut nr_visits = [0; 3];
+        world.memcg.for_each_level(&mut |at| {
+            if let Some(nth) = levels.iter().position(|level| level.is(at)) {
+                nr_visits[nth] += 1;
+                mms[nth].take_if(|_| nth == goes);
+            }
+        });
+        assert!(nr_visits.iter().all(|&nr| nr > 0), "{goes}: {nr_visits:?}");
     }
 }
 
