@@ -92,7 +92,8 @@ impl Counter {
 
     /// The most that was charged since the bound was last lowered.
     pub fn peak(&self) -> u64 {
-        self.peak.load(Ordering::Relaxed)
+        // Whoever charged before the bound was lowered may have told of it since.
+        self.peak.load(Ordering::Relaxed).min(self.max())
     }
 
     /// The bound.
@@ -207,6 +208,16 @@ mod tests {
             is_over.store(true, Ordering::Relaxed);
         });
         assert_eq!(counter.usage(), 0);
+    }
+
+    #[test]
+    fn a_charge_that_is_noted_late_is_no_peak_above_the_bound() {
+        let counter = Counter::new(90);
+        counter.hold_below(10);
+        assert!(counter.commit());
+        // By who charged before that and was kept from going on.
+        counter.peak.fetch_max(21, Ordering::Relaxed);
+        assert_eq!(counter.peak(), 10);
     }
 
     #[test]

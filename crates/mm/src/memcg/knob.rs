@@ -5,7 +5,7 @@
 use super::Memcg;
 use super::counter::Counter;
 use crate::addr::PAGE_SIZE;
-use crate::limits::{LimitError, Limits};
+use crate::limits::{LimitError, Limits, total_reserve};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -124,7 +124,9 @@ impl Memcg {
     }
 
     /// Changes a bound. To lower one that is never exceeded, it takes back what is in use above it,
-    /// in the calling thread, which may call notifiers and wait; meanwhile nobody gets more.
+    /// in the calling thread, which may call notifiers and wait; meanwhile nobody gets more. It
+    /// waits neither for a device that refuses nor for a pin: what they hold is in use, and the
+    /// caller may ask again.
     ///
     /// Not callable under a lock that a notifier takes, nor from a notifier.
     ///
@@ -171,10 +173,26 @@ impl Memcg {
         (bytes, unit_bytes): (u64, u64),
     ) -> Result<(), SetLimitError> {
         let _changing = Changing::begin(&self.is_changing)?;
-        counter.hold_below(bytes / unit_bytes);
+        let (max, old_max) = (bytes / unit_bytes, counter.max());
+        let reserve = match knob {
+            Knob::TotalMax if max < old_max => total_reserve(max),
+            _ => 0,
+        };
+        let excess = || counter.usage().saturating_sub(max - reserve);
+        let missing = || excess().div_ceil(PAGE_SIZE as u64 / unit_bytes);
         let (mut least, mut idle_rounds) = (counter.usage(), 0);
-        while !counter.commit() {
-            self.take_back(knob, counter);
+        loop {
+            // Room to store is left until the end: what stores a page needs it before the frame
+            // goes.
+            let cap = match reserve {
+                0 => max,
+                _ => max.max(old_max.min(counter.usage() + reserve)),
+            };
+            counter.hold_below(cap);
+            if cap == max && counter.commit() {
+                return Ok(());
+            }
+            self.take_back(knob, counter, &missing);
             let usage = counter.usage();
             idle_rounds = if usage < least { 0 } else { idle_rounds + 1 };
             least = least.min(usage);
@@ -187,14 +205,13 @@ impl Memcg {
                 });
             }
         }
-        Ok(())
     }
 
-    /// Takes something back of what `knob` bounds.
-    fn take_back(&self, knob: Knob, counter: &Counter) {
+    /// Takes something back of what `knob` bounds, until no page is `missing`.
+    fn take_back(&self, knob: Knob, counter: &Counter, missing: &dyn Fn() -> u64) {
         match knob {
             Knob::SwapMax | Knob::ZswapMax => self.shed_for_limit(counter),
-            _ => self.reclaim_for_limit(counter),
+            _ => self.reclaim_for_limit(missing),
         }
     }
 }

@@ -59,6 +59,11 @@ impl FaultHandler for Vma {
                 page,
                 cause: seen.cause(),
             },
+            // It stays where it is, for the file may be read again.
+            None if in_file(seen).is_some() && self.has_file_failed() => FaultError::Lost {
+                page,
+                cause: StoreError::Unreadable,
+            },
             None => FaultError::NoFrame {
                 waited: self.memcg().limits.fault_deadline,
             },

@@ -154,6 +154,10 @@ impl Vma {
             let Some(next) = next.filter(|&next| next < self.nr_pages()) else {
                 return;
             };
+            // What nobody has asked for takes nothing above `high`, nor what reclaim needs.
+            if self.memcg().levels().any(|level| level.room() == 0) {
+                return;
+            }
             if self.fetch(next, access).is_none() {
                 return;
             }

@@ -88,6 +88,12 @@ impl Vma {
         file.load(self.owner(page), place, into)
     }
 
+    /// Whether the file has given something else than what was stored, or nothing.
+    pub(super) fn has_file_failed(&self) -> bool {
+        let file = self.memcg().file();
+        file.is_some_and(|file| file.stats().read_errors > 0)
+    }
+
     /// What is in the store is not what was stored.
     fn lose_stored(&self, owned: Owned, cause: StoreError) -> FaultError {
         let page = owned.page;
@@ -124,7 +130,7 @@ impl Vma {
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
             if !stored.is_same_filled() {
-                self.memcg().note_kept_copy();
+                self.memcg().note_kept_copy(stored);
             }
             self.publish(owned, next.protected().clean());
         } else {

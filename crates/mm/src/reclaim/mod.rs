@@ -29,7 +29,7 @@ pub use shrinker::{Shrinker, ShrinkerHandle};
 use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::count;
-use crate::memcg::{Counter, Memcg, Protection};
+use crate::memcg::{Memcg, Protection};
 use crate::oom::Verdict;
 use crate::swap::Scratch;
 use crate::watch;
@@ -357,9 +357,10 @@ impl Memcg {
         }
     }
 
-    /// Takes back what is charged above the new bound of `counter`, as far as it can be had.
-    pub(crate) fn reclaim_for_limit(&self, counter: &Counter) {
-        let _ = self.reclaim_until(&|| counter.excess(), Effort::Worker);
+    /// Takes back what is charged above a new bound, of which so many pages are `missing`, as far
+    /// as it can be had.
+    pub(crate) fn reclaim_for_limit(&self, missing: &dyn Fn() -> u64) {
+        let _ = self.reclaim_until(missing, Effort::Worker);
     }
 
     /// Frees frames until there is room for `target`, or nothing more can be done.

@@ -393,6 +393,32 @@ pub(super) fn what_is_stored_makes_room_for_frames_when_it_goes(machine: &dyn Ma
     check_level(memcg);
 }
 
+/// G6: a lower total is reached by storing what is in frames, and leaves room to store more.
+pub(super) fn a_total_is_lowered_by_storing_pages(machine: &dyn Machine) {
+    const NR_PAGES: u32 = 40;
+    let world = World::with_limits(machine, limits(64));
+    let mut bounds = limits(48);
+    bounds.total_max_bytes = 60 * PAGE_BYTES;
+    let Tenant { memcg, mapping, .. } = &tenant(&world, &world.memcg, bounds, NR_PAGES);
+    let mut rng = Rng(29);
+    let contents: Vec<_> = (0..NR_PAGES).map(|_| rng.half_compressible()).collect();
+    for page in 0..NR_PAGES {
+        write_page(&**mapping, page, &contents[page as usize]);
+    }
+    for pages in [50, 36, 32] {
+        let set = memcg.set_limit(Knob::TotalMax, pages * PAGE_BYTES);
+        assert_eq!(set, Ok(()), "{:?}", memcg.total());
+        assert_eq!(memcg.total().max(), pages * PAGE_BYTES);
+        check_level(memcg);
+        for page in 0..NR_PAGES {
+            let found = read_page(&**mapping, page);
+            assert!(found == contents[page as usize], "page {page}");
+        }
+    }
+    assert_eq!(memcg.stat().oom_kill, 0);
+    check_level(memcg);
+}
+
 /// Whoever goes while all are visited takes nobody's turn with it.
 pub(super) fn every_level_has_its_turn(machine: &dyn Machine) {
     let world = World::with_limits(machine, limits(64));

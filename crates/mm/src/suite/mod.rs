@@ -144,6 +144,7 @@ cases! {
     #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
     file::contents_survive_in_the_file,
+    file::what_the_file_holds_makes_no_room_in_the_store,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
     failures::a_fault_without_frames_ends_in_an_error,
@@ -194,6 +195,7 @@ cases! {
     memcg::bounds_change_while_they_are_in_use,
     memcg::what_is_stored_keeps_its_bounds,
     memcg::every_level_has_its_turn,
+    memcg::a_total_is_lowered_by_storing_pages,
     memcg::a_bound_that_stays_lets_those_who_wait_go_on,
     memcg::what_is_stored_makes_room_for_frames_when_it_goes,
     memcg::a_child_out_of_memory_kills_within,

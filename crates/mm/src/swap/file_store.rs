@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// Slots begin at multiples of so many bytes.
 const UNIT_BYTES: usize = CLUSTER_BYTES >> FileHandle::UNIT_BITS;
 
-/// The most slots of a cluster: their headers alone take more than a unit each.
+/// The most slots of a cluster: each takes one unit at least.
 pub(crate) const CLUSTER_SLOTS_MAX: usize = CLUSTER_BYTES / UNIT_BYTES;
 
 /// The longest slot.

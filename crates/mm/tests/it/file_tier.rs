@@ -3,7 +3,7 @@
 use crate::machine::OnTasks;
 use pinless_mm::Memcg;
 use pinless_mm::addr::PAGE_SIZE;
-use pinless_mm::fault::{FaultError, StoreError};
+use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
 use pinless_mm::limits::Limits;
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::swap::{BackingFile, FileStats};
@@ -81,7 +81,11 @@ fn read_all(mapping: &dyn Mapping) -> Found {
             Err(FaultError::Lost { page: named, cause }) => {
                 assert_eq!(named, page);
                 match cause {
-                    StoreError::Unreadable => found.unreadable += 1,
+                    StoreError::Unreadable => {
+                        let denied = mapping.vma().denied(page);
+                        assert_eq!(denied, FaultError::Lost { page, cause });
+                        found.unreadable += 1;
+                    }
                     StoreError::Corrupt | StoreError::Misplaced => found.lost += 1,
                 }
             }
