@@ -310,6 +310,9 @@ impl Memcg {
         let mut stall = *self.domain.stall.lock();
         let pass = self.reclaim_pass(self.marks().high, stall.effort());
         let is_short = pass == Pass::Stalled && self.frames.nr_waiting() > 0;
+        if is_short {
+            self.kick_write_back();
+        }
         if !is_short {
             stall = Stall::default();
         } else if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {

@@ -11,7 +11,8 @@
 
 use super::Effort;
 use super::hands::Hand;
-use crate::addr::{PageIndex, PageRun};
+use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
+use crate::limits::total_reserve;
 use crate::memcg::stat::{add, count};
 use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::Vma;
@@ -117,24 +118,30 @@ impl Memcg {
 
     /// A page was stored, or there was no room for it: wakes the worker when little is left.
     pub(crate) fn kick_write_back(&self) {
-        if self.file().is_some() && self.levels().any(|level| level.has_stored_above(3, 4)) {
+        if self.file().is_some() && self.levels().any(|level| level.is_store_above(3, 4)) {
             self.reclaim.write_back.kick();
         }
     }
 
-    /// Whether more than this share of the bound on compressed bytes is in use.
-    fn has_stored_above(&self, numerator: u64, denominator: u64) -> bool {
-        let stored = self.zswap_bytes();
-        let part = stored.max() / denominator * numerator;
-        stored.usage() > part
+    /// Whether more than this share of what may be stored is in use, or what is stored takes what
+    /// somebody needs.
+    fn is_store_above(&self, numerator: u64, denominator: u64) -> bool {
+        let (stored, total) = (self.zswap_bytes(), self.total());
+        let reserve = total_reserve(total.max());
+        let max = stored.max().min(total.max().saturating_sub(reserve));
+        let needed = match self.frames.nr_waiting() {
+            0 => reserve,
+            _ => reserve + PAGE_SIZE as u64,
+        };
+        stored.usage() > max / denominator * numerator || total.free() < needed
     }
 
     /// Writes clusters until the store has room again; false when it has not.
     fn write_back(&self, moved: &mut Vec<Moved>) -> bool {
-        let Some(file) = self.file().filter(|_| self.has_stored_above(3, 4)) else {
+        let Some(file) = self.file().filter(|_| self.is_store_above(3, 4)) else {
             return true;
         };
-        while self.has_stored_above(5, 8) && !self.is_stopped() {
+        while self.is_store_above(5, 8) && !self.is_stopped() {
             if self.write_cluster(file, moved) == 0 {
                 return false;
             }

@@ -48,6 +48,27 @@ pub(super) fn contents_survive_in_the_file(machine: &dyn Machine) {
     world.wait_until("the file is empty", || file.stats().clusters == 0);
 }
 
+/// G7: nobody is killed for a total that is full of what the file has room for.
+pub(super) fn a_full_total_is_relieved_by_the_file(machine: &dyn Machine) {
+    let Some(file) = machine.file(64) else { return };
+    let mut limits = Limits::new(64 * PAGE_SIZE as u64);
+    limits.zswap_max_bytes = 128 * PAGE_SIZE as u64;
+    limits.total_max_bytes = 80 * PAGE_SIZE as u64;
+    let world = World::on_file(machine, limits, Some(file));
+    let mm = world.memcg.new_mm("total");
+    let mapping = world.map(&mm, NR_PAGES);
+    let contents = |page| Rng(u64::from(page)).half_compressible();
+    for page in 0..NR_PAGES {
+        write_page(&*mapping, page, &contents(page));
+    }
+    for page in 0..NR_PAGES {
+        assert!(read_page(&*mapping, page) == contents(page), "page {page}");
+    }
+    let (stat, total) = (world.memcg.stat(), world.memcg.total());
+    assert!(stat.zswpwb > 0 && stat.oom_kill == 0, "{total:?}");
+    assert!(total.peak() <= total.max(), "{total:?}");
+}
+
 /// The copy in the file of a page that is mapped stays when compressed bytes are short.
 pub(super) fn what_the_file_holds_makes_no_room_in_the_store(machine: &dyn Machine) {
     let Some(file) = machine.file(64) else { return };

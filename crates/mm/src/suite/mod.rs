@@ -144,6 +144,7 @@ cases! {
     #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
     file::contents_survive_in_the_file,
+    file::a_full_total_is_relieved_by_the_file,
     file::what_the_file_holds_makes_no_room_in_the_store,
     failures::a_lost_store_is_an_error_of_its_page,
     failures::a_corrupt_slot_is_an_error_of_its_page,
