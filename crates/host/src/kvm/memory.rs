@@ -6,14 +6,13 @@ use crate::errno::Errno;
 use crate::lock_order;
 use crate::mapping::{HostMapping, SharedMapping};
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use lockdep::sync::RwLock;
 use pinless_mm::addr::{PAGE_SIZE, Vaddr};
 use std::sync::Arc;
 
-/// Names memory of a [`Vm`].
+/// Names memory of a [`Vm`], until that is removed; then other memory may get the name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotId(u32);
 
@@ -33,12 +32,11 @@ impl Slot {
     }
 }
 
-/// A virtual machine. SharedMapping that was added lives as long as it, or until it is removed.
+/// A virtual machine. Memory that was added lives as long as it, or until it is removed.
 pub struct Vm {
     /// Before the slots: the kernel lets go of the memory first.
     fd: VmFd,
     slots: RwLock<Vec<Slot>>,
-    next_id: AtomicU32,
 }
 
 impl fmt::Debug for Vm {
@@ -66,12 +64,18 @@ impl Vm {
         Ok(Arc::new(Self {
             fd: kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?,
             slots: RwLock::new("host.kvm.slots", Vec::new()),
-            next_id: AtomicU32::new(0),
         }))
     }
 
-    /// The descriptor, for everything that is not about memory.
-    pub fn fd(&self) -> &VmFd {
+    /// The descriptor, for everything that is not about memory or processors.
+    ///
+    /// # Safety
+    ///
+    /// What is made through it, a processor above all, is closed before this value is dropped: it
+    /// keeps the kernel's machine and its memory slots, and would go on writing at addresses that
+    /// are somebody else's by then ([`Vm::create_vcpu`] has the processor keep this value). Memory
+    /// slots are left alone.
+    pub unsafe fn fd(&self) -> &VmFd {
         &self.fd
     }
 
@@ -91,12 +95,17 @@ impl Vm {
         if slots.iter().any(|slot| slot.gpa < end && gpa < slot.end()) {
             return Err(KvmError::Overlap { gpa });
         }
-        // Relaxed: only distinct numbers are wanted.
-        let id = SlotId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let id = free_id(&slots);
         let slot = Slot { id, gpa, memory };
-        self.set_region(&slot, len_bytes)?;
-        slots.push(slot);
-        Ok(id)
+        let set = self.set_region(&slot, len_bytes);
+        if set.is_ok() {
+            slots.push(slot);
+        } else {
+            // Not under the lock: this may be the last share, which unmaps.
+            drop(slots);
+            drop(slot);
+        }
+        set.map(|()| id)
     }
 
     /// Takes memory away from the guest.
@@ -165,4 +174,12 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(refused("KVM_SET_USER_MEMORY_REGION"))
     }
+}
+
+/// The smallest number that no slot has: the kernel knows a fixed number of them.
+fn free_id(slots: &[Slot]) -> SlotId {
+    let is_free = |id: &SlotId| slots.iter().all(|slot| slot.id != *id);
+    // One of so many numbers is free, for there is one more than slots.
+    let nr = slots.len() as u32;
+    (0..nr).map(SlotId).find(is_free).unwrap_or(SlotId(nr))
 }
