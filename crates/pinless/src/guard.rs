@@ -5,7 +5,7 @@ use core::ops::Deref;
 use pinless_host::{GuardError, HostMapping};
 use pinless_mm::addr::PageRun;
 use pinless_mm::gfp::Gfp;
-use pinless_mm::mm_struct::{Pin, PinError};
+use pinless_mm::mm_struct::{self, PinError};
 use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ impl Deref for Guard {
 #[must_use = "an operation that is not completed keeps its pages for good"]
 pub struct Io {
     /// Before the share, as in a guard.
-    pin: Option<Pin>,
+    pin: Option<mm_struct::Pin>,
     shared: Arc<Shared>,
 }
 
@@ -106,5 +106,37 @@ impl Drop for Io {
             core::mem::forget((pin, Arc::clone(&self.shared)));
             self.shared.io.abandon();
         }
+    }
+}
+
+/// Keeps pages of a [`Mapping`](crate::Mapping) resident and where they are, for a device that
+/// reaches them through [`Vma`](crate::Vma) and its bus, until dropped. It owns a share in the
+/// mapping, as a [`Guard`] does.
+#[derive(Debug)]
+#[must_use = "the pages may be taken back when this is dropped"]
+pub struct Pin {
+    /// Before the share, as in a guard.
+    pin: mm_struct::Pin,
+    _shared: Arc<Shared>,
+}
+
+impl Pin {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Self, PinError> {
+        Ok(Self {
+            pin: shared.vma.pin(run, access, Gfp::Kernel)?,
+            _shared: Arc::clone(shared),
+        })
+    }
+}
+
+impl Deref for Pin {
+    type Target = mm_struct::Pin;
+
+    fn deref(&self) -> &Self::Target {
+        &self.pin
     }
 }

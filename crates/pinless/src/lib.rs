@@ -46,7 +46,7 @@ mod metrics;
 mod options;
 
 pub use builder::{BuildError, Builder};
-pub use guard::{Guard, Io};
+pub use guard::{Guard, Io, Pin};
 pub use mapping::{MapError, Mapping};
 pub use metrics::{Metric, MetricKind, Metrics};
 pub use options::{MAPPING_BYTES_MAX, MapOptions};
@@ -78,11 +78,11 @@ pub use pinless_mm::page::State;
 pub use pinless_mm::primary_mmu::{Access, DmaFault, MmuError, PrimaryMmu};
 pub use pinless_mm::swap;
 pub use pinless_mm::watch::Conviction;
-pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Pin, Vma};
+pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Vma};
 
 use events::{Events, span};
 use io_count::IoCount;
-use pinless_host::{FaultService, Resolver};
+use pinless_host::{FaultService, Resolver, is_forked_child};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -1,7 +1,7 @@
 //! A mapping that belongs to one owner: memory, books and faults in one value.
 
 use crate::events::span;
-use crate::guard::Guard;
+use crate::guard::{Guard, Pin};
 use crate::io_count::IoCount;
 use crate::options::{MAPPING_BYTES_MAX, MapOptions};
 use core::fmt;
@@ -11,9 +11,8 @@ use pinless_host::{
 };
 use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::fault::FaultHandler;
-use pinless_mm::gfp::Gfp;
 use pinless_mm::mm_struct::{
-    AdviseError, MapError as BooksError, Mlock, MlockError, Pin, PinError, UnmapError,
+    AdviseError, MapError as BooksError, Mlock, MlockError, PinError, UnmapError,
 };
 use pinless_mm::mmu_notifier::{
     IntervalError, IntervalNotifier, IntervalSubscription, Notifier, Ranges, Subscription,
@@ -187,13 +186,14 @@ impl Mapping {
     }
 
     /// Makes pages resident and keeps them where they are while the answer lives: for a device that
-    /// reaches them through [`Vma`] and its bus.
+    /// reaches them through [`Vma`] and its bus. A mapping that is dropped earlier is unmapped with
+    /// its last pin.
     ///
     /// # Errors
     ///
     /// See [`PinError`].
     pub fn pin(&self, run: PageRun, access: Access) -> Result<Pin, PinError> {
-        self.vma().pin(run, access, Gfp::Kernel)
+        Pin::new(&self.shared, run, access)
     }
 
     /// Says what is going to happen to `run`.
@@ -301,8 +301,14 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // In a child of a fork there is nothing to unmap, and nobody to tell.
         if !is_forked_child() {
-            // Unmapped already, or kept by a holder: the address space's teardown comes back to it.
-            let _ = self.vma.mm().unmap(&self.vma);
+            match self.vma.mm().unmap(&self.vma) {
+                Ok(()) | Err(UnmapError::NotMapped) => {}
+                // Kept by a holder, whose device may go on: so its addresses stay as they are, for
+                // good. The address space's teardown comes back to the pages.
+                Err(UnmapError::Pinned { .. } | UnmapError::Notifier(_)) => {
+                    core::mem::forget(Arc::clone(&self.host));
+                }
+            }
         }
     }
 }

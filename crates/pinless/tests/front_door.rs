@@ -4,10 +4,11 @@
 
 use core::time::Duration;
 use pinless::{
-    Access, AccessError, Advice, Builder, Client, FaultMode, GuardError, MapOptions, PAGE_SIZE,
-    PageRun, PinError, Pinless, UnmapError,
+    Access, AccessError, Advice, Builder, Bus, BusAddr, Client, FaultMode, Gfp, GuardError,
+    MapOptions, PAGE_SIZE, PageRun, PinError, Pinless, UnmapError,
 };
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 const FRAMES: u64 = 64;
 
@@ -260,4 +261,36 @@ fn memory_comes_back_from_a_file() {
         assert!(found == *contents, "page {page}");
     }
     assert!(pinless.memcg().stat().zswpwb > 0, "the file was used");
+}
+
+/// G11: a device that uses pinned pages goes on after its mapping was dropped, whoever pinned them.
+#[test]
+fn a_mapping_is_there_for_its_pins() {
+    let Some(pinless) = build() else { return };
+    let _attached = pinless::attach_thread().expect("a thread can be attached");
+    let run = PageRun::new(2, 1);
+    for memory in [MapOptions::of_pages(8), MapOptions::of_pages(8).shared()] {
+        for is_by_mapping in [true, false] {
+            let mm = pinless.new_mm("pinned");
+            let mapping = pinless.map(&mm, memory).expect("addresses");
+            let vma = Arc::clone(mapping.vma());
+            let by_mapping = is_by_mapping.then(|| mapping.pin(run, Access::Write));
+            let by_vma = (!is_by_mapping).then(|| vma.pin(run, Access::Write, Gfp::Kernel));
+            let mut at = [BusAddr {
+                page: 0,
+                generation: 0,
+                access: Access::Read,
+            }];
+            vma.fault_range(run, Access::Write, &mut at)
+                .expect("pinned");
+            drop(mapping);
+            vma.write(at[0], 0, &[7]).expect("it is pinned");
+            let mut byte = [0];
+            vma.read(at[0], 0, &mut byte).expect("it is pinned");
+            assert_eq!(byte, [7], "{memory:?} {is_by_mapping}");
+            drop((by_mapping, by_vma));
+            drop(mm);
+            assert_eq!(pinless.memcg().frames().usage(), 0);
+        }
+    }
 }
