@@ -287,6 +287,28 @@ impl HostMmu {
             .is_ok()
     }
 
+    /// Removes what is left in the page table of a file where a page that was protected has gone: a
+    /// mark, which would be in the way of poison. The caller has just taken the entries out, so
+    /// this lets no write through. It fails where the range is gone, and the mark too.
+    fn clear_protection(&self, run: PageRun) {
+        if run.nr > 0 {
+            let _ = write_protect(&self.uffd, self.address(run.first), run, false);
+        }
+    }
+
+    /// The same for a page that the kernel took out of the page table by itself. Whether there was
+    /// such a mark.
+    fn take_protection(&self, page: PageIndex) -> bool {
+        let is_shared = matches!(self.backing, Backing::Shared(_));
+        let entry = self.pagemap.entry(self.address(page));
+        let is_left = entry.is_ok_and(|entry| entry.is_mark() && entry.is_write_protected());
+        let is_taken = is_shared && is_left;
+        if is_taken {
+            self.clear_protection(PageRun::single(page));
+        }
+        is_taken
+    }
+
     fn address(&self, page: PageIndex) -> usize {
         self.mapping.base() + page as usize * PAGE_SIZE
     }
@@ -426,11 +448,12 @@ impl FaultSide for HostMmu {
 
     /// In SIGBUS. Unlike [`PrimaryMmu::poison`] it is not for good: a later fill of the page
     /// removes the mark. May race with everything.
-    fn refuse(&self, page: PageIndex, _: FaultError) {
+    fn refuse(&self, page: PageIndex, error: FaultError) {
         let (word, bit) = self.denied_bit(page);
         // Release: pairs with the acquire in `was_denied`; who meets the mark finds the bit.
         word.fetch_or(bit, Ordering::Release);
-        if self.uffd.poison(self.address(page), PAGE_SIZE).is_err() {
+        let poison = || self.uffd.poison(self.address(page), PAGE_SIZE).is_err();
+        if poison() && !(is_nobodys(error) && self.take_protection(page) && !poison()) {
             // A page came in between: the access is good now.
             self.wake(page);
         }
@@ -546,7 +569,13 @@ impl PrimaryMmu for HostMmu {
                 break;
             };
             let nr_done = match (pages_done(stopped.done, left.nr), stopped.errno.0) {
-                // A page is there, so it is passed over; or a mark that does the same.
+                (0, libc::EEXIST)
+                    if nr_retries < NR_RETRIES_MAX && self.take_protection(left.first) =>
+                {
+                    nr_retries += 1;
+                    0
+                }
+                // A page is there, so it is passed over; or poison.
                 (0, libc::EEXIST) => {
                     self.wake(left.first);
                     1
@@ -624,6 +653,15 @@ pub(crate) fn write_protect(
             done => return done,
         }
     }
+}
+
+/// Whether the error says that the page is nobody's, or not there: then there is no write to it
+/// that could be missed.
+pub(crate) fn is_nobodys(error: FaultError) -> bool {
+    matches!(
+        error,
+        FaultError::Killed | FaultError::Unmapped | FaultError::Lost { .. }
+    )
 }
 
 /// Whole pages in a byte count of the kernel's; nothing when it makes no sense.

@@ -96,11 +96,7 @@ impl SharedFile {
             return Ok(());
         }
         let taken = mmu.discard(&mmu.mapping, "madvise", run);
-        // What was protected has left a mark, which would be in the way of poison. No entry is
-        // left, so this lets no write through. It fails where the range is gone, and the mark too.
-        let _ = mmu
-            .uffd
-            .write_protect(mmu.address(run.first), run.len_bytes(), false);
+        mmu.clear_protection(run);
         let asked = self.file.pages_of(run, |page, is_there| {
             outcome[(page - run.first) as usize] = match is_there {
                 true => Detached::Done,

@@ -21,8 +21,9 @@ pub use client::Client;
 
 use crate::errno::Errno;
 use crate::fault_thread::{FaultService, FaultSide, Service};
+use crate::fork::is_forked_child;
 use crate::mapping::HostMapping;
-use crate::primary_mmu::{CreateError, write_protect};
+use crate::primary_mmu::{CreateError, is_nobodys, write_protect};
 use crate::uffd::Uffd;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -287,9 +288,11 @@ impl FaultSide for Peer {
         if matches!(error, FaultError::NoFrame { .. }) {
             return self.wake(page);
         }
-        // A mark of write protection would be in the way of poison. What is refused here is gone
-        // or lost, so there is no page which that mark protects.
-        let _ = self.protect(PageRun::single(page), Access::Write);
+        if is_nobodys(error) {
+            // A mark of write protection would be in the way of poison. For any other reason the
+            // page may still be mapped there, and is protected because somebody stores it.
+            let _ = self.protect(PageRun::single(page), Access::Write);
+        }
         if self.uffd.poison(self.address(page), PAGE_SIZE).is_err() {
             self.wake(page);
         }

@@ -213,6 +213,7 @@ cases! {
     oom::n72_n78_n82_the_leaker_is_killed_and_the_others_live,
     oom::n80_a_group_is_killed_together,
     oom::n64_n67_who_is_killed_by_request_gives_everything_back,
+    oom::n67_what_was_read_back_is_refused_like_the_rest,
     oom::n59_n60_n62_the_worst_comes_first_and_of_equals_the_later,
     #[cfg(feature = "notifiers")]
     oom_devices::n70_n71_what_a_device_holds_is_left_behind_by_name,

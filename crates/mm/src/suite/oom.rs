@@ -5,6 +5,7 @@ use crate::addr::PAGE_SIZE;
 use crate::fault::FaultError;
 use crate::limits::Limits;
 use crate::memcg::Memcg;
+use crate::mm_struct::Advice;
 use crate::oom::Reason;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
@@ -150,6 +151,39 @@ pub(super) fn n64_n67_who_is_killed_by_request_gives_everything_back(machine: &d
     assert_eq!(world.memcg.frames().usage(), other.nr_frames());
     assert!(!other.is_killed() && read_page(&*kept, 0) == contents);
     assert_eq!(nr_called.load(Ordering::Relaxed), 1, "told in this thread");
+}
+
+/// G16: a page that was stored and read back is protected from writes, and that leaves nothing
+/// behind which keeps an access from its error.
+pub(super) fn n67_what_was_read_back_is_refused_like_the_rest(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    for (name, error) in [
+        ("killed", FaultError::Killed),
+        ("unmapped", FaultError::Unmapped),
+    ] {
+        let mm = world.memcg.new_mm(name);
+        let mapping = world.map(&mm, 16);
+        let vma = mapping.vma();
+        for page in 0..16 {
+            write_page(&*mapping, page, &[7]);
+        }
+        vma.advise(vma.all(), Advice::PageOut)
+            .expect("nobody minds");
+        for page in 0..8 {
+            assert_eq!(read_page(&*mapping, page)[0], 7);
+        }
+        if error == FaultError::Killed {
+            assert!(world.memcg.kill(&mm));
+            world.wait_until_reaped();
+        } else {
+            mm.unmap(vma).expect("nothing is pinned");
+        }
+        for page in 0..16 {
+            let at = offset_of(page);
+            assert_eq!(mapping.read(at, &mut [0]), Err(error), "{name} {page}");
+            assert_eq!(mapping.write(at, &[1]), Err(error), "{name} {page}");
+        }
+    }
 }
 
 /// Pages count, whether in frames or stored, and the adjustment; nobody is killed for the answer.
