@@ -302,7 +302,7 @@ impl Served {
         let Some(_busy) = self.begin() else { return };
         // An error says that the descriptor cannot be read, and then nobody waits there.
         let nr = self.side.uffd().read_faults(|fault| self.resolve(fault));
-        debug_assert!(nr.is_ok_and(|nr| nr <= MESSAGE_BATCH));
+        debug_assert!(!nr.is_ok_and(|nr| nr > MESSAGE_BATCH));
     }
 
     fn resolve(&self, fault: Fault) {

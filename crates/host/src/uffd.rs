@@ -230,13 +230,17 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// Takes over a descriptor of another process, which it has passed on after its handshake.
-    pub(crate) fn adopt(fd: OwnedFd) -> Self {
-        Self {
+    /// Takes over a descriptor of another process, which it has passed on after its handshake. From
+    /// here on it does not block, whatever it was opened with.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
+        // SAFETY: the call takes numbers and touches no memory.
+        let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        Errno::check(set.into())?;
+        Ok(Self {
             fd,
             // Which one does not matter here: the process itself knows what it may do.
             source: Source::UserModeOnly,
-        }
+        })
     }
 
     fn handshake(&self, features: u64) -> Result<u64, Errno> {

@@ -132,8 +132,12 @@ impl HostMapping {
         if !base.is_multiple_of(PAGE_SIZE) || base.checked_add(len).is_none() {
             return Err(ShareError::Nonsense);
         }
+        let uffd = Uffd::adopt(uffd).map_err(ShareError::os("fcntl"))?;
+        // Is it what it should be, and is all of the memory there? It has no page yet to change.
+        let all = PageRun::new(0, nr_pages);
+        write_protect(&uffd, base, all, false).map_err(|_| ShareError::Nonsense)?;
         let peer = Arc::new(Peer {
-            uffd: Uffd::adopt(uffd),
+            uffd,
             base,
             nr_pages,
             is_closed: AtomicBool::new(false),
@@ -217,7 +221,7 @@ pub(crate) struct Peer {
     nr_pages: u32,
     /// It is shown no more pages.
     is_closed: AtomicBool,
-    /// It has ended, or unmapped the file.
+    /// It has ended.
     is_gone: AtomicBool,
 }
 
@@ -229,10 +233,16 @@ impl Peer {
     fn protect(&self, run: PageRun, access: Access) -> Result<(), Errno> {
         let protect = access == Access::Read;
         match write_protect(&self.uffd, self.address(run.first), run, protect) {
-            Err(Errno(libc::ESRCH | libc::ENOENT)) => {
+            Err(Errno(libc::ESRCH)) => {
                 // Relaxed: see `living`.
                 self.is_gone.store(true, Ordering::Relaxed);
                 Ok(())
+            }
+            // A page that the process has unmapped: so the others are asked for one by one.
+            Err(Errno(libc::ENOENT)) if run.nr == 1 => Ok(()),
+            Err(Errno(libc::ENOENT)) => {
+                let mut pages = run.pages().map(PageRun::single);
+                pages.try_for_each(|page| self.protect(page, access))
             }
             done => done,
         }

@@ -363,7 +363,43 @@ fn what_cannot_be_shared_says_why() {
     std::io::Write::write_all(&mut &theirs, &[1; 64]).unwrap();
     let nonsense = attached.share(ours, &service).map(drop);
     assert_eq!(nonsense, Err(ShareError::Nonsense));
+    // What says the right words, with the wrong descriptor or the wrong address.
+    let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    for base in [0, 1, 1 << 40] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        answer(&theirs, base, &file);
+        let nonsense = attached.share(ours, &service).map(drop);
+        assert_eq!(nonsense, Err(ShareError::Nonsense), "{base:#x}");
+    }
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::io::Write::write_all(&mut &theirs, &[1; 64]).unwrap();
     assert_eq!(Client::join(ours).map(drop), Err(ShareError::Nonsense));
+}
+
+/// Says what a client says, with that address and descriptor.
+fn answer(stream: &UnixStream, base: u64, descriptor: &OwnedFd) {
+    use std::os::fd::AsRawFd;
+    let mut words = [u64::from_be_bytes(*b"pinless\x01").to_le(), base.to_le()];
+    let mut part = libc::iovec {
+        iov_base: words.as_mut_ptr().cast(),
+        iov_len: size_of_val(&words),
+    };
+    let mut control = [0_u64; 8];
+    // SAFETY: zero is a valid value of the header; what it points to outlives the call, and the
+    // control data has room for one descriptor, which the macros place.
+    let sent = unsafe {
+        let mut message: libc::msghdr = core::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
+        let place = libc::CMSG_DATA(header).cast::<i32>();
+        place.write_unaligned(descriptor.as_raw_fd());
+        libc::sendmsg(stream.as_raw_fd(), &raw const message, 0)
+    };
+    assert_eq!(sent, 16);
 }
