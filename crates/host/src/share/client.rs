@@ -8,7 +8,7 @@ use crate::primary_mmu::{CreateError, SharedFile};
 use crate::region::{Region, View};
 use crate::registry::{self, Kind, Registration, Target};
 use crate::sigbus;
-use crate::uffd::{Stopped, Uffd};
+use crate::uffd::Uffd;
 use crate::window::Window;
 use core::fmt;
 use std::io::Read;
@@ -17,6 +17,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+
+/// How often in a row a page that the owner is changing is tried to be shut.
+const NR_IN_VAIN_MAX: u32 = 1 << 16;
 
 /// A mapping of memory that another process owns and gives out with
 /// [`crate::HostMapping::share`].
@@ -189,16 +192,33 @@ impl Mapped {
     /// wait, and then that those that wait are told.
     fn shut(&self) {
         let (base, len) = (self.region.base(), self.region.len());
-        // Neither fails but when somebody else unmapped the range: then there is nothing to shut.
-        let _ = self.region.discard(0, len);
-        let _ = self.uffd.write_protect(base, len, false);
-        let mut at = base;
-        while let Err(Stopped {
-            done: done @ 1.., ..
-        }) = self.uffd.poison(at, base + len - at)
-        {
-            at += done as usize;
+        let (mut done, mut nr_in_vain) = (0, 0);
+        self.clear(0);
+        while let Err(stopped) = self.uffd.poison(base + done, len - done) {
+            nr_in_vain = if stopped.done > 0 { 0 } else { nr_in_vain + 1 };
+            done += usize::try_from(stopped.done).unwrap_or(0);
+            match stopped.errno.0 {
+                _ if nr_in_vain > NR_IN_VAIN_MAX => break,
+                libc::EAGAIN => {}
+                // The owner showed a page meanwhile, or withheld writes to one that it takes away.
+                libc::EEXIST => self.clear(done),
+                // Somebody else unmapped the range: then there is nothing to shut.
+                _ => break,
+            }
+        }
+        if nr_in_vain > NR_IN_VAIN_MAX {
+            // An access that ends the process is better than one that never ends.
+            let _ = self.region.seal();
         }
         let _ = self.uffd.wake(base, len);
+    }
+
+    /// Takes everything from so many bytes on out of the page table, and the marks of pages that
+    /// were protected, which would be in the way of poison.
+    fn clear(&self, from: usize) {
+        let (base, len) = (self.region.base(), self.region.len());
+        // Neither fails but when somebody else unmapped the range.
+        let _ = self.region.discard(from, len - from);
+        let _ = self.uffd.write_protect(base + from, len - from, false);
     }
 }
