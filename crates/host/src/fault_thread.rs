@@ -11,6 +11,7 @@
 //! Linux counterpart: `fs/userfaultfd.c`.
 
 use crate::errno::Errno;
+use crate::fork::is_forked_child;
 use crate::lock_order;
 use crate::thread::{self, EngineAccess};
 use crate::uffd::{Fault, MESSAGE_BATCH, Uffd};
@@ -158,6 +159,10 @@ impl FaultService {
 
 impl Drop for FaultService {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The threads are the parent's, and so is what would stop them.
+            return core::mem::forget(core::mem::take(&mut self.shards));
+        }
         for (shard, thread) in &mut self.shards {
             shard.stop();
             if let Some(thread) = thread.take() {
@@ -193,6 +198,10 @@ impl fmt::Debug for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // What is watched is watched for the parent.
+            return;
+        }
         let uffd = self.served.side.uffd().as_raw_fd();
         // Fails only if the mapping was never watched.
         let _ = self.shard.watch(libc::EPOLL_CTL_DEL, uffd, self.key);

@@ -13,6 +13,7 @@ pub(crate) use shared::SharedFile;
 
 use crate::errno::Errno;
 use crate::fault_thread::FaultSide;
+use crate::fork::is_forked_child;
 use crate::pagemap::Pagemap;
 use crate::region::Region;
 use crate::thread;
@@ -329,6 +330,17 @@ impl HostMmu {
         );
     }
 
+    /// Whether this process may change pages of `run`: in a child of a fork, what the descriptors act
+    /// on is the parent's.
+    #[track_caller]
+    fn admit(&self, run: PageRun) -> Result<(), MmuError> {
+        self.assert_inside(run);
+        if is_forked_child() {
+            return Err(MmuError::Gone { page: run.first });
+        }
+        Ok(())
+    }
+
     /// Whether the first page of what is left of a fill can be tried again; else the error.
     fn after_stopped_fill(
         &self,
@@ -379,7 +391,7 @@ impl HostMmu {
         run: PageRun,
         mut step: impl FnMut(PageRun) -> Result<(), Stopped>,
     ) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        self.admit(run)?;
         let mut left = run;
         let mut nr_retries = 0;
         while left.nr > 0 {
@@ -403,7 +415,7 @@ impl HostMmu {
         operation: &'static str,
         run: PageRun,
     ) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        self.admit(run)?;
         region
             .discard(run.first as usize * PAGE_SIZE, run.len_bytes())
             .map_err(|errno| match errno.0 {
@@ -493,7 +505,8 @@ impl PrimaryMmu for HostMmu {
     }
 
     fn detach(&self, run: PageRun, outcome: &mut [Detached]) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        outcome.fill(Detached::Busy);
+        self.admit(run)?;
         assert_eq!(
             outcome.len(),
             run.nr as usize,
@@ -506,7 +519,7 @@ impl PrimaryMmu for HostMmu {
     }
 
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        self.admit(run)?;
         match &self.backing {
             Backing::Private(staging) => moving::reattach(self, staging, run),
             Backing::Shared(file) => file.reattach(self, run),
@@ -532,7 +545,7 @@ impl PrimaryMmu for HostMmu {
         match &self.backing {
             Backing::Private(staging) => self.discard(&staging.region, "madvise of slots", run),
             Backing::Shared(file) => {
-                self.assert_inside(run);
+                self.admit(run)?;
                 file.free(run)
             }
         }
@@ -542,12 +555,15 @@ impl PrimaryMmu for HostMmu {
         self.discard(&self.mapping, "madvise", run)?;
         match &self.backing {
             Backing::Private(_) => Ok(()),
-            Backing::Shared(file) => file.free(run),
+            Backing::Shared(file) => {
+                self.clear_protection(run);
+                file.free(run)
+            }
         }
     }
 
     fn protect(&self, run: PageRun, access: Access) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        self.admit(run)?;
         if run.nr == 0 {
             return Ok(());
         }
@@ -561,7 +577,7 @@ impl PrimaryMmu for HostMmu {
     }
 
     fn poison(&self, run: PageRun) -> Result<(), MmuError> {
-        self.assert_inside(run);
+        self.admit(run)?;
         let mut left = run;
         let mut nr_retries = 0;
         while left.nr > 0 {
@@ -593,11 +609,17 @@ impl PrimaryMmu for HostMmu {
     }
 
     fn remap(&self, page: PageIndex) -> bool {
-        self.assert_inside(PageRun::single(page));
+        if self.admit(PageRun::single(page)).is_err() {
+            return false;
+        }
         match &self.backing {
             Backing::Private(_) => self.is_present(page),
             Backing::Shared(file) => file.remap(self, page),
         }
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        is_forked_child()
     }
 
     fn is_present(&self, page: PageIndex) -> bool {
@@ -616,6 +638,9 @@ impl PrimaryMmu for HostMmu {
 
     fn dma_read(&self, offset: u64, into: &mut [u8]) -> Result<(), DmaFault> {
         let address = self.dma_address(offset, into.len());
+        if is_forked_child() {
+            return Err(DmaFault);
+        }
         let _engine = thread::mark_engine_thread();
         // SAFETY: the bytes lie in the mapping (`dma_address`), which lives as long as `self`.
         unsafe { uaccess::copy_in(into, address as *const u8) }.map_err(|_| DmaFault)
@@ -623,6 +648,9 @@ impl PrimaryMmu for HostMmu {
 
     fn dma_write(&self, offset: u64, from: &[u8]) -> Result<(), DmaFault> {
         let address = self.dma_address(offset, from.len());
+        if is_forked_child() {
+            return Err(DmaFault);
+        }
         let _engine = thread::mark_engine_thread();
         // SAFETY: as in `dma_read`; no Rust reference into the mapping exists.
         unsafe { uaccess::copy_out(address as *mut u8, from) }.map_err(|_| DmaFault)

@@ -1,6 +1,7 @@
 //! A range of memory with a guard page on either side.
 
 use crate::errno::Errno;
+use crate::fork::is_forked_child;
 use crate::memfd::Memfd;
 use pinless_mm::addr::PAGE_SIZE;
 use std::os::fd::{AsFd, AsRawFd};
@@ -147,6 +148,10 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // It did not come along, and something else may be at its addresses.
+            return;
+        }
         // SAFETY: the range with its two guard pages is the mapping that this value made (type
         // invariant), and nobody else unmaps it. Whoever kept a raw address gets SIGSEGV.
         unsafe {

@@ -8,6 +8,7 @@
 //!
 //! Linux counterpart: `kernel/rcu/srcutree.c`, `include/linux/percpu-refcount.h`.
 
+use crate::fork::is_forked_child;
 use crate::primary_mmu::HostMmu;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -169,6 +170,10 @@ impl Drop for InFlight {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The threads that may be using it are not here to be waited for.
+            return;
+        }
         let free = FREE.lock();
         let mut table = current();
         table.retain(|row| !core::ptr::eq(row.slot, self.slot));

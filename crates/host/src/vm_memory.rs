@@ -11,7 +11,8 @@
 //! An access through `Bytes` pins a piece of at most [`PIECE_BYTES`] at a time, so that it may be
 //! longer than the limit. A slice may not.
 
-use crate::mapping::{HostMapping, SharedMapping};
+use crate::fork::is_forked_child;
+use crate::mapping::{AccessError, HostMapping, SharedMapping};
 use ::vm_memory::bitmap::{BS, Bitmap, BitmapSlice, WithBitmapSlice};
 pub use ::vm_memory::guest_memory::Result;
 pub use ::vm_memory::{self, GuestAddress};
@@ -177,6 +178,10 @@ impl GuestMemoryRegion for Region {
         if end.is_none_or(|end| end > self.len()) {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
+        if is_forked_child() {
+            let error = io::Error::other(AccessError::ForkedChild);
+            return Err(GuestMemoryError::IOError(error));
+        }
         let page_bytes = PAGE_SIZE as u64;
         let first = offset.0 / page_bytes;
         let nr = (offset.0 + count as u64).div_ceil(page_bytes) - first;
@@ -188,7 +193,7 @@ impl GuestMemoryRegion for Region {
         };
         let address = self.mapping().as_ptr().wrapping_add(offset.0 as usize);
         // SAFETY: the bytes lie in the mapping (checked above), which lives as long as `self` and
-        // so as long as the slice. Its pages are resident and writable while `held` lives, which
+        // so as long as the slice; this process has it (checked above). Its pages are resident and writable while `held` lives, which
         // the slice owns and hands on to each that is cut from it. No Rust reference into a mapping
         // is ever made; others use it through copies, volatile accesses and devices.
         Ok(unsafe { VolatileSlice::with_bitmap(address, count, held, None) })

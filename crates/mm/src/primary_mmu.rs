@@ -144,6 +144,12 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// [`MmuError::Gone`] when the slots were changed behind the library's back.
     fn free_detached(&self, run: PageRun) -> Result<(), MmuError>;
 
+    /// Whether the memory belongs to another process, whose books these are a copy of: this one is
+    /// the child of a fork. Then every other operation is refused.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Gives the frames at the addresses of `run` back to the machine, and removes poison; holes
     /// are passed over. A later access traps.
     ///

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 use lockdep::sync::Fence;
+use pinless_host::is_forked_child;
 use pinless_mm::event::{Log, Record};
 use std::io;
 use std::sync::Arc;
@@ -69,6 +70,10 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The thread is the parent's.
+            return core::mem::forget(self.thread.take());
+        }
         self.stop.signal();
         if let Some(thread) = self.thread.take() {
             // An error says that the sink panicked, and it has said so itself.

@@ -187,6 +187,10 @@ impl Pinless {
 
 impl Drop for Pinless {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The threads are the parent's.
+            return core::mem::forget(core::mem::take(&mut self.workers));
+        }
         self.memcg.stop();
         for worker in self.workers.drain(..) {
             // An error says that the thread panicked, and it has said so itself.

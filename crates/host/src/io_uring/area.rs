@@ -4,6 +4,7 @@ use super::drive::Core;
 use super::error::AttachError;
 use super::index::{AreaId, SlotNr};
 use super::stats::count;
+use crate::fork::is_forked_child;
 use crate::mapping::HostMapping;
 use crate::primary_mmu::HostMmu;
 use core::convert::Infallible;
@@ -113,6 +114,10 @@ impl AreaOwner {
 
 impl Drop for AreaOwner {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // What the kernel holds, it holds for the parent.
+            return;
+        }
         // Before the subscription ends: no operation of the area is in flight, for each of them
         // would keep it, and from here on none of its slots will be used. On another's
         // single-issuer ring the kernel holds the pages a little longer, and moves none of them.

@@ -31,6 +31,7 @@ use super::index::{AreaId, Index, SlotNr};
 use super::kernel::{Kernel, Token, Transfer};
 use super::state::{Keep, Slot, SlotPhase, State};
 use super::stats::{Counters, add, count};
+use crate::fork::is_forked_child;
 use core::cell::Cell;
 use lockdep::sync::{Condvar, Fence, Mutex, ShortLock};
 use pinless_mm::addr::PageRun;
@@ -81,7 +82,9 @@ impl Core {
 
     /// Whether this thread may submit and register.
     pub(super) fn may_issue(&self) -> bool {
-        self.kind == Kind::Shared || self.owner == ThreadMark::current()
+        // In a child of a fork the queues are the parent's.
+        let is_owner = self.kind == Kind::Shared || self.owner == ThreadMark::current();
+        is_owner && !is_forked_child()
     }
 
     /// Starts a transfer of pinned pages; `transfer.slot` is chosen here. Returns its number.

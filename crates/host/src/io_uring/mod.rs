@@ -47,6 +47,7 @@ use self::area::AreaOwner;
 use self::drive::Core;
 use self::kernel::{Direction, Kernel, Transfer};
 use self::state::{Keep, State};
+use crate::fork::is_forked_child;
 use crate::mapping::HostMapping;
 use core::fmt;
 use core::ops::Range;
@@ -309,6 +310,10 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The queues and the thread are the parent's.
+            return core::mem::forget((self.service.take(), Arc::clone(&self.core)));
+        }
         let is_over = self.core.close();
         self.core.release_retired();
         // A thread that has something left to do goes on alone until the kernel is done.

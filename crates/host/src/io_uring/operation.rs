@@ -5,6 +5,7 @@ use super::error::OpError;
 use super::state::OpPhase;
 use super::stats::count;
 use crate::errno::Errno;
+use crate::fork::is_forked_child;
 use core::fmt;
 use std::sync::Arc;
 
@@ -89,7 +90,7 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        if self.is_over {
+        if self.is_over || is_forked_child() {
             return;
         }
         let mut state = self.core.state.lock();

@@ -1,6 +1,7 @@
 //! The other side: memory that belongs to another process.
 
 use super::{ShareError, wire};
+use crate::fork::{self, is_forked_child};
 use crate::lock_order;
 use crate::mapping::AccessError;
 use crate::memfd::Memfd;
@@ -61,6 +62,11 @@ impl Client {
     pub fn join(stream: UnixStream) -> Result<Self, ShareError> {
         lock_order::prime();
         let created = |errno| ShareError::Create(errno);
+        if is_forked_child() {
+            return Err(created(CreateError::ForkedChild));
+        }
+        let marked = fork::mark_owner();
+        marked.map_err(|e| created(CreateError::os("madvise(MADV_WIPEONFORK)")(e)))?;
         sigbus::install().map_err(|e| created(CreateError::os("sigaction of SIGBUS")(e)))?;
         let (nr_pages, file) = wire::receive(&stream).map_err(ShareError::os("recvmsg"))?;
         let nr_pages = u32::try_from(nr_pages).map_err(|_| ShareError::Nonsense)?;
@@ -124,7 +130,7 @@ impl Client {
     /// See [`AccessError`]; part of `into` may be written.
     #[track_caller]
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
-        self.window().read_at(offset, into)
+        self.window()?.read_at(offset, into)
     }
 
     /// Writes to `offset` bytes on.
@@ -134,7 +140,7 @@ impl Client {
     /// See [`AccessError`]; part of `from` may have been written.
     #[track_caller]
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
-        self.window().write_at(offset, from)
+        self.window()?.write_at(offset, from)
     }
 
     /// Loads the word at `offset` bytes, in one access, with acquire ordering.
@@ -144,7 +150,7 @@ impl Client {
     /// See [`AccessError`].
     #[track_caller]
     pub fn load_u64(&self, offset: u64) -> Result<u64, AccessError> {
-        self.window().load_u64(offset)
+        self.window()?.load_u64(offset)
     }
 
     /// Stores the word at `offset` bytes, in one access, with release ordering.
@@ -154,18 +160,25 @@ impl Client {
     /// See [`AccessError`].
     #[track_caller]
     pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), AccessError> {
-        self.window().store_u64(offset, value)
+        self.window()?.store_u64(offset, value)
     }
 
-    fn window(&self) -> Window {
+    fn window(&self) -> Result<Window, AccessError> {
+        if is_forked_child() {
+            return Err(AccessError::ForkedChild);
+        }
         let region = &self.mapped.region;
         // SAFETY: the region lives as long as `self`, which the caller borrows meanwhile.
-        unsafe { Window::new((region.base(), region.len())) }
+        Ok(unsafe { Window::new((region.base(), region.len())) })
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The connection and the watcher are the parent's.
+            return core::mem::forget(self.watcher.take());
+        }
         // Fails when the other end has gone, and then the watcher knows.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(watcher) = self.watcher.take() {

@@ -53,7 +53,7 @@ pub enum ShareError {
     TooMany,
     /// The other process said something else than expected.
     Nonsense,
-    /// The other process cannot map the memory.
+    /// The memory cannot be mapped, or this process is the child of a fork.
     Create(CreateError),
     /// A system call failed.
     Os {
@@ -120,6 +120,9 @@ impl HostMapping {
         stream: UnixStream,
         service: &Arc<FaultService>,
     ) -> Result<Share, ShareError> {
+        if is_forked_child() {
+            return Err(ShareError::Create(CreateError::ForkedChild));
+        }
         let mmu = self.mmu();
         let shared = mmu.shared().ok_or(ShareError::NotShareable)?;
         let handler = self.handler().ok_or(ShareError::NotAttached)?;
@@ -160,6 +163,10 @@ impl HostMapping {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        if is_forked_child() {
+            // The connection is the parent's.
+            return;
+        }
         // Relaxed: whoever shows it a page at this moment does no harm, for writes are withheld
         // from it as long as it lives.
         self.peer.is_closed.store(true, Ordering::Relaxed);

@@ -276,6 +276,13 @@ impl Mm {
         Ok(after.min_by_key(|vma| vma.id()).cloned())
     }
 
+    /// Whether its memory is another process's, that of whom this one was forked from: then there
+    /// is nothing to give back, and a lock may be held by a thread that is not there.
+    fn is_elsewhere(&self) -> bool {
+        let vmas = self.vmas.try_read();
+        vmas.is_some_and(|vmas| vmas.iter().any(|vma| vma.primary().is_elsewhere()))
+    }
+
     /// The mappings, oldest first.
     pub fn vmas(&self) -> Vec<Arc<Vma>> {
         self.vmas.read().clone()
@@ -329,6 +336,8 @@ impl Deref for MmHandle {
 
 impl Drop for MmHandle {
     fn drop(&mut self) {
-        self.mm.exit();
+        if !self.mm.is_elsewhere() {
+            self.mm.exit();
+        }
     }
 }
