@@ -195,8 +195,51 @@ fn a_client_is_refused_what_is_lost_and_everything_when_the_owner_lets_go() {
     }
     drop(pair.share);
     let mut child = pair.child;
-    let status = child.wait().unwrap();
+    // What the owner does with its pages meanwhile keeps no access of the client's from its end.
+    let status = loop {
+        for page in ALL.pages().filter(|page| *page != 3) {
+            pair.mapping.load_u64(offset(page, 0)).unwrap();
+        }
+        pair.fake.detach(ALL);
+        if let Some(status) = ended(&mut child) {
+            break status;
+        }
+    };
     assert!(status.success(), "{status}");
+}
+
+/// A page that is protected is somebody's: whoever stores it would miss the write.
+#[test]
+fn a_client_cannot_write_what_the_machine_refuses() {
+    let test = "a_client_cannot_write_what_the_machine_refuses";
+    let Some(mut pair) = pair(shared(FaultMode::InThread), test, |client| {
+        client.load_u64(offset(3, 0)).unwrap();
+        client.store_u64(offset(1, BEGUN), 1).unwrap();
+        while client.load_u64(offset(2, BEGUN)) != Ok(1) {
+            std::thread::yield_now();
+        }
+        client.store_u64(offset(3, CLIENT), 7).unwrap();
+        client.store_u64(offset(0, BEGUN), 1).unwrap();
+    }) else {
+        return;
+    };
+    let _attached = attach_thread().unwrap();
+    let (mapping, fake) = (&pair.mapping, &pair.fake);
+    while mapping.load_u64(offset(1, BEGUN)) != Ok(1) {
+        std::thread::yield_now();
+    }
+    fake.refuse(3, FaultError::Machine(MmuError::NoMemory));
+    let nr_refused = fake.nr_faults();
+    mapping.store_u64(offset(2, BEGUN), 1).unwrap();
+    while fake.nr_faults() < nr_refused + 8 && mapping.load_u64(offset(0, BEGUN)) != Ok(1) {
+        std::thread::yield_now();
+    }
+    let written = mapping.load_u64(offset(3, CLIENT));
+    assert_eq!(written, Ok(word_of(3, CLIENT)));
+    fake.books.lock().refused.remove(&3);
+    assert!(pair.child.wait().unwrap().success());
+    assert_eq!(mapping.load_u64(offset(3, CLIENT)), Ok(7));
+    drop(pair.share);
 }
 
 #[test]
