@@ -330,8 +330,8 @@ impl HostMmu {
         );
     }
 
-    /// Whether this process may change pages of `run`: in a child of a fork, what the descriptors act
-    /// on is the parent's.
+    /// Whether this process may change pages of `run`: in a child of a fork, what the descriptors
+    /// act on is the parent's.
     #[track_caller]
     fn admit(&self, run: PageRun) -> Result<(), MmuError> {
         self.assert_inside(run);

@@ -193,9 +193,10 @@ impl GuestMemoryRegion for Region {
         };
         let address = self.mapping().as_ptr().wrapping_add(offset.0 as usize);
         // SAFETY: the bytes lie in the mapping (checked above), which lives as long as `self` and
-        // so as long as the slice; this process has it (checked above). Its pages are resident and writable while `held` lives, which
-        // the slice owns and hands on to each that is cut from it. No Rust reference into a mapping
-        // is ever made; others use it through copies, volatile accesses and devices.
+        // so as long as the slice, and which this process has (checked above). Its pages are
+        // resident and writable while `held` lives, which the slice owns and hands on to each that
+        // is cut from it. No Rust reference into a mapping is ever made; others use it through
+        // copies, volatile accesses and devices.
         Ok(unsafe { VolatileSlice::with_bitmap(address, count, held, None) })
     }
 }
