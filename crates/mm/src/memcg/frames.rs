@@ -88,9 +88,9 @@ impl Frames {
         self.freed.notify_all();
     }
 
-    /// Calls `attempt` now, whenever something may have changed, and when `until_ns` has come, until
-    /// it is done with: at the end there may be no answer. `kick` is called once it is known that
-    /// somebody waits. Neither is called with a lock held.
+    /// Calls `attempt` now, whenever something may have changed, and when `until_ns` has come,
+    /// until it is done with: at the end there may be no answer. `kick` is called once it is known
+    /// that somebody waits. Neither is called with a lock held.
     pub(crate) fn wait<R>(
         &self,
         what: WaitFor,
