@@ -76,6 +76,11 @@ impl Footprint {
 struct Dice(u64);
 
 impl Dice {
+    /// Those of one round, however often others were thrown in the rounds before it.
+    fn of_round(round: u64) -> Self {
+        Self(Self(round).next())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -156,7 +161,8 @@ fn use_device(attached: &Attached, dice: &mut Dice) {
 }
 
 /// One address space that is killed beside its device, and reaped.
-fn kill_one(pinless: &Pinless, round: u64, dice: &mut Dice) {
+fn kill_one(pinless: &Pinless, round: u64) {
+    let dice = &mut Dice::of_round(round);
     let memcg = pinless.memcg();
     let nr_kills = memcg.stat().oom_kill;
     let mm = pinless.new_mm("victim");
@@ -168,7 +174,14 @@ fn kill_one(pinless: &Pinless, round: u64, dice: &mut Dice) {
     };
     let mapping = map(pinless, &mm, nr_pages);
     let memory = Arc::clone(mapping.vma()) as Arc<dyn DeviceMemory>;
-    let model = &models()[dice.below(models().len() as u64) as usize];
+    // One after the other first, and then any.
+    let nr_models = models().len() as u64;
+    let chosen = if round < NR_WARM_UP {
+        round % nr_models
+    } else {
+        dice.below(nr_models)
+    };
+    let model = &models()[chosen as usize];
     let attached = model.attach(&memory, "device", pinless_devices::Bugs::NONE);
     std::thread::scope(|scope| {
         for _ in 0..attached.device.nr_servers() {
@@ -249,6 +262,10 @@ fn kills_in_a_row_leave_nothing_behind() {
     let wanted = std::env::var("PINLESS_KILLS").ok();
     let nr_kills = wanted.map_or(NR_KILLS, |nr| nr.parse().expect("a number of kills"));
     println!("{nr_kills} kills (PINLESS_KILLS), {NR_WARM_UP} before");
+    assert!(
+        models().len() as u64 <= NR_WARM_UP,
+        "a longer warm-up, for all models"
+    );
     let mut dice = Dice(2018);
     let mut survivors: Vec<_> = (0..2).map(|_| Survivor::new(&pinless, &mut dice)).collect();
     let mut before = None;
@@ -256,7 +273,7 @@ fn kills_in_a_row_leave_nothing_behind() {
         if round == NR_WARM_UP {
             before = Some(Footprint::of(&pinless));
         }
-        kill_one(&pinless, round, &mut dice);
+        kill_one(&pinless, round);
         for survivor in &mut survivors {
             survivor.check(dice.below(u64::from(SURVIVOR_PAGES)) as u32);
             survivor.write(dice.below(u64::from(SURVIVOR_PAGES)) as u32, &mut dice);
