@@ -1,17 +1,19 @@
 //! The reaper: how fast it takes memory back, beside what the machine can do and what the kernel's
 //! own reaper does, and what the choice of a victim costs.
 //!
-//! A victim has 64 MiB in frames. Its bandwidth is beside `MADV_DONTNEED` over as much memory that
-//! was filled in the same way; the time to the first page beside the wake-up of a thread that
-//! sleeps, which is a part of it. The kernel's reaper is timed by its trace events, on a process of
-//! the same size whose memory a system call keeps from going with it.
+//! A victim has 64 MiB in frames, filled by faults. Its bandwidth is beside `MADV_DONTNEED` over as
+//! much memory, which the machine filled page by page and without faults. The time to the first
+//! page, while a device hangs with a part of it, is beside the wake-up of a thread that sleeps,
+//! which is a part of it. Such a device is asked and never done; its callback returns. The kernel's
+//! reaper is timed by its trace events, on a process of the same size whose memory a system call
+//! keeps from going with it.
 
 mod kernel;
 
 use super::picture::{Curves, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
 use kernel::Reaped;
-use lockdep::sync::{Condvar, Mutex};
+use lockdep::sync::{Condvar, Fence, Mutex};
 use pinless_host::{FaultService, HostMapping, MonotonicClock, Resolver};
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
 use pinless_mm::limits::Limits;
@@ -48,12 +50,22 @@ const KERNEL_ROUNDS: u32 = 3;
 const CHOICE_NOTE: &str = "the cost of a choice is linear, as the kernel's: before it, nothing \
     could be freed for 75 ms at least, and an order that is kept up to date would cost each fault";
 
-/// Never lets go.
-struct Holds;
+/// A device that hangs: what it was given is never done.
+struct Hangs {
+    done: Fence,
+}
 
-impl Notifier for Holds {
+impl Hangs {
+    fn new() -> Self {
+        Self {
+            done: Fence::new("bench.nic.done"),
+        }
+    }
+}
+
+impl Notifier for Hangs {
     fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
-        cx.would_block()
+        cx.settle(&self.done)
     }
 }
 
@@ -109,7 +121,12 @@ impl System {
         let (mm, host) = self.filled()?;
         let vma = mm.vmas().pop().ok_or_else(|| failed("no mapping"))?;
         let held = Ranges::Only(vec![vma.base()..vma.address(HELD_PAGES)]);
-        let subscription = is_held.then(|| mm.notifiers().subscribe("nic", held, Arc::new(Holds)));
+        let device = Arc::new(Hangs::new());
+        let subscribe = || {
+            let nic = Arc::clone(&device);
+            mm.notifiers().subscribe("nic", held, nic)
+        };
+        let subscription = is_held.then(subscribe);
         self.memcg.kill(&mm);
         let report = loop {
             let report = self.memcg.oom_reports().pop();
@@ -118,6 +135,8 @@ impl System {
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
         };
+        // A teardown waits for it.
+        device.done.signal();
         drop(subscription);
         drop((vma, host, mm));
         Ok(report)
