@@ -65,7 +65,7 @@ pub(crate) struct ConformArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) scene: Option<String>,
 
-    /// Schedules to try of each scene
+    /// Schedules to try of each scene; of a fault that does not show, up to 16 times more
     #[arg(long, value_name = "N", default_value_t = pinless_sim::conformance::Kit::SCHEDULES,
           value_parser = clap::value_parser!(u64).range(3..=10_000_000))]
     pub(crate) schedules: u64,

@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::memcg::{Knob, Memcg};
 use crate::mmu_notifier::{Blockable, Cause, Context, Event, Mode, Notifier, Range, Ranges};
 use crate::oom::{Held, Reason};
+use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
@@ -263,6 +264,10 @@ pub(super) fn n113_success_in_the_last_pass_is_success(machine: &dyn Machine) {
         // One page, so that it is asked for once in each pass.
         let mapping = world.map(&mm, 1);
         write_page(&*mapping, 0, &[1]);
+        // The machine lets the writer go on before the thread that served it has noted the page.
+        world.wait_until("the fault is over", || {
+            (mm.nr_frames(), mapping.vma().page_state(0)) == (1, State::Resident)
+        });
         let device = Arc::new(Refuses(AtomicU32::new(nr_refused)));
         let subscription = mm.notifiers().subscribe("nic", Ranges::WholeMm, device);
         assert!(world.memcg.kill(&mm));

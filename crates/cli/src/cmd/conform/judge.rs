@@ -10,6 +10,10 @@ use pinless_sim::conformance::{Invariant, Kit, Pattern, Report, Subject};
 use std::sync::Arc;
 use std::thread;
 
+/// How many times more schedules a fault is looked for in, at most and from one try to the next.
+const EFFORT_MAX: u64 = 16;
+const EFFORT_STEP: u64 = 4;
+
 /// What is judged.
 pub(crate) struct Plan {
     pub(crate) models: Vec<&'static ModelInfo>,
@@ -55,6 +59,8 @@ pub(crate) enum What {
 pub(crate) struct Judged {
     pub(crate) job: Job,
     pub(crate) report: Report,
+    /// Schedules of each scene that it took.
+    pub(crate) schedules: u64,
 }
 
 /// Judges all that is planned; in the order of the plan.
@@ -67,9 +73,8 @@ pub(crate) fn all(plan: &Plan) -> Vec<Judged> {
         for _ in 0..nr_threads.min(jobs.len()) {
             scope.spawn(|| {
                 while let Some(job) = jobs.get(next.fetch_add(1, Relaxed)) {
-                    let report = judge(plan, job);
-                    let job = job.clone();
-                    done.lock().push(Judged { job, report });
+                    let judged = judge(plan, job);
+                    done.lock().push(judged);
                 }
             });
         }
@@ -158,7 +163,34 @@ impl Judged {
     }
 }
 
-fn judge(plan: &Plan, job: &Job) -> Report {
+/// Judges. A fault of the kit's to find that did not show is looked for in more schedules: some
+/// need two rare moments at once.
+fn judge(plan: &Plan, job: &Job) -> Judged {
+    let is_to_be_found = match job.what {
+        What::Fixed | What::Shipped => false,
+        What::Bug(info) | What::Core(info, _) => {
+            matches!(info.home, Home::Model | Home::Core(_))
+        }
+    };
+    let schedules_max = match is_to_be_found {
+        true => plan.schedules.saturating_mul(EFFORT_MAX),
+        false => plan.schedules,
+    };
+    let mut schedules = plan.schedules;
+    loop {
+        let judged = Judged {
+            job: job.clone(),
+            report: play(plan, job, schedules),
+            schedules,
+        };
+        if judged.found().is_some() || schedules >= schedules_max {
+            return judged;
+        }
+        schedules *= EFFORT_STEP;
+    }
+}
+
+fn play(plan: &Plan, job: &Job, schedules: u64) -> Report {
     let (model, bugs) = (job.model, job.bugs());
     let wanted = match job.what {
         // All that is wrong with it is of interest.
@@ -166,7 +198,7 @@ fn judge(plan: &Plan, job: &Job) -> Report {
         _ => job.wanted(),
     };
     let mut kit = Kit::new(model.full_name())
-        .schedules(plan.schedules)
+        .schedules(schedules)
         .seed(plan.seed)
         .inject(job.inject())
         .wanted(&wanted);

@@ -102,14 +102,19 @@ impl Report {
 
 fn drivers(args: &ConformArgs, judged: &[Judged]) -> Vec<Driver> {
     let mut drivers: Vec<Driver> = Vec::new();
-    for Judged { job, report } in judged {
+    for Judged {
+        job,
+        report,
+        schedules,
+    } in judged
+    {
         let model = job.model;
         match job.what {
             What::Fixed => {
                 let name = model.full_name();
                 let mut report = report.clone();
                 for one in &mut report.convictions {
-                    one.replay = command(args, &name, one);
+                    one.replay = command(args, &name, *schedules, one);
                 }
                 drivers.push(Driver {
                     name,
@@ -191,7 +196,7 @@ fn verdict(args: &ConformArgs, info: &BugInfo, judged: &Judged) -> Verdict {
     let driver = judged.job.model.full_name();
     let what = format!("{driver} --bug {}", info.bug.number());
     if let Some(one) = &mut conviction {
-        one.replay = command(args, &what, one);
+        one.replay = command(args, &what, judged.schedules, one);
     }
     let also = judged.report.broken().filter(|&one| Some(one) != found);
     Verdict {
@@ -203,7 +208,7 @@ fn verdict(args: &ConformArgs, info: &BugInfo, judged: &Judged) -> Verdict {
 }
 
 /// A line for a shell that shows it again: the command itself, not a test.
-fn command(args: &ConformArgs, what: &str, of: &Conviction) -> String {
-    let (scene, seed, schedules) = (of.scene, args.seed, args.schedules);
+fn command(args: &ConformArgs, what: &str, schedules: u64, of: &Conviction) -> String {
+    let (scene, seed) = (of.scene, args.seed);
     format!("pinless conform {what} --scene {scene} --seed {seed} --schedules {schedules}")
 }
