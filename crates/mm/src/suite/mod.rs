@@ -432,7 +432,6 @@ impl Rng {
 
 /// Stays in a callback as long as `is_wanted` says so, without a sleep, which not every callback
 /// may take.
-#[cfg(feature = "notifiers")]
 fn linger(is_wanted: impl Fn() -> bool) {
     let mut nr_rounds = 0;
     // Bounded, so that a test that fails ends.
