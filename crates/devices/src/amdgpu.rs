@@ -7,8 +7,8 @@
 //! Linux counterpart: drivers/gpu/drm/amd/amdgpu/amdgpu_hmm.c
 
 use crate::engine::{
-    Counters, FenceEngine, Job, NotSubmitted, Operation, Pending, Registrations, Resv, Retry,
-    Ticket, Tlb, Usage, fetch, interval_of, reserve, run_of,
+    Counters, FenceEngine, Job, Operation, Pending, Registrations, Resv, Ticket, Tlb, Usage, fetch,
+    interval_of, reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use lockdep::sync::Mutex;
@@ -126,18 +126,12 @@ impl Amdgpu {
         offset: usize,
         operation: &Operation<'_>,
     ) -> Result<Job, DmaError> {
-        let mut retry = Retry::new();
         let found = self.buffers.find(|buffer| buffer.run.contains(page));
         let buffer = found.ok_or(DmaError::Unregistered { page })?;
-        loop {
-            if let Some(job) = self.try_submit(&buffer, page, offset, operation)? {
-                return Ok(job);
-            }
-            self.shared.counters.retries.add();
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+        until_done(|| {
+            let job = self.try_submit(&buffer, page, offset, operation)?;
+            Ok(self.shared.counters.tried(job))
+        })
     }
 
     fn try_submit(
@@ -164,10 +158,8 @@ impl Amdgpu {
         if buffer.read_retry(seen, &table) {
             return Ok(None);
         }
-        match shared.engine.submit(&job) {
-            Ok(()) => {}
-            Err(NotSubmitted::Full) => return Ok(None),
-            Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+        if !shared.engine.submit(&job)? {
+            return Ok(None);
         }
         slot.add(job.fence(), Usage::Bookkeep);
         table.tlb.install(at);

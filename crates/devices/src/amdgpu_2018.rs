@@ -10,8 +10,8 @@
 //! Linux counterpart: drivers/gpu/drm/amd/amdgpu/amdgpu_mn.c, version 4.19
 
 use crate::engine::{
-    Buffer, Counters, FenceEngine, Job, NotSubmitted, Operation, Resv, Retry, Ticket, Usage,
-    Userptrs, fetch, ranges_of, reserve, run_of,
+    Buffer, Counters, FenceEngine, Job, Operation, Resv, Ticket, Usage, Userptrs, fetch, ranges_of,
+    reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::time::Duration;
@@ -158,17 +158,11 @@ impl Amdgpu2018 {
         offset: usize,
         operation: &Operation<'_>,
     ) -> Result<Job, DmaError> {
-        let mut retry = Retry::new();
-        loop {
+        until_done(|| {
             self.counters.faults.add();
-            if let Some(job) = self.try_submit(page, offset, operation)? {
-                return Ok(job);
-            }
-            self.counters.retries.add();
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+            let job = self.try_submit(page, offset, operation)?;
+            Ok(self.counters.tried(job))
+        })
     }
 
     fn try_submit(
@@ -221,10 +215,8 @@ impl Amdgpu2018 {
             return Ok(None);
         }
         let _owed = begin_signalling();
-        match self.engine.submit(job) {
-            Ok(()) => {}
-            Err(NotSubmitted::Full) => return Ok(None),
-            Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+        if !self.engine.submit(job)? {
+            return Ok(None);
         }
         if self.bugs.has(Bug::PublishedTooEarly) {
             might_alloc(Gfp::Kernel);

@@ -19,7 +19,7 @@
 //! Linux counterpart: drivers/xen/gntdev.c
 
 use crate::engine::{
-    Counters, GrantTable, Operation, Retry, Tracking, fetch_run, ranges_of, run_of,
+    Counters, GrantTable, Operation, Tracking, fetch_run, ranges_of, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use lockdep::sync::Fence;
@@ -111,29 +111,16 @@ impl Gntdev {
         offset: usize,
         mut operation: Operation<'_>,
     ) -> Result<(), DmaError> {
-        let mut retry = Retry::new();
-        let (at, mark) = loop {
+        let (at, mark, hung) = until_done(|| {
             let done = Fence::new("devices.gntdev.io");
-            if let Some((at, mark, hung)) = self.table.get(page, operation.access(), done)? {
-                if let Some(hung) = hung {
-                    hung.wait();
-                }
-                break (at, mark);
-            }
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        };
+            self.table.get(page, operation.access(), done)
+        })?;
+        if let Some(hung) = hung {
+            hung.wait();
+        }
         let outcome = operation.run(&*self.memory, at, offset);
         drop(mark);
-        match outcome {
-            Ok(()) => self.counters.done(&operation),
-            Err(stale) => {
-                self.counters.stale.add();
-                return Err(DmaError::Stale(stale));
-            }
-        }
-        Ok(())
+        self.counters.ended(&operation, outcome)
     }
 
     /// Maps a grant, unless something changed meanwhile.
@@ -170,14 +157,10 @@ impl DmaDevice for Gntdev {
     }
 
     fn register(&self, run: PageRun) -> Result<(), DmaError> {
-        let mut retry = Retry::new();
-        while !self.try_map(run)? {
-            self.counters.retries.add();
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
-        Ok(())
+        until_done(|| {
+            let mapped = self.try_map(run)?.then_some(());
+            Ok(self.counters.tried(mapped))
+        })
     }
 
     fn unregister(&self, run: PageRun) {

@@ -8,7 +8,7 @@
 //! Linux counterpart: drivers/infiniband/hw/hfi1/mmu_rb.c and user_exp_rcv.c
 
 use crate::engine::{
-    Counters, Doom, Doorbell, Insert, Next, Operation, PinCache, Retry, ranges_of, run_of,
+    Counters, Doom, Doorbell, Insert, Next, Operation, PinCache, ranges_of, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -107,15 +107,7 @@ impl Hfi1 {
             Insert::Checked
         };
         let (run, access) = (PageRun::single(page), operation.access());
-        let mut retry = Retry::new();
-        let using = loop {
-            if let Some(using) = cache.get(&self.memory, run, access, insert, &self.counters)? {
-                break using;
-            }
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        };
+        let using = until_done(|| cache.get(&self.memory, run, access, insert, &self.counters))?;
         // A packet that hangs keeps its pages.
         let hung = self.hung.lock().clone();
         if let Some(hung) = hung {
@@ -124,14 +116,7 @@ impl Hfi1 {
         let outcome = operation.run(&*self.memory, using.at(page), offset);
         drop(using);
         self.worker.ring();
-        match outcome {
-            Ok(()) => self.counters.done(&operation),
-            Err(stale) => {
-                self.counters.stale.add();
-                return Err(DmaError::Stale(stale));
-            }
-        }
-        Ok(())
+        self.counters.ended(&operation, outcome)
     }
 
     fn reap(&self) -> Next {

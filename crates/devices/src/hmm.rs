@@ -7,7 +7,7 @@
 //! Linux counterpart: mm/hmm.c, version 4.19
 
 use crate::engine::{
-    Busy, Counters, InFlight, Mark, Operation, Retry, Rounds, Tlb, fetch, ranges_of, run_of,
+    Busy, Counters, InFlight, Mark, Operation, Rounds, Tlb, fetch, ranges_of, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -197,24 +197,19 @@ impl Hmm {
     ) -> Result<(), DmaError> {
         let nr = self.next_mirror.fetch_add(1, Ordering::Relaxed);
         let mirror = &self.mirrors[nr % NR_MIRRORS];
-        let mut retry = Retry::new();
-        loop {
-            if let Some((at, mark)) = mirror.get(page, operation.access())? {
-                let outcome = operation.run(&*self.memory, at, offset);
-                drop(mark);
-                if let Err(stale) = outcome {
-                    self.counters.stale.add();
-                    mirror.table.lock().tlb.forget(at);
-                    return Err(DmaError::Stale(stale));
-                }
-                self.counters.done(&operation);
-                return Ok(());
+        let (at, mark) = until_done(|| {
+            let translated = mirror.get(page, operation.access())?;
+            if translated.is_none() {
+                self.fault(mirror, page, operation.access())?;
             }
-            self.fault(mirror, page, operation.access())?;
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
+            Ok(translated)
+        })?;
+        let outcome = operation.run(&*self.memory, at, offset);
+        drop(mark);
+        if outcome.is_err() {
+            mirror.table.lock().tlb.forget(at);
         }
+        self.counters.ended(&operation, outcome)
     }
 
     fn fault(&self, mirror: &Mirror, page: PageIndex, access: Access) -> Result<(), DmaError> {

@@ -8,8 +8,8 @@
 //! Linux counterpart: drivers/gpu/drm/i915/gem/i915_gem_userptr.c
 
 use crate::engine::{
-    Counters, Doorbell, FenceEngine, Job, Next, NotSubmitted, Operation, Pending, Registrations,
-    Resv, Retry, Ticket, Usage, fetch_run, interval_of, reserve,
+    Counters, Doorbell, FenceEngine, Job, Next, Operation, Pending, Registrations, Resv, Ticket,
+    Usage, fetch_run, interval_of, reserve, until_done,
 };
 use crate::{Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError, Pinned};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -131,17 +131,9 @@ impl I915 {
         offset: usize,
         operation: &Operation<'_>,
     ) -> Result<Job, DmaError> {
-        let mut retry = Retry::new();
         let found = self.objects.find(|object| object.run.contains(page));
         let object = found.ok_or(DmaError::Unregistered { page })?;
-        loop {
-            if let Some(job) = self.try_submit(&object, page, offset, operation)? {
-                return Ok(job);
-            }
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+        until_done(|| self.try_submit(&object, page, offset, operation))
     }
 
     fn try_submit(
@@ -175,10 +167,8 @@ impl I915 {
         drop(pages);
         // The pages cannot be let go of before the lock of the buffer is.
         let job = Job::new(at, offset, operation);
-        match self.shared.engine.submit(&job) {
-            Ok(()) => {}
-            Err(NotSubmitted::Full) => return Ok(None),
-            Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+        if !self.shared.engine.submit(&job)? {
+            return Ok(None);
         }
         slot.add(job.fence(), Usage::Bookkeep);
         Ok(Some(job))

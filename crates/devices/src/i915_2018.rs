@@ -10,8 +10,8 @@
 //! Linux counterpart: drivers/gpu/drm/i915/i915_gem_userptr.c, version 4.19
 
 use crate::engine::{
-    Counters, Doorbell, FenceEngine, Job, Next, NotSubmitted, Operation, Resv, Retry, Rounds,
-    Ticket, Tlb, Usage, fetch, ranges_of, reserve, run_of,
+    Counters, Doorbell, FenceEngine, Job, Next, Operation, Resv, Rounds, Ticket, Tlb, Usage, fetch,
+    ranges_of, reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -206,16 +206,10 @@ impl I915y2018 {
         offset: usize,
         operation: &Operation<'_>,
     ) -> Result<Job, DmaError> {
-        let mut retry = Retry::new();
-        loop {
-            if let Some(job) = self.try_submit(page, offset, operation)? {
-                return Ok(job);
-            }
-            self.counters.retries.add();
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+        until_done(|| {
+            let job = self.try_submit(page, offset, operation)?;
+            Ok(self.counters.tried(job))
+        })
     }
 
     fn try_submit(
@@ -268,17 +262,11 @@ impl I915y2018 {
         tree.tlb.install(at);
         drop(tree);
         slot.add(job.fence(), Usage::Bookkeep);
-        match self.engine.submit(&job) {
-            Ok(()) => Ok(Some(job)),
-            Err(NotSubmitted::Full) => {
-                job.abandon();
-                Ok(None)
-            }
-            Err(NotSubmitted::Stopped) => {
-                job.abandon();
-                Err(DmaError::Stopped)
-            }
+        let submitted = self.engine.submit(&job);
+        if submitted != Ok(true) {
+            job.abandon();
         }
+        Ok(submitted?.then_some(job))
     }
 
     fn transfer(

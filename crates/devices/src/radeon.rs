@@ -7,8 +7,8 @@
 //! Linux counterpart: drivers/gpu/drm/radeon/radeon_mn.c, version 4.19
 
 use crate::engine::{
-    Buffer, Counters, FenceEngine, Job, NotSubmitted, Operation, Pending, Resv, Retry, Rounds,
-    Ticket, Usage, Userptrs, fetch, ranges_of, reserve, run_of,
+    Buffer, Counters, FenceEngine, Job, Operation, Pending, Resv, Rounds, Ticket, Usage, Userptrs,
+    fetch, ranges_of, reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::time::Duration;
@@ -113,16 +113,10 @@ impl Radeon {
         offset: usize,
         operation: &Operation<'_>,
     ) -> Result<Job, DmaError> {
-        let mut retry = Retry::new();
-        loop {
-            if let Some(job) = self.try_submit(page, offset, operation)? {
-                return Ok(job);
-            }
-            self.counters.retries.add();
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+        until_done(|| {
+            let job = self.try_submit(page, offset, operation)?;
+            Ok(self.counters.tried(job))
+        })
     }
 
     fn try_submit(
@@ -158,10 +152,8 @@ impl Radeon {
         if !is_fresh {
             return Ok(None);
         }
-        match self.engine.submit(&job) {
-            Ok(()) => {}
-            Err(NotSubmitted::Full) => return Ok(None),
-            Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+        if !self.engine.submit(&job)? {
+            return Ok(None);
         }
         slot.add(job.fence(), Usage::Bookkeep);
         buffers.tlb.install(at);

@@ -136,15 +136,10 @@ impl Template {
         let (at, mark) = self.translate(page, operation.access())?;
         let outcome = operation.run(&*self.bus, at, offset);
         drop(mark);
-        match outcome {
-            Ok(()) => self.counters.done(&operation),
-            Err(stale) => {
-                self.counters.stale.add();
-                self.table.lock().tlb.forget(at); // one report for each invalidation missed
-                return Err(DmaError::Stale(stale));
-            }
+        if outcome.is_err() {
+            self.table.lock().tlb.forget(at); // one report for each invalidation missed
         }
-        Ok(())
+        self.counters.ended(&operation, outcome)
     }
 
     /// A translation of the page, in use until the mark is dropped.

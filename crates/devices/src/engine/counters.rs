@@ -1,8 +1,9 @@
 //! The live figures of one device.
 
 use super::Operation;
-use crate::DeviceStats;
+use crate::{DeviceStats, DmaError};
 use core::sync::atomic::{AtomicU64, Ordering};
+use pinless_mm::bus::StaleDma;
 
 /// What a device counts. The figures order nothing, so all accesses are relaxed.
 #[derive(Debug, Default)]
@@ -49,6 +50,31 @@ impl Counters {
             Operation::Read(_) => self.reads.add(),
             Operation::Write(_) => self.writes.add(),
         }
+    }
+
+    /// Counts an access by its outcome, and passes it on.
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError::Stale`], as the bus told it.
+    pub fn ended(
+        &self,
+        operation: &Operation<'_>,
+        outcome: Result<(), StaleDma>,
+    ) -> Result<(), DmaError> {
+        match outcome {
+            Ok(()) => self.done(operation),
+            Err(_) => self.stale.add(),
+        }
+        outcome.map_err(DmaError::Stale)
+    }
+
+    /// Counts an attempt without a result, and passes it on.
+    pub fn tried<T>(&self, result: Option<T>) -> Option<T> {
+        if result.is_none() {
+            self.retries.add();
+        }
+        result
     }
 
     /// Counts a start by its answer, and passes it on.

@@ -60,15 +60,6 @@ enum State {
     Stopped,
 }
 
-/// Why a job was not taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NotSubmitted {
-    /// The ring is full: try again.
-    Full,
-    /// The engine is stopped.
-    Stopped,
-}
-
 impl Job {
     /// What `operation` wants, at a bus address.
     pub fn new(at: BusAddr, offset: usize, operation: &Operation<'_>) -> Self {
@@ -152,24 +143,25 @@ impl FenceEngine {
         }
     }
 
-    /// Queues a job and publishes its fence. Never sleeps; allocates nothing.
+    /// Queues a job and publishes its fence, if the ring has room: whether it had. Never sleeps;
+    /// allocates nothing.
     ///
     /// # Errors
     ///
-    /// [`NotSubmitted`]; the fence was not published.
-    pub fn submit(&self, job: &Job) -> Result<(), NotSubmitted> {
+    /// [`DmaError::Stopped`]; the fence was not published.
+    pub fn submit(&self, job: &Job) -> Result<bool, DmaError> {
         let mut ring = self.ring.lock();
         if ring.state == State::Stopped {
-            return Err(NotSubmitted::Stopped);
+            return Err(DmaError::Stopped);
         }
         if ring.jobs.len() == JOBS_MAX {
-            return Err(NotSubmitted::Full);
+            return Ok(false);
         }
         self.timeline.publish(job.fence());
         ring.jobs.push_back(job.clone());
         drop(ring);
         self.doorbell.ring();
-        Ok(())
+        Ok(true)
     }
 
     /// The hardware: runs jobs in order until it is stopped.

@@ -1,5 +1,6 @@
 //! Trying again, slower each time and not for ever.
 
+use crate::DmaError;
 use core::time::Duration;
 use lockdep::sync::{sleep, spin_wait};
 
@@ -41,6 +42,25 @@ impl Retry {
             }
         }
         true
+    }
+}
+
+/// Makes attempts, with pauses, until one has a result.
+///
+/// # Errors
+///
+/// That of an attempt; [`DmaError::Starved`] when there were enough without a result.
+pub fn until_done<T>(
+    mut attempt: impl FnMut() -> Result<Option<T>, DmaError>,
+) -> Result<T, DmaError> {
+    let mut retry = Retry::new();
+    loop {
+        if let Some(result) = attempt()? {
+            return Ok(result);
+        }
+        if !retry.pause() {
+            return Err(DmaError::Starved);
+        }
     }
 }
 

@@ -29,8 +29,8 @@ pub use card::{Card, Message, WINDOWS_MAX, What};
 pub use offsets::{Offset, Offsets, SPACE_PAGES, Unit, Widen, widen};
 
 use crate::engine::{
-    Counters, DmaFence, Doom, Doorbell, FenceEngine, Insert, Job, Keep, Next, NotSubmitted,
-    Operation, PinCache, Retry, Using, fetch_run, ranges_of, run_of,
+    Counters, DmaFence, Doom, Doorbell, FenceEngine, Insert, Job, Keep, Next, Operation, PinCache,
+    Using, fetch_run, ranges_of, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError, Pinned};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -290,15 +290,7 @@ impl Scif {
         if let Some(at) = self.registered(page)? {
             return self.copy(at, offset, operation);
         }
-        let mut retry = Retry::new();
-        let using = loop {
-            if let Some(using) = self.cached(page, operation.access())? {
-                break using;
-            }
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        };
+        let using = until_done(|| self.cached(page, operation.access()))?;
         let at = using.find(page).ok_or(DmaError::Unregistered { page })?;
         let outcome = self.copy(at, offset, operation);
         if self.bugs.has(Bug::AdmissionInverted) {
@@ -322,22 +314,14 @@ impl Scif {
                 Job::new(at, offset, &operation)
             }
         };
-        let mut retry = Retry::new();
-        loop {
+        until_done(|| {
             let mut last = self.last.lock();
-            match self.channel.submit(&job) {
-                Ok(()) => {
-                    *last = Some(job.fence().clone());
-                    break;
-                }
-                Err(NotSubmitted::Full) => {}
-                Err(NotSubmitted::Stopped) => return Err(DmaError::Stopped),
+            let submitted = self.channel.submit(&job)?.then_some(());
+            if submitted.is_some() {
+                *last = Some(job.fence().clone());
             }
-            drop(last);
-            if !retry.pause() {
-                return Err(DmaError::Starved);
-            }
-        }
+            Ok(submitted)
+        })?;
         match operation {
             Operation::Read(into) => {
                 let taken = Operation::Read(&mut *into);
