@@ -3,6 +3,7 @@
 //!
 //! `PINLESS_KILLS=1000` says how many; a test of everybody's makes fewer.
 
+use fastrand::Rng;
 use pinless::{Builder, MapOptions, Mapping, MmHandle, PAGE_SIZE, Pinless};
 use pinless_devices::{Attached, models};
 use pinless_mm::bus::DeviceMemory;
@@ -72,31 +73,11 @@ impl Footprint {
     }
 }
 
-/// Numbers that look like chance (splitmix64), the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    /// Those of one round, however often others were thrown in the rounds before it.
-    fn of_round(round: u64) -> Self {
-        Self(Self(round).next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn page(&mut self) -> Vec<u8> {
-        let words = (0..PAGE_SIZE / 8).flat_map(|_| self.next().to_le_bytes());
-        words.collect()
-    }
+/// A page that no codec makes smaller.
+fn noise(rng: &mut Rng) -> Vec<u8> {
+    let mut page = vec![0; PAGE_SIZE];
+    rng.fill(&mut page);
+    page
 }
 
 fn offset(page: u32) -> u64 {
@@ -116,7 +97,7 @@ struct Survivor {
 }
 
 impl Survivor {
-    fn new(pinless: &Pinless, dice: &mut Dice) -> Self {
+    fn new(pinless: &Pinless, rng: &mut Rng) -> Self {
         let mm = pinless.new_mm("survivor");
         mm.set_oom_score_adj(-1000);
         let mapping = map(pinless, &mm, SURVIVOR_PAGES);
@@ -126,13 +107,13 @@ impl Survivor {
             _mm: mm,
         };
         for page in 0..SURVIVOR_PAGES {
-            survivor.write(page, dice);
+            survivor.write(page, rng);
         }
         survivor
     }
 
-    fn write(&mut self, page: u32, dice: &mut Dice) {
-        let contents = dice.page();
+    fn write(&mut self, page: u32, rng: &mut Rng) {
+        let contents = noise(rng);
         self.hashes[page as usize] = xxh3_64(&contents);
         let written = self.mapping.write_at(offset(page), &contents);
         written.expect("a frame");
@@ -147,22 +128,23 @@ impl Survivor {
 }
 
 /// Uses the device on random pages, and perhaps has it hang with them.
-fn use_device(attached: &Attached, dice: &mut Dice) {
+fn use_device(attached: &Attached, rng: &mut Rng) {
     let device = &attached.device;
     for _ in 0..8 {
-        let page = dice.below(u64::from(VICTIM_PAGES)) as u32;
+        let page = rng.u32(..VICTIM_PAGES);
         // What it cannot have it does not hold.
         let _ = device.register(pinless::PageRun::new(page, 1));
         let _ = device.write(page, 0, &[7]);
     }
-    if dice.below(3) == 0 {
+    if rng.u8(..3) == 0 {
         device.hang(true);
     }
 }
 
 /// One address space that is killed beside its device, and reaped.
 fn kill_one(pinless: &Pinless, round: u64) {
-    let dice = &mut Dice::of_round(round);
+    // Those of this round, however often others were thrown in the rounds before it.
+    let rng = &mut Rng::with_seed(round);
     let memcg = pinless.memcg();
     let nr_kills = memcg.stat().oom_kill;
     let mm = pinless.new_mm("victim");
@@ -179,7 +161,7 @@ fn kill_one(pinless: &Pinless, round: u64) {
     let chosen = if round < NR_WARM_UP {
         round % nr_models
     } else {
-        dice.below(nr_models)
+        rng.u64(..nr_models)
     };
     let model = &models()[chosen as usize];
     let attached = model.attach(&memory, "device", pinless_devices::Bugs::NONE);
@@ -188,14 +170,14 @@ fn kill_one(pinless: &Pinless, round: u64) {
             scope.spawn(|| attached.device.serve());
         }
         for _ in 0..VICTIM_PAGES / 2 {
-            let page = dice.below(u64::from(VICTIM_PAGES)) as u32;
-            let _ = mapping.write_at(offset(page), &dice.page());
+            let page = rng.u32(..VICTIM_PAGES);
+            let _ = mapping.write_at(offset(page), &noise(rng));
         }
-        use_device(&attached, dice);
+        use_device(&attached, rng);
         if is_leak {
             let mut pages = 0..nr_pages;
             while pages.next().is_some_and(|page| {
-                let contents = dice.page();
+                let contents = noise(rng);
                 mapping.write_at(offset(page), &contents).is_ok()
             }) {}
         } else {
@@ -266,8 +248,8 @@ fn kills_in_a_row_leave_nothing_behind() {
         models().len() as u64 <= NR_WARM_UP,
         "a longer warm-up, for all models"
     );
-    let mut dice = Dice(2018);
-    let mut survivors: Vec<_> = (0..2).map(|_| Survivor::new(&pinless, &mut dice)).collect();
+    let mut rng = Rng::with_seed(2018);
+    let mut survivors: Vec<_> = (0..2).map(|_| Survivor::new(&pinless, &mut rng)).collect();
     let mut before = None;
     for round in 0..NR_WARM_UP + nr_kills {
         if round == NR_WARM_UP {
@@ -275,8 +257,8 @@ fn kills_in_a_row_leave_nothing_behind() {
         }
         kill_one(&pinless, round);
         for survivor in &mut survivors {
-            survivor.check(dice.below(u64::from(SURVIVOR_PAGES)) as u32);
-            survivor.write(dice.below(u64::from(SURVIVOR_PAGES)) as u32, &mut dice);
+            survivor.check(rng.u32(..SURVIVOR_PAGES));
+            survivor.write(rng.u32(..SURVIVOR_PAGES), &mut rng);
         }
     }
     for survivor in &survivors {

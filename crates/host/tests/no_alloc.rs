@@ -11,6 +11,7 @@
 use core::cell::Cell;
 use core::hint::black_box;
 use core::time::Duration;
+use fastrand::Rng;
 use lockdep::sync::{Completion, Fence};
 use pinless_host::io_uring::{Kind, Ring};
 use pinless_host::{AccessError, CreateError, FaultService, HostMapping, Resolver, attach_thread};
@@ -153,29 +154,11 @@ impl Clock for TestClock {
     }
 }
 
-/// Random numbers that a seed repeats (splitmix64; Steele, Lea, Flood 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u32) -> u32 {
-        (self.next() % u64::from(n)) as u32
-    }
-
-    fn noise(&mut self) -> [u8; PAGE_SIZE] {
-        let mut page = [0; PAGE_SIZE];
-        for word in page.as_chunks_mut().0 {
-            *word = self.next().to_le_bytes();
-        }
-        page
-    }
+/// A page that no codec makes smaller.
+fn noise(rng: &mut Rng) -> [u8; PAGE_SIZE] {
+    let mut page = [0; PAGE_SIZE];
+    rng.fill(&mut page);
+    page
 }
 
 /// Resolves faults, has the thread that does so watched, and allocates when a test asks it to.
@@ -280,10 +263,10 @@ impl Tenant {
 
     /// Reads and writes at random, mostly reads: every kind of fault.
     fn wander(&self, seed: u64, steps: u32) {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::with_seed(seed);
         for _ in 0..steps {
-            let page = rng.below(self.vma.nr_pages());
-            let value = rng.next();
+            let page = rng.u32(..self.vma.nr_pages());
+            let value = rng.u64(..);
             match value % 4 {
                 0 => self.write(page, value).expect("room"),
                 _ => drop(self.read(page).expect("contents")),
@@ -418,9 +401,9 @@ fn the_counter_counts(world: &World<'_, '_>) {
 /// Every kind of fault, waiting for frames, both hands, the store.
 fn faults_and_reclaim(world: &World<'_, '_>) {
     let tenant = world.tenant("faults", 96);
-    let mut rng = Rng(1);
+    let mut rng = Rng::with_seed(1);
     for page in 0..96 {
-        let noise = rng.noise();
+        let noise = noise(&mut rng);
         let nr = if page % 3 == 0 { PAGE_SIZE } else { 300 };
         tenant.fill(page, &noise[..nr]).expect("room");
     }
@@ -468,10 +451,10 @@ fn pins_and_advice(world: &World<'_, '_>) {
     check_section("pins, guards and advice", || {
         let tenant = Arc::clone(&tenant);
         world.spawn_all(3, move |me| {
-            let mut rng = Rng(me);
+            let mut rng = Rng::with_seed(me);
             for _ in 0..300 {
-                let page = rng.below(62);
-                let access = [Access::Read, Access::Write][rng.below(2) as usize];
+                let page = rng.u32(..62);
+                let access = [Access::Read, Access::Write][rng.usize(..2)];
                 let run = PageRun::new(page, 2);
                 drop(tenant.vma.pin(run, access, Gfp::NoWait));
                 drop(
@@ -484,9 +467,9 @@ fn pins_and_advice(world: &World<'_, '_>) {
                 let guard = guard.expect("two frames");
                 guard.store_u64(8, u64::from(page)).expect("resident");
                 drop(guard);
-                tenant.wander(rng.next(), 4);
+                tenant.wander(rng.u64(..), 4);
                 let advice = [Advice::PageOut, Advice::WillNeed, Advice::Cold];
-                let advice = advice[rng.below(3) as usize];
+                let advice = advice[rng.usize(..3)];
                 tenant.vma.advise(all, advice).expect("nobody refuses");
                 // Refused while somebody has a pin.
                 let _ = tenant.vma.advise(PageRun::new(page, 1), Advice::DontNeed);
@@ -595,9 +578,9 @@ fn a_stuck_device(side: &Side) {
 
 /// Writes what cannot be compressed until it is killed.
 fn leak(tenant: &Tenant, seed: u64) {
-    let mut rng = Rng(seed);
+    let mut rng = Rng::with_seed(seed);
     for page in 0..tenant.vma.nr_pages() {
-        match tenant.fill(page, &rng.noise()) {
+        match tenant.fill(page, &noise(&mut rng)) {
             Ok(()) => {}
             Err(AccessError::Fault {
                 error: FaultError::Killed,

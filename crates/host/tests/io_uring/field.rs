@@ -1,5 +1,6 @@
 //! A field to test in: managed memory with its workers, files and pipes.
 
+use fastrand::Rng;
 use pinless_host::io_uring::{Kind, Ring};
 use pinless_host::{CreateError, FaultService, HostMapping, Resolver};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
@@ -162,9 +163,9 @@ pub(crate) fn pages(first: PageIndex, nr: u32) -> PageRun {
 
 /// Contents of some pages that no other `salt` has.
 pub(crate) fn noise(salt: u64, nr_pages: u32) -> Vec<u8> {
-    let mut rng = Rng::new(salt);
-    let words = nr_pages as usize * PAGE_SIZE / 8;
-    (0..words).flat_map(|_| rng.next().to_le_bytes()).collect()
+    let mut noise = vec![0; nr_pages as usize * PAGE_SIZE];
+    Rng::with_seed(salt).fill(&mut noise);
+    noise
 }
 
 /// A file without a name.
@@ -189,25 +190,4 @@ pub(crate) fn file_with(contents: &[u8]) -> File {
 /// A descriptor of something that has one.
 pub(crate) fn fd(of: &impl AsFd) -> BorrowedFd<'_> {
     of.as_fd()
-}
-
-/// Random numbers that a seed repeats (splitmix64; Steele, Lea, Flood 2014).
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }

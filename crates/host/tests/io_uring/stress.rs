@@ -1,6 +1,7 @@
 //! Many random operations against a model, with reclaim at a small limit.
 
-use crate::field::{Field, Rng, fd, file, ring};
+use crate::field::{Field, fd, file, ring};
+use fastrand::Rng;
 use pinless_host::io_uring::{Area, Kind, OpError, Ring};
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::mm_struct::{Advice, AdviseError};
@@ -31,8 +32,8 @@ struct Player<'a> {
 
 impl Player<'_> {
     fn some_bytes(&mut self) -> Range<usize> {
-        let len = 1 + self.rng.below(BYTES_MAX);
-        let start = self.rng.below(u64::from(PAGES) * PAGE - len);
+        let len = 1 + self.rng.u64(..BYTES_MAX);
+        let start = self.rng.u64(..u64::from(PAGES) * PAGE - len);
         start as usize..(start + len) as usize
     }
 
@@ -46,7 +47,7 @@ impl Player<'_> {
     fn step(&mut self) {
         let bytes = self.some_bytes();
         let (at, end) = (self.base + bytes.start as u64, self.base + bytes.end as u64);
-        match self.rng.below(16) {
+        match self.rng.u64(..16) {
             0..5 => {
                 self.ring
                     .read_fixed(self.area, fd(self.file), at, at..end)
@@ -60,7 +61,7 @@ impl Player<'_> {
                 self.stored[bytes.clone()].copy_from_slice(&self.memory[bytes]);
             }
             9..12 => {
-                let salt = self.rng.next();
+                let salt = self.rng.u64(..);
                 let new: Vec<u8> = (0..bytes.len() as u64)
                     .map(|i| (salt ^ (salt >> 32) ^ (i / 16)) as u8)
                     .collect();
@@ -139,7 +140,7 @@ fn play(kind: Kind, players: u64, frames: u64, steps: u32) {
             area: &area,
             file: &file,
             base: number * share,
-            rng: Rng::new(number + 1),
+            rng: Rng::with_seed(number + 1),
             memory: vec![0; share as usize],
             stored: vec![0; share as usize],
             checked: 0,
@@ -205,10 +206,10 @@ fn threads_that_share_slots_do_not_disturb_each_other() {
             let (field, ring, area) = (&field, &ring, &area);
             scope.spawn(move || {
                 let file = file();
-                let (mut rng, len) = (Rng::new(part), PAGE / 4);
+                let (mut rng, len) = (Rng::with_seed(part), PAGE / 4);
                 let mut wrote = [0; 64];
                 for round in 1..=steps() / 8 {
-                    let page = rng.below(64);
+                    let page = rng.u64(..64);
                     let at = page * PAGE + part * len;
                     let found = field.read(at..at + len);
                     assert_eq!(found, vec![wrote[page as usize]; len as usize]);

@@ -1,7 +1,8 @@
 //! The kernel as a writer: `read(2)`, and fixed reads of io_uring with the registry's slots and
 //! without.
 
-use crate::{FIXED_AT, Field, IO_BLOCK, PIPE_AT, RING_AT, Rng, Tally, block, offset_of};
+use crate::{FIXED_AT, Field, IO_BLOCK, PIPE_AT, RING_AT, Tally, block, offset_of};
+use fastrand::Rng;
 use io_uring::{IoUring, opcode, types};
 use pinless_host::io_uring::{Kind, Ring};
 use pinless_mm::addr::PAGE_SIZE;
@@ -11,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 /// Has the kernel write into a pinned page, by `read(2)`.
 pub(crate) fn read_into(field: &Field) -> Tally {
-    let mut rng = Rng(103);
+    let mut rng = Rng::with_seed(103);
     let mut tally = Tally::default();
     let mut counts = vec![0_u64; field.nr_shared as usize];
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
@@ -44,7 +45,7 @@ fn check_io(field: &Field, tally: &mut Tally, what: &str, at: u64, wrote: &[u8; 
 
 /// Has the kernel write by fixed reads of a ring whose slots reclaim takes back.
 pub(crate) fn ring_into(field: &Field) -> Tally {
-    let mut rng = Rng(105);
+    let mut rng = Rng::with_seed(105);
     let mut tally = Tally::default();
     let mut counts = vec![0_u64; field.nr_shared as usize];
     let ring = match Ring::new(4, 4, Kind::Shared) {
@@ -111,7 +112,7 @@ impl FixedReader<'_> {
         };
         // SAFETY: as above; the buffer is unregistered before this function returns.
         unsafe { self.ring.submitter().register_buffers(&[buffer]) }.expect("a fixed buffer");
-        if field.has_pin_check && self.rng.below(2) == 0 {
+        if field.has_pin_check && self.rng.bool() {
             drop(pin);
             self.read_fixed(base, at);
         } else {
@@ -154,7 +155,7 @@ pub(crate) fn read_fixed_into(field: &Field) -> Tally {
         reader,
         writer,
         counts: vec![0; field.nr_shared as usize],
-        rng: Rng(104),
+        rng: Rng::with_seed(104),
         tally: Tally::default(),
     };
     while !field.is_done() {

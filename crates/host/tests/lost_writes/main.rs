@@ -17,6 +17,7 @@
 
 mod kernel;
 
+use fastrand::Rng;
 use kernel::{read_fixed_into, read_into, ring_into};
 use lockdep::sync::Completion;
 use pinless_host::{CreateError, FaultService, HostMapping, Resolver, attach_thread};
@@ -74,30 +75,6 @@ impl Clock for TestClock {
     }
 }
 
-/// Random numbers that a seed repeats (splitmix64; Steele, Lea, Flood 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-        }
-    }
-}
-
 /// What a thread has written and found.
 #[derive(Clone, Copy, Default, Debug)]
 struct Tally {
@@ -142,7 +119,7 @@ fn numbered(page: PageIndex, place: usize, count: u64) -> u64 {
 fn block<const N: usize>(page: PageIndex, writer: usize, count: u64) -> [u8; N] {
     let mut bytes = [0; N];
     if count > 0 {
-        Rng(numbered(page, 0x80 + writer, count)).fill(&mut bytes);
+        Rng::with_seed(numbered(page, 0x80 + writer, count)).fill(&mut bytes);
     }
     bytes
 }
@@ -239,7 +216,7 @@ impl Field {
     }
 
     fn any_page(&self, rng: &mut Rng) -> PageIndex {
-        rng.below(u64::from(self.nr_shared)) as PageIndex
+        rng.u32(..self.nr_shared)
     }
 
     fn load(&self, at: u64) -> u64 {
@@ -267,7 +244,7 @@ impl Field {
         } else {
             256
         };
-        Rng(u64::from(page)).fill(&mut noise[..nr]);
+        Rng::with_seed(u64::from(page)).fill(&mut noise[..nr]);
         noise
     }
 
@@ -311,7 +288,7 @@ impl<'a> Writer<'a> {
         Self {
             field,
             me,
-            rng: Rng(me as u64 + 1),
+            rng: Rng::with_seed(me as u64 + 1),
             plain: vec![[0; WORDS]; nr],
             atomic: vec![0; nr],
             blocks: vec![0; nr],
@@ -322,7 +299,7 @@ impl<'a> Writer<'a> {
     fn run(mut self, writes: u64) -> Tally {
         while self.tally.writes < writes {
             let page = self.field.any_page(&mut self.rng);
-            match self.rng.below(12) {
+            match self.rng.u64(..12) {
                 0..=2 => self.look_and_store(page),
                 3 => self.store_blindly(page),
                 4 => self.add(page),
@@ -413,13 +390,13 @@ impl<'a> Writer<'a> {
 
 /// Moves random ranges out, as fast as it goes.
 fn hammer(field: &Field) -> Tally {
-    let mut rng = Rng(100);
+    let mut rng = Rng::with_seed(100);
     let nr_pages = u64::from(field.vma.nr_pages());
     while !field.is_done() {
-        let first = rng.below(nr_pages);
-        let nr = 1 + rng.below((nr_pages - first).min(64));
+        let first = rng.u64(..nr_pages);
+        let nr = 1 + rng.u64(..((nr_pages - first).min(64)));
         let run = PageRun::new(first as u32, nr as u32);
-        let advice = match rng.below(8) {
+        let advice = match rng.u64(..8) {
             0 => Advice::WillNeed,
             _ => Advice::PageOut,
         };
@@ -430,13 +407,13 @@ fn hammer(field: &Field) -> Tally {
 
 /// Writes pages of its own and gives them up: they read as zeros then.
 fn discard(field: &Field) -> Tally {
-    let mut rng = Rng(101);
+    let mut rng = Rng::with_seed(101);
     let mut tally = Tally::default();
     let mut counts = [0_u64; 16];
     while !field.is_done() {
-        let mine = rng.below(16) as usize;
+        let mine = rng.usize(..16);
         let page = field.nr_shared + mine as u32;
-        let at = offset_of(page) + 8 * rng.below(512);
+        let at = offset_of(page) + 8 * rng.u64(..512);
         let expected = |count| numbered(page, 0xff, count);
         tally.check(
             "given up",
@@ -444,7 +421,7 @@ fn discard(field: &Field) -> Tally {
             field.load(offset_of(page)),
             expected(counts[mine]),
         );
-        if rng.below(3) == 0 {
+        if rng.u64(..3) == 0 {
             let advised = field.vma.advise(PageRun::single(page), Advice::DontNeed);
             field.good(advised);
             counts[mine] = 0;
@@ -460,12 +437,12 @@ fn discard(field: &Field) -> Tally {
 
 /// Pins pages, and writes to them while they cannot move.
 fn pin_and_write(field: &Field) -> Tally {
-    let mut rng = Rng(102);
+    let mut rng = Rng::with_seed(102);
     let mut tally = Tally::default();
     let mut counts = vec![0_u64; field.nr_shared as usize];
     while !field.is_done() {
         let page = field.any_page(&mut rng);
-        let access = if rng.below(2) == 0 {
+        let access = if rng.bool() {
             Access::Read
         } else {
             Access::Write
