@@ -30,7 +30,7 @@ use crate::finding::Findings;
 use crate::hooks::{self, Hooks};
 use crate::registry::{self, Attributes, Checking};
 use crate::report::Kind;
-use crate::task::{self, Held, Site, Task};
+use crate::task::{self, Held, Hit, Site, Task};
 use crate::validator::{self, Inner, Validator, with_current};
 use crate::wait;
 use crate::word::{ClassId, Context, Mode, Word};
@@ -133,43 +133,52 @@ pub fn subclass(class: ClassId, subclass: u32) -> Option<ClassId> {
 }
 
 /// A lock is taken, with nothing special about it: the fast path of `lockdep::sync`.
-///
-/// A call of its own with its arguments in registers: inlined into each lock, the compiler would
-/// keep the access to the thread-local apart, and hand it everything through memory.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn acquire_plain(
-    hooks: Hooks,
-    class: ClassId,
+    what: Word,
     instance: usize,
-    how: How,
     place: &'static Location<'static>,
+    hooks: Hooks,
 ) {
-    task::with(move |task| {
-        let word = Word::of_class(class, how.0, task.context());
-        let held = Held::new(instance, word, Site::Place(place));
-        if !task.push_known(held, hooks, wait::generation()) {
-            push_slowly(task, held, None);
-        }
-    });
+    task::with(|task| acquire_on(task, what, instance, place, hooks));
 }
 
-/// Mode and flags of a plain acquisition, made at compile time.
-#[derive(Clone, Copy)]
-pub(crate) struct How(u64);
-
-impl How {
-    pub(crate) const fn blocking(mode: Mode) -> Self {
-        Self(Word::mode_bits(mode))
+/// A call of its own, without another in it: where a thread-local lies may be asked by a call,
+/// around which all of this would have to be saved.
+#[inline(never)]
+fn acquire_on(
+    task: &Task,
+    what: Word,
+    instance: usize,
+    place: &'static Location<'static>,
+    hooks: Hooks,
+) {
+    let word = what.with_context(task.context());
+    let held = Held::new(instance, word, Site::Place(place));
+    match task.push_known(held, hooks) {
+        Hit::Pushed => {}
+        Hit::Unknown => acquire_slowly(task, what, instance, place),
+        Hit::Forgotten(key) => task.remember_top(key),
     }
+}
 
-    pub(crate) const fn tried(mode: Mode) -> Self {
-        Self(Word::mode_bits(mode) | Word::TRY)
-    }
+/// The rest of it, with its arguments in registers: one reference to what is pushed, and the fast
+/// path would put all of it into memory first.
+#[cold]
+#[inline(never)]
+fn acquire_slowly(task: &Task, what: Word, instance: usize, place: &'static Location<'static>) {
+    let word = what.with_context(task.context());
+    push_slowly(task, Held::new(instance, word, Site::Place(place)), None);
 }
 
 fn push(task: &Task, hooks: Hooks, held: Held, nest: Option<usize>) {
-    if nest.is_some() || !task.push_known(held, hooks, wait::generation()) {
-        push_slowly(task, held, nest);
+    if nest.is_some() {
+        return push_slowly(task, held, nest);
+    }
+    match task.push_known(held, hooks) {
+        Hit::Pushed => {}
+        Hit::Unknown => push_slowly(task, held, nest),
+        Hit::Forgotten(key) => task.remember_top(key),
     }
 }
 

@@ -211,6 +211,17 @@ struct Known {
     tag: Cell<u32>,
 }
 
+/// What came of pushing a lock on the fast path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hit {
+    Pushed,
+    /// The same, and the step of this key is no longer among the recent ones; see
+    /// [`Task::remember_top`].
+    Forgotten(u64),
+    /// Not known to be right: it was not pushed.
+    Unknown,
+}
+
 /// The state of a thread.
 pub(crate) struct Task {
     depth: Cell<u32>,
@@ -288,24 +299,34 @@ impl Task {
 
     /// Pushes a lock if the step is known to be right; the whole of the fast path.
     #[inline(always)]
-    pub(crate) fn push_known(&self, held: Held, hooks: Hooks, generation: u32) -> bool {
+    pub(crate) fn push_known(&self, held: Held, hooks: Hooks) -> Hit {
         let before = self.chains[(self.depth.get() % NR_CHAINS) as usize].get();
         let key = chain::step(before, held.word);
         let known = &self.known[Self::slot(key)];
         let depth = self.depth.get();
         let is_known = known.key.get() == key;
         if !is_known || depth >= self.limit.get() || hooks.epoch() != self.epoch.get() {
-            return false;
+            return Hit::Unknown;
         }
         // The masks change nothing, and take the bounds checks out.
         self.held[(depth % NR_INLINE) as usize].push(held);
         self.depth.set(depth + 1);
         self.chains[((depth + 1) % NR_CHAINS) as usize].set(known.chain.get());
-        if known.tag.get() != self.tag(generation) {
-            self.remember(held.word, held.site, generation);
-            known.tag.set(self.tag(generation));
+        if known.tag.get() == self.tag(wait::generation()) {
+            Hit::Pushed
+        } else {
+            Hit::Forgotten(key)
         }
-        true
+    }
+
+    /// Puts the lock that was pushed last among the recent ones; its step has this key.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn remember_top(&self, key: u64) {
+        let (top, generation) = (self.get(self.depth.get() - 1), wait::generation());
+        self.remember(top.word, top.site, generation);
+        let known = &self.known[Self::slot(key)];
+        known.tag.set(self.tag(generation));
     }
 
     /// Pops the lock if it is the last one taken, and nothing is special about it.

@@ -174,17 +174,14 @@ impl Word {
 
     #[inline(always)]
     pub(crate) const fn new(class: ClassId, mode: Mode, flags: u64, context: Context) -> Self {
-        Self::of_class(class, Self::mode_bits(mode) | flags, context)
+        let how = (mode as u64) << Self::MODE_SHIFT | flags;
+        Self(class.0 as u64 | how).with_context(context)
     }
 
-    pub(crate) const fn mode_bits(mode: Mode) -> u64 {
-        (mode as u64) << Self::MODE_SHIFT
-    }
-
-    /// Of a class, with mode bits and flags.
+    /// The same acquisition in this context, if it was in none.
     #[inline(always)]
-    pub(crate) const fn of_class(class: ClassId, how: u64, context: Context) -> Self {
-        Self(class.0 as u64 | how | (context.0 as u64) << Self::CONTEXT_SHIFT)
+    pub(crate) const fn with_context(self, context: Context) -> Self {
+        Self(self.0 | (context.0 as u64) << Self::CONTEXT_SHIFT)
     }
 
     pub(crate) const fn bits(self) -> u64 {

@@ -8,7 +8,7 @@ use std::panic::Location;
 use std::sync;
 
 use super::scheduler::{self, PointKind};
-use super::watch::{self, Place, Release};
+use super::watch::{self, Place, Release, Watched};
 use super::{ignore_poison, ignore_poison_try};
 use crate::hooks::Hooks;
 use crate::{Class, Mode};
@@ -33,8 +33,7 @@ pub struct MutexGuard<'a, T: ?Sized> {
     // INVARIANT: `inner` stands before `release`: fields drop in order, and the scheduler must hear
     // of the release after it.
     inner: sync::MutexGuard<'a, T>,
-    release: Release<'a>,
-    owner: Owner<'a, T>,
+    release: Release<Owner<'a, T>>,
 }
 
 /// The mutex of a guard, for waits that give it up; nothing where nobody is told of that.
@@ -134,13 +133,29 @@ impl<T: ?Sized> Mutex<T> {
     }
 }
 
+impl<T: ?Sized> Clone for Owner<'_, T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: ?Sized> Copy for Owner<'_, T> {}
+
+impl<T: ?Sized> Watched for Owner<'_, T> {
+    #[inline(always)]
+    fn class(&self) -> &Class {
+        (*self).class()
+    }
+}
+
 #[cfg(feature = "validate")]
 impl<'a, T: ?Sized> Owner<'a, T> {
     fn of(mutex: &'a Mutex<T>) -> Self {
         Self { mutex }
     }
 
-    pub(super) fn class(&self) -> &'a Class {
+    pub(super) fn class(self) -> &'a Class {
         &self.mutex.class
     }
 
@@ -158,7 +173,7 @@ impl<'a, T: ?Sized> Owner<'a, T> {
         }
     }
 
-    pub(super) fn class(&self) -> &'a Class {
+    pub(super) fn class(self) -> &'a Class {
         const { &Class::new("") }
     }
 
@@ -172,8 +187,7 @@ impl<'a, T: ?Sized> Owner<'a, T> {
     pub(super) fn guard(self, inner: sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         MutexGuard {
             inner,
-            release: Release::of(self.class()),
-            owner: self,
+            release: Release::new(self),
         }
     }
 }
@@ -181,14 +195,7 @@ impl<'a, T: ?Sized> Owner<'a, T> {
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// Takes the guard apart for a wait: the lock stays held, and no scheduler hears of it.
     pub(super) fn into_parts(self) -> (Owner<'a, T>, sync::MutexGuard<'a, T>) {
-        let Self {
-            inner,
-            release,
-            owner,
-        } = self;
-        // A release owns nothing: forgetting it keeps it from speaking, and leaks nothing.
-        std::mem::forget(release);
-        (owner, inner)
+        (self.release.into_inner(), self.inner)
     }
 }
 

@@ -11,6 +11,7 @@ use super::scheduler::{self, PointKind};
 use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
 use crate::hooks::Hooks;
+use crate::identity::ClassRef;
 use crate::{Class, Mode};
 
 /// A lock with many readers or one writer at a time; waiters sleep.
@@ -33,7 +34,7 @@ pub struct RwLockReadGuard<'a, T: ?Sized> {
     // of the release after it.
     inner: sync::RwLockReadGuard<'a, T>,
     #[expect(dead_code, reason = "held for its destructor")]
-    release: Release<'a>,
+    release: Release<ClassRef<'a>>,
 }
 
 /// Holds a [`RwLock`] for writing until dropped.
@@ -44,7 +45,7 @@ pub struct RwLockWriteGuard<'a, T: ?Sized> {
     // INVARIANT: as in `RwLockReadGuard`.
     inner: sync::RwLockWriteGuard<'a, T>,
     #[expect(dead_code, reason = "held for its destructor")]
-    release: Release<'a>,
+    release: Release<ClassRef<'a>>,
 }
 
 impl<T> RwLock<T> {

@@ -11,6 +11,7 @@ use super::ignore_poison_try;
 use super::scheduler::{self, Point, PointKind};
 use super::spin::Backoff;
 use super::watch::{self, Pending, Release};
+use crate::identity::ClassRef;
 use crate::{Class, Mode, contention, hooks};
 
 /// A lock for short, bounded sections; waiters spin, and yield the processor when that takes long.
@@ -33,7 +34,7 @@ pub struct ShortGuard<'a, T: ?Sized> {
     // of the release after it.
     inner: sync::MutexGuard<'a, T>,
     #[expect(dead_code, reason = "held for its destructor")]
-    release: Release<'a>,
+    release: Release<ClassRef<'a>>,
 }
 
 impl<T> ShortLock<T> {

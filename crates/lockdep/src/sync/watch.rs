@@ -4,13 +4,13 @@
 
 use crate::class::Class;
 use crate::contention;
-use crate::event::{self, How};
+use crate::event;
 use crate::hooks::{self, Hooks};
 use crate::identity::ClassRef;
 use crate::registry::{Attributes, WaitType};
 use crate::sync::scheduler::{self, PointKind};
 use crate::task::Site;
-use crate::word::{ClassId, Mode};
+use crate::word::{ClassId, Context, Mode, Word};
 
 /// A lock whose waiters sleep.
 pub(super) const SLEEP: Attributes = Attributes::SLEEP;
@@ -33,20 +33,27 @@ pub(super) fn hooks() -> Hooks {
 /// Tells that a lock is about to be taken, and may block.
 #[inline(always)]
 pub(super) fn lock(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Place) {
-    acquire(hooks, class, as_, How::blocking(mode), site);
+    acquire(hooks, class, as_, (mode, 0), site);
 }
 
 /// Tells that a lock was taken by trying.
 #[inline(always)]
 pub(super) fn tried(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Place) {
-    acquire(hooks, class, as_, How::tried(mode), site);
+    acquire(hooks, class, as_, (mode, Word::TRY), site);
 }
 
 #[inline(always)]
-fn acquire(hooks: Hooks, class: &Class, as_: &Attributes, how: How, place: Place) {
+fn acquire(
+    hooks: Hooks,
+    class: &Class,
+    as_: &Attributes,
+    (mode, flags): (Mode, u64),
+    place: Place,
+) {
     if hooks.has_validator() {
         let id = class.known_id().unwrap_or_else(|| resolve(class, as_));
-        event::acquire_plain(hooks, id, class.addr(), how, place);
+        let what = Word::new(id, mode, flags, Context::default());
+        event::acquire_plain(what, class.addr(), place, hooks);
     }
 }
 
@@ -71,26 +78,49 @@ fn resolve(class: &Class, attributes: &Attributes) -> ClassId {
     class.id(attributes)
 }
 
-/// Tells whoever watches of a release when dropped; the field of a guard after the one it releases.
-pub(super) struct Release<'a> {
-    class: ClassRef<'a>,
+/// What a guard keeps of its lock: enough to say which it is.
+pub(super) trait Watched: Copy {
+    /// The class of the lock.
+    fn class(&self) -> &Class;
 }
 
-impl<'a> Release<'a> {
+impl Watched for ClassRef<'_> {
     #[inline(always)]
-    pub(super) fn of(class: &'a Class) -> Self {
-        Self {
-            class: ClassRef::new(class),
-        }
+    fn class(&self) -> &Class {
+        self.get()
     }
 }
 
-impl Drop for Release<'_> {
+/// Tells whoever watches of a release when dropped; the field of a guard after the one it releases.
+pub(super) struct Release<W: Watched>(W);
+
+impl<'a> Release<ClassRef<'a>> {
+    #[inline(always)]
+    pub(super) fn of(class: &'a Class) -> Self {
+        Self(ClassRef::new(class))
+    }
+}
+
+impl<W: Watched> Release<W> {
+    #[inline(always)]
+    pub(super) fn new(lock: W) -> Self {
+        Self(lock)
+    }
+
+    /// Tells nobody: the lock stays held.
+    pub(super) fn into_inner(self) -> W {
+        let lock = self.0;
+        std::mem::forget(self);
+        lock
+    }
+}
+
+impl<W: Watched> Drop for Release<W> {
     #[inline(always)]
     fn drop(&mut self) {
         let hooks = hooks::load();
         if !hooks.is_idle() {
-            released(hooks, self.class.get());
+            released(hooks, self.0.class());
         }
     }
 }
