@@ -1,6 +1,6 @@
 //! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`,
 //! `cargo xtask vm-test`.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

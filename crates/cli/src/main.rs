@@ -1,7 +1,6 @@
 //! The `pinless` command: arguments in, a picture out.
 //!
-//! The only crate of the workspace that prints, and the only one that knows arguments, exit codes
-//! and JSON. Each command measures first and makes a report; rendering it comes after.
+//! The only crate that knows arguments, colours and exit codes. Each command measures first and makes a report; rendering it comes after.
 #![forbid(unsafe_code)]
 
 mod args;

@@ -27,7 +27,7 @@
 
 use pinless_mm::mmu_notifier::Inject;
 
-/// A fault. Its number is the one by which the table in `docs` and the reports know it.
+/// A fault. Its number is the one by which reports and `pinless conform --bug` know it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Bug {

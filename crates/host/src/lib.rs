@@ -1,7 +1,9 @@
 //! The real machine under Pinless: memory, userfaultfd, signals and system calls.
 //!
-//! This is the one crate that calls the system and the one that needs `unsafe` for it. It holds
-//! mechanism only: what to evict, whom to kill and when to try again is decided in `pinless-mm`.
+//! This is the crate that calls the system, and needs `unsafe` for it. It holds mechanism only:
+//! what to evict, whom to kill and when to ask a device again is decided in `pinless-mm`. Which
+//! of an io_uring's slots is given to another range (the one unused longest), and how often a
+//! system call that was interrupted is repeated, is decided here.
 //! `SOUNDNESS.md` beside this crate says, module by module, why the unsafe code is sound.
 //!
 //! [`HostMapping`] is where to begin: a mapping whose pages can be taken away while programs use

@@ -68,6 +68,11 @@ pub enum BuildError {
     UserModeOnly,
     /// The bounds make no sense.
     Limit(LimitError),
+    /// The file under the compressed store would be smaller than one cluster.
+    SwapFileSize {
+        /// The bytes that it was to have at most.
+        max_bytes: u64,
+    },
     /// There is no file under the compressed store.
     SwapFile(SwapFileError),
     /// The service threads cannot be started.
@@ -91,6 +96,10 @@ impl fmt::Display for BuildError {
                  reach memory through guards and do without `require_kernel_faults`",
             ),
             Self::Limit(error) => error.fmt(f),
+            Self::SwapFileSize { max_bytes } => write!(
+                f,
+                "a swap file of {max_bytes} bytes holds nothing: give it {CLUSTER_BYTES} or more"
+            ),
             Self::SwapFile(error) => error.fmt(f),
             Self::FaultService(errno) => write!(
                 f,
@@ -152,7 +161,8 @@ impl Builder {
     }
 
     /// How long a callback may take that may block, and one that may not, before it is convicted
-    /// and a spare thread steps in for the worker that is in it.
+    /// and a spare thread steps in for the worker that is in it. Less than a millisecond is an error
+    /// of [`build`](Self::build).
     pub fn callback_budgets(mut self, blockable: Duration, nonblock: Duration) -> Self {
         self.limits.callback_budget = blockable;
         self.limits.nonblock_budget = nonblock;
@@ -165,8 +175,8 @@ impl Builder {
         self
     }
 
-    /// How many service threads resolve faults; each mapping belongs to one of them. A fault that
-    /// waits for a frame holds up the other mappings of its thread.
+    /// How many service threads resolve faults, at least one; each mapping belongs to one of them.
+    /// A fault that waits for a frame holds up the other mappings of its thread.
     pub fn fault_threads(mut self, nr: usize) -> Self {
         self.fault_threads = nr;
         self
@@ -179,7 +189,8 @@ impl Builder {
     }
 
     /// Moves what nobody has asked for out of the compressed store, to a file without a name in
-    /// `folder`, of at most `max_bytes`: clusters of 64 KiB, written past the page cache.
+    /// `folder`, of at most `max_bytes`, rounded down to clusters of 64 KiB, which are written past
+    /// the page cache. Less than one cluster is an error of [`build`](Self::build).
     pub fn swap_file(mut self, folder: impl Into<PathBuf>, max_bytes: u64) -> Self {
         self.swap_file = Some((folder.into(), max_bytes));
         self
@@ -193,6 +204,10 @@ impl Builder {
 
     /// Has `sink` told of what happens in the address spaces, in a thread of its own and some
     /// milliseconds later. Without this nobody notes anything. Replaces the one before.
+    ///
+    /// The sink may block and allocate, and call anything here. Events that happen while it is
+    /// slow are dropped in the end, and counted: see [`Pinless::events_lost`]. If it panics, it is
+    /// not called again.
     pub fn on_event(mut self, sink: impl FnMut(&Record) + Send + 'static) -> Self {
         self.sink = Some(Box::new(sink));
         self
@@ -211,6 +226,7 @@ impl Builder {
     /// See [`BuildError`].
     pub fn build(self) -> Result<Pinless, BuildError> {
         self.limits.check().map_err(BuildError::Limit)?;
+        self.check_swap_file()?;
         let capabilities = self.probe()?;
         let memcg = self.memcg()?;
         let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
@@ -247,6 +263,15 @@ impl Builder {
         let file = SwapFile::create_in(folder, nr_clusters, SWAP_FILE_BUFFERS);
         let file = Arc::new(file.map_err(BuildError::SwapFile)?);
         Memcg::with_file(limits, clock, file).map_err(BuildError::Limit)
+    }
+
+    fn check_swap_file(&self) -> Result<(), BuildError> {
+        match self.swap_file {
+            Some((_, max_bytes)) if max_bytes < CLUSTER_BYTES as u64 => {
+                Err(BuildError::SwapFileSize { max_bytes })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn probe(&self) -> Result<Capabilities, BuildError> {

@@ -1,5 +1,6 @@
 //! Events on their way to whoever watches: a thread of their own carries them there.
 
+use crate::join;
 use core::fmt;
 use core::time::Duration;
 use lockdep::sync::Fence;
@@ -15,8 +16,7 @@ const CAPACITY: usize = 16 * 1024;
 /// How late an event may be told.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// What is told of each event, in the thread of the events. It may do anything but drop the
-/// [`Pinless`](crate::Pinless).
+/// What is told of each event, in the thread of the events.
 pub(crate) type Sink = Box<dyn FnMut(&Record) + Send>;
 
 /// A log and the thread that empties it.
@@ -75,10 +75,7 @@ impl Drop for Events {
             return core::mem::forget(self.thread.take());
         }
         self.stop.signal();
-        if let Some(thread) = self.thread.take() {
-            // An error says that the sink panicked, and it has said so itself.
-            let _ = thread.join();
-        }
+        self.thread.take().into_iter().for_each(join);
     }
 }
 

@@ -23,7 +23,9 @@
 //!
 //! | what | is |
 //! |---|---|
-//! | budget, counters, reports | [`Memcg`], [`StatSnapshot`], [`OomReport`] |
+//! | budget, counters, reports | [`Memcg`], [`StatSnapshot`], [`Pressure`], [`OomReport`] |
+//! | bounds that change, caches that shrink | [`Memcg::set_limit`], [`Knob`], [`Shrinker`] |
+//! | processes that are killed for their memory | [`Pinless::kill_process`], [`PidFd`] |
 //! | address spaces; what is called when one is killed | [`Mm`], [`Mm::set_on_kill`] |
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
@@ -33,6 +35,11 @@
 //!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is
 //! `pinless-host`'s. Everything a user names of both is exported from here.
+//!
+//! What waits for a device or for memory ([`Pinless::map`], [`Mapping::guard`], [`Mapping::pin`],
+//! [`Mapping::mlock`], [`Mapping::advise`], [`Mapping::unmap`], and the drop of a mapping or of an
+//! address space) must not be called in a callback of a notifier, nor under a lock that one takes:
+//! the two would wait for each other. The lock validator reports it.
 #![forbid(unsafe_code)]
 
 #[cfg(doctest)]
@@ -54,6 +61,7 @@ pub use options::{MAPPING_BYTES_MAX, MapOptions};
 pub use lockdep::sync::{self, Fence};
 #[cfg(feature = "kvm")]
 pub use pinless_host::kvm;
+pub use pinless_host::process::PidFd;
 #[cfg(feature = "vm-memory")]
 pub use pinless_host::vm_memory;
 pub use pinless_host::{
@@ -68,7 +76,10 @@ pub use pinless_mm::fault::{FaultError, StoreError};
 pub use pinless_mm::gfp::Gfp;
 pub use pinless_mm::histogram::Summary;
 pub use pinless_mm::limits::{LimitError, Limits};
-pub use pinless_mm::memcg::{Counter, StatSnapshot};
+pub use pinless_mm::memcg::{
+    CountedThread, Counter, Knob, Pressure, PressureLine, SetLimitError, Shrinker, ShrinkerHandle,
+    StatSnapshot,
+};
 pub use pinless_mm::mm_struct::{
     AdviseError, Building, MapError as BooksError, Mlock, MlockError, PinError, UnmapError,
 };
@@ -82,7 +93,7 @@ pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Vma};
 
 use events::{Events, span};
 use io_count::IoCount;
-use pinless_host::{FaultService, Resolver, is_forked_child};
+use pinless_host::{FaultService, MonotonicClock, Resolver, is_forked_child};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -90,7 +101,8 @@ use std::thread::JoinHandle;
 /// A memory cgroup on the real machine, with its threads.
 ///
 /// Drop the mappings first, then the address spaces, then this: a mapping that is still there keeps
-/// its contents, but nothing is reclaimed any more and no new frame is had.
+/// its contents, but nothing is reclaimed any more and no new frame is had. The drop waits for the
+/// end of the threads, but for the one that it happens in.
 #[derive(Debug)]
 pub struct Pinless {
     memcg: Arc<Memcg>,
@@ -130,7 +142,15 @@ impl Pinless {
     }
 
     /// A new address space in a memory cgroup below this one's: see [`Memcg::new_child`].
+    ///
+    /// # Panics
+    ///
+    /// If `memcg` is of another tree, for which the threads of this one do nothing.
     pub fn new_mm_in(&self, memcg: &Arc<Memcg>, name: &str) -> MmHandle {
+        assert!(
+            memcg.is_within(&self.memcg),
+            "the memory cgroup of {name} is not below this one's: make it with `new_child`"
+        );
         let mm = memcg.new_mm(name);
         if let Some(events) = &self.events {
             mm.set_event_log(Arc::clone(events.log()));
@@ -153,7 +173,8 @@ impl Pinless {
     }
 
     /// The same, with `layer` between the memory manager and the machine: for whoever wants to see,
-    /// or judge, each operation on the pages.
+    /// or judge, each operation on the pages. What `layer` gives keeps the contract of
+    /// [`PrimaryMmu`]: simplest, by handing each operation on.
     ///
     /// # Errors
     ///
@@ -171,6 +192,17 @@ impl Pinless {
             FaultMode::InThread => Resolver::InThread,
         };
         Mapping::create(mm, options, resolver, &self.io, layer)
+    }
+
+    /// Kills another process and takes its memory back, as often and with such pauses as
+    /// [`Builder::reap`] says; blocks no longer than that. The report says how long it took.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers to the signal: `ESRCH` if the process is gone, `EPERM` if it is not
+    /// ours to kill.
+    pub fn kill_process(&self, process: &PidFd) -> Result<oom::ProcessReport, Errno> {
+        oom::kill_process(process, self.memcg.limits(), &MonotonicClock)
     }
 
     /// Lets the process at the other end of `stream`, which calls [`Client::join`], use a mapping
@@ -192,9 +224,14 @@ impl Drop for Pinless {
             return core::mem::forget(core::mem::take(&mut self.workers));
         }
         self.memcg.stop();
-        for worker in self.workers.drain(..) {
-            // An error says that the thread panicked, and it has said so itself.
-            let _ = worker.join();
-        }
+        self.workers.drain(..).for_each(join);
+    }
+}
+
+/// Waits for the end of a thread, unless this is it: the last owner may go in a callback.
+fn join(thread: JoinHandle<()>) {
+    if thread.thread().id() != std::thread::current().id() {
+        // An error says that the thread panicked, and it has said so itself.
+        let _ = thread.join();
     }
 }

@@ -216,7 +216,9 @@ impl Mapping {
         self.vma().mlock(run)
     }
 
-    /// Tells `notifier` of every change of this mapping, from now on.
+    /// Tells `notifier` of every change of this mapping, from now on until the answer is dropped.
+    /// Once the address space is torn down, nobody is called any more. Allocates, and waits for
+    /// callbacks that are under way: not to be called in one.
     pub fn subscribe<N: Notifier>(&self, name: &str, notifier: Arc<N>) -> Subscription {
         let (start, end) = self.addresses(self.all());
         let ranges = Ranges::Only(vec![start..end]);
@@ -224,7 +226,8 @@ impl Mapping {
         notifiers.subscribe(name, ranges, notifier)
     }
 
-    /// Tells `notifier` of every change of `run`, and counts these changes for its sequence.
+    /// Tells `notifier` of every change of `run`, and counts these changes for its sequence, until
+    /// the answer is dropped. Allocates: not to be called in a callback.
     ///
     /// # Errors
     ///
@@ -258,7 +261,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// When the guest has no such addresses.
+    /// When the guest has no such addresses; the mapping is then unmapped.
     #[cfg(feature = "vm-memory")]
     pub fn into_region(
         self,

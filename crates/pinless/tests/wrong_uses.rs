@@ -41,6 +41,8 @@ fn bounds_that_leave_no_room() {
     check(Builder::new(100).build(), &needs);
     let huge_store = Builder::new(1 << 20).zswap_max(u64::MAX);
     check(huge_store.build(), &["compressed store", "at most"]);
+    let tiny_file = Builder::new(1 << 20).swap_file("/", 4096);
+    check(tiny_file.build(), &["4096 bytes", "65536 or more"]);
 }
 
 #[test]

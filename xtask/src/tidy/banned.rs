@@ -130,7 +130,6 @@ const DEVICES_MAY_USE: &[&[&str]] = &[
     &["pinless_mm", "addr"],
     &["pinless_mm", "gfp"],
     &["pinless_mm", "event"],
-    &["pinless_mm", "pin"],
     &["pinless_mm", "bus"],
     &["pinless_mm", "fault"],
     &["pinless_mm", "primary_mmu", "Access"],

@@ -342,7 +342,7 @@ fn devices_know_little() {
     for (text, expected) in [
         ("use pinless_mm::mmu_notifier::{Notifier, Range};", &[][..]),
         (
-            "use pinless_mm::{addr::Vaddr, bus::Bus, fault::FaultError, pin, gfp, event};",
+            "use pinless_mm::{addr::Vaddr, bus::Bus, fault::FaultError, gfp, event};",
             &[],
         ),
         ("use pinless_mm::primary_mmu::Access;", &[]),

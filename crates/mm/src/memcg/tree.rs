@@ -83,6 +83,12 @@ impl Memcg {
         self.parent.as_ref()
     }
 
+    /// Whether it is `other`, or somewhere below it.
+    pub fn is_within(&self, other: &Self) -> bool {
+        core::iter::successors(Some(self), |memcg| memcg.parent().map(|parent| &**parent))
+            .any(|memcg| memcg.is(other))
+    }
+
     /// Whether the two are the same memory cgroup.
     pub(crate) fn is(&self, other: &Self) -> bool {
         core::ptr::eq(self, other)

@@ -13,7 +13,7 @@ use pinless_mm::mmu_notifier::{Event, Mode};
 /// Changes of one page in a row.
 const CHANGES: u32 = 4;
 
-/// When drivers that put things right later do so: `devices::kfd` after a millisecond.
+/// When drivers that put things right later do so, at the latest.
 const LATER_BY: Duration = Duration::from_millis(1);
 
 pub(super) const RACE: Scene = Scene {
