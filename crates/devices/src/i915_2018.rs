@@ -366,12 +366,15 @@ impl DmaDevice for I915y2018 {
     }
 
     fn stop(&self) {
-        self.tree.lock().is_over = true;
-        self.engine.stop();
         let mut tree = self.tree.lock();
+        tree.is_over = true;
         let all = tree.tlb.all();
-        tree.tlb.zap(all);
+        // With the same lock: the worker ends once it is over and nothing is cancelled, and a start
+        // that came after that would hand it an object in vain.
+        let _unbound: Waits = self.cancel(&mut tree, all);
         drop(tree);
+        self.engine.stop();
+        self.tree.lock().tlb.zap(all);
         self.worker.ring();
     }
 }

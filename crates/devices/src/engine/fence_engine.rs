@@ -178,11 +178,10 @@ impl FenceEngine {
                     return Next::SleepFor(JOB_TIMEOUT);
                 }
                 State::Hung => {
-                    ring.state = State::Running;
                     drop(ring);
                     is_late = false;
                     counters.timeouts.add();
-                    self.lose();
+                    self.reset();
                     return Next::Step;
                 }
                 State::Running => is_late = false,
@@ -204,10 +203,22 @@ impl FenceEngine {
         self.timeline.signal(job.fence(), Ok(()));
     }
 
-    /// What is queued is lost.
-    fn lose(&self) {
+    /// What was queued when the hardware hung is lost; what is submitted from now on is run. The
+    /// ring runs again only when the last lost job is out of it.
+    fn reset(&self) {
         let _in_order = self.losing.lock();
-        loop {
+        let nr_lost = self.ring.lock().jobs.len();
+        self.lose(nr_lost);
+        let mut ring = self.ring.lock();
+        if ring.state == State::Hung {
+            ring.state = State::Running;
+        }
+    }
+
+    /// The first `nr` jobs of the queue are lost, or as many as there are. The caller holds the
+    /// lock for it.
+    fn lose(&self, nr: usize) {
+        for _ in 0..nr {
             let job = self.ring.lock().jobs.pop_front();
             let Some(job) = job else {
                 return;
@@ -238,7 +249,9 @@ impl FenceEngine {
         if let Some(job) = running {
             let _over = job.fence().wait();
         }
-        self.lose();
+        let _in_order = self.losing.lock();
+        // It takes no job any more.
+        self.lose(JOBS_MAX);
     }
 
     /// Whether it was stopped.

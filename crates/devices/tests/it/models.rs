@@ -237,9 +237,32 @@ fn reclaim_while_it_hangs(stage: &Stage) {
     });
 }
 
+/// The device is stopped in the middle of its work: whoever takes pages back beside that is not
+/// held up, and nobody uses them afterwards.
+fn stop_in_use(stage: &Stage) {
+    stage.spawn("user", |stage| {
+        for page in (0..NR_PAGES).cycle().take(8) {
+            match stage.device.read(page, 0, &mut [0]) {
+                Ok(()) | Err(DmaError::Starved) => {}
+                // What was queued is lost, as by a reset.
+                Err(DmaError::Stopped | DmaError::Hung | DmaError::Unregistered { .. }) => return,
+                Err(error) => panic!("R4: {error}"),
+            }
+        }
+    });
+    stage.spawn("reclaimer", |stage| {
+        for _ in 0..3 {
+            let all = PageRun::new(0, NR_PAGES);
+            let _bracket = stage.world.blockable(all);
+            stage.world.reclaim(all);
+        }
+    });
+    stage.spawn("stopper", |stage| stage.device.stop());
+}
+
 type Story = fn(&Stage);
 
-const WORKLOADS: [(&str, Story); 7] = [
+const WORKLOADS: [(&str, Story); 8] = [
     ("idle", ask_the_idle),
     ("reclaim", count_under_reclaim),
     ("discard", use_under_discard),
@@ -247,6 +270,7 @@ const WORKLOADS: [(&str, Story); 7] = [
     ("exit", use_until_exit),
     ("in step", reclaim_in_step),
     ("hang", reclaim_while_it_hangs),
+    ("stop", stop_in_use),
 ];
 
 fn find(info: &'static ModelInfo, bugs: Bugs, nr: u64, story: Story) -> Option<String> {
