@@ -50,7 +50,7 @@ impl Post {
 const NOBODY_MISSING: [bool; Post::ALL.len()] = [false; Post::ALL.len()];
 
 /// What a thread runs that is not ours.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Callback {
     /// A start that may not block.
     StartNonBlock,

@@ -439,7 +439,11 @@ pub(super) fn contain_member<R>(
     call: impl Fn() -> R,
 ) -> Option<R> {
     let _watched = Watched::enter(callback, member);
-    contain(common, mode, &**member, call)
+    let answer = contain(common, mode, &**member, call);
+    if answer.is_none() {
+        common.misuses.tell(Misuse::Panic(callback), member.name());
+    }
+    answer
 }
 
 /// Runs a callback of `whose`; `None` if it panicked, which is counted.

@@ -5,6 +5,7 @@
 //! refusal in a bracket that may block, since that refusal has no value.
 
 use super::stats::add_one;
+use crate::watch::Callback;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 use lockdep::sync::Mutex;
@@ -29,19 +30,11 @@ pub enum Misuse {
     /// The subscription of an interval was dropped, not removed, while a bracket over it was open:
     /// its callback may come after what it needs is gone.
     DroppedWhileOpen,
+    /// This callback panicked. The panic was contained, and is counted by itself.
+    Panic(Callback),
 }
 
 impl Misuse {
-    /// Every misuse, in the order in which they are declared.
-    pub const ALL: [Self; 6] = [
-        Self::WaitInCallback,
-        Self::ReadInCallback,
-        Self::TouchInCallback,
-        Self::SleepInNonBlock,
-        Self::ForeignWitness,
-        Self::DroppedWhileOpen,
-    ];
-
     /// What happened, as the end of a sentence that begins with the subscriber's name.
     pub const fn text(self) -> &'static str {
         match self {
@@ -51,6 +44,7 @@ impl Misuse {
             Self::SleepInNonBlock => "began a blockable bracket in a start that may not block",
             Self::ForeignWitness => "was judged under a lock that is not its own",
             Self::DroppedWhileOpen => "was dropped while a bracket over it was open",
+            Self::Panic(_) => "panicked inside a callback",
         }
     }
 }
@@ -66,7 +60,11 @@ pub struct MisuseReport {
 
 impl fmt::Display for MisuseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}", self.subscriber, self.misuse.text())
+        write!(f, "`{}` {}", self.subscriber, self.misuse.text())?;
+        match self.misuse {
+            Misuse::Panic(callback) => write!(f, ", its {}", callback.text()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -89,10 +87,17 @@ impl Misuses {
         drop(before);
     }
 
-    /// Counts the misuse and reports it. Tries the lock only: it may be a callback that reports.
+    /// Counts the misuse and tells it.
     #[cold]
     pub(super) fn report(&self, count: &AtomicU64, misuse: Misuse, subscriber: &Arc<str>) {
         add_one(count);
+        self.tell(misuse, subscriber);
+    }
+
+    /// Tells a misuse that is counted elsewhere. Tries the lock only: it may be a callback that
+    /// tells.
+    #[cold]
+    pub(super) fn tell(&self, misuse: Misuse, subscriber: &Arc<str>) {
         let sink = self.sink.try_lock().and_then(|sink| sink.clone());
         if let Some(sink) = sink {
             sink(&MisuseReport {

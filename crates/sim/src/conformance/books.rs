@@ -36,7 +36,7 @@ struct Inside {
 struct Page {
     /// The last one is where the page is now.
     frames: Vec<Frame>,
-    /// Fetches since a bracket began, or the page was used.
+    /// Fetches since a bracket began, the page was used, or an access to it came back.
     nr_fruitless: u32,
 }
 
@@ -149,6 +149,12 @@ impl Books {
             },
             Err(breach) => Err(breach),
         }
+    }
+
+    /// An access to the page has come back to its user, with whatever answer. What it had looked up
+    /// was not in vain: who is told that the device has stopped asks no more.
+    pub(super) fn answered(&self, page: PageIndex) {
+        self.inside().pages[page as usize].nr_fruitless = 0;
     }
 
     /// Nothing is under way any more; a page that is pinned too late or too long shows from here.
@@ -353,4 +359,29 @@ impl Frame {
 
 fn may(at: BusAddr, access: Access) -> bool {
     access == Access::Read || at.access == Access::Write
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks for a page as often as nobody does who is not stuck; how many of the answers say so.
+    fn ask(books: &Books, then: impl Fn(&Books)) -> usize {
+        let ask = |_| {
+            let (_, found) = books.fetch(0, Access::Read).expect("it is not released");
+            then(books);
+            found.is_err()
+        };
+        (0..2 * FRUITLESS_MAX)
+            .map(ask)
+            .filter(|is_stuck| *is_stuck)
+            .count()
+    }
+
+    #[test]
+    fn only_lookups_that_lead_to_no_answer_are_in_vain() {
+        let books = Books::new(1);
+        assert_eq!(ask(&books, |books| books.answered(0)), 0);
+        assert_eq!(ask(&books, |_| ()), 1);
+    }
 }

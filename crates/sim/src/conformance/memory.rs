@@ -4,6 +4,7 @@ use super::Invariant;
 use super::books::{Books, Change};
 use super::stage::Judge;
 use crate::checker::{Brackets, Breach, Closing, PinId};
+use crate::scheduler::last_panic;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
 use lockdep::Map;
@@ -13,7 +14,8 @@ use pinless_mm::bus::{Bus, BusAddr, DeviceMemory, PinError, Pinned, StaleDma};
 use pinless_mm::fault::FaultError;
 use pinless_mm::gfp::{Gfp, might_alloc, might_touch};
 use pinless_mm::mmu_notifier::{
-    BracketError, Event, Invalidation, Misuse, MmId, Mode, Notifiers, Owner, running_callback,
+    BracketError, Event, Invalidation, Misuse, MisuseReport, MmId, Mode, Notifiers, Owner,
+    running_callback,
 };
 use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
@@ -97,6 +99,7 @@ impl Memory {
         let judge = Arc::clone(judge);
         memory.notifiers.on_misuse(move |report| {
             let invariant = match report.misuse {
+                Misuse::Panic(_) => return judge.note(panic_of(report)),
                 Misuse::WaitInCallback | Misuse::DroppedWhileOpen => Invariant::L4,
                 Misuse::SleepInNonBlock => Invariant::P3,
                 Misuse::ForeignWitness => Invariant::R1,
@@ -154,6 +157,8 @@ impl Memory {
     }
 
     fn failed(&self, error: &BracketError) {
+        // Who panicked says more than that a start failed.
+        self.judge.judge_noted();
         if !self.is_excused.load(Relaxed) {
             self.judge.judge(Err(Brackets::failed(error)));
         }
@@ -335,6 +340,16 @@ impl Drop for Held {
         let unpinned = self.memory.books.unpinned(self.id, self.access);
         self.memory.judge.judge(unpinned);
     }
+}
+
+/// A callback panicked: for a breach of what it names, if it is the kit's own, else of its duty to
+/// come to an end.
+fn panic_of(report: &MisuseReport) -> Breach {
+    let message = last_panic().unwrap_or_default();
+    let named = message.split_once(": ");
+    let invariant = named.and_then(|(name, _)| Invariant::of_name(name));
+    let what = format!("{report}: {message}");
+    Breach::of(invariant.unwrap_or(Invariant::P2), what)
 }
 
 fn addresses(run: PageRun) -> (Vaddr, Vaddr) {

@@ -134,7 +134,7 @@ impl Judge {
     }
 
     #[track_caller]
-    fn finish(&self) {
+    pub(super) fn judge_noted(&self) {
         let noted = core::mem::take(&mut *self.noted.lock());
         noted.into_iter().for_each(|breach| self.judge(Err(breach)));
     }
@@ -227,21 +227,23 @@ impl Stage {
             let took_ns = clock.now_ns() - began_ns;
             self.figures.start_ns_max.fetch_max(took_ns, Relaxed);
         }
-        self.judge_locks();
+        self.judge_noted();
         opened
     }
 
     /// Writes a byte as the device; whether it was written.
     pub(super) fn write(&self, page: u32, byte: usize, value: u8) -> bool {
         let is_written = self.try_write(page, byte, value);
-        self.judge_locks();
+        self.judge_noted();
         is_written
     }
 
     fn try_write(&self, page: u32, byte: usize, value: u8) -> bool {
         for _ in 0..REGISTER_MAX {
             let from = self.memory.books.now();
-            match self.device.write(page, byte, &[value]) {
+            let met = self.device.write(page, byte, &[value]);
+            self.memory.books.answered(page);
+            match met {
                 Ok(()) => {
                     let written = Found { page, byte, value };
                     self.memory.books.wrote(written, from);
@@ -260,7 +262,7 @@ impl Stage {
     /// Reads a byte as the device, and judges it; whether it was read.
     pub(super) fn read(&self, page: u32, byte: usize) -> bool {
         let is_read = self.try_read(page, byte);
-        self.judge_locks();
+        self.judge_noted();
         is_read
     }
 
@@ -268,7 +270,9 @@ impl Stage {
         for _ in 0..REGISTER_MAX {
             let from = self.memory.books.now();
             let mut value = [0];
-            match self.device.read(page, byte, &mut value) {
+            let met = self.device.read(page, byte, &mut value);
+            self.memory.books.answered(page);
+            match met {
                 Ok(()) => {
                     let [value] = value;
                     let found = Found { page, byte, value };
@@ -390,18 +394,14 @@ impl Stage {
             self.judge.judge(Err(Breach::of(Invariant::P10, what)));
         }
         self.judge.judge(self.memory.books.finish());
-        let nr_panics = self.memory.notifiers().stats().panics;
-        if nr_panics > 0 {
-            let what = format!("{nr_panics} callbacks panicked");
-            self.judge.judge(Err(Breach::of(Invariant::P2, what)));
-        }
-        self.judge.finish();
-        self.judge_locks();
+        self.judge_noted();
     }
 
-    /// Judges what the lock validator has found. One that is known already hides no other one.
+    /// Judges what was seen where nobody could be judged: in callbacks, and by the validator of
+    /// locks. One that is known already hides no other one.
     #[track_caller]
-    fn judge_locks(&self) {
+    pub(super) fn judge_noted(&self) {
+        self.judge.judge_noted();
         let breaches = self.locks.breaches();
         breaches
             .into_iter()

@@ -74,6 +74,9 @@ pub use report::{End, Run, Wait};
 pub use strategy::{Strategy, UnknownStrategy};
 pub use timeline::{Event, Step};
 
+#[cfg(feature = "conformance")]
+pub(crate) use panics::last as last_panic;
+
 use crate::clock::SimClock;
 use crate::rng::Rng;
 use baton::Baton;

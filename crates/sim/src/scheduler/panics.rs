@@ -10,9 +10,15 @@ use std::thread;
 /// What the daemons of a run that is over unwind with.
 struct Over;
 
+/// A panic: what it said and where, and whether the thread has gone on since.
+struct Last {
+    what: String,
+    is_contained: bool,
+}
+
 thread_local! {
-    /// The last panic of this thread: what it said, and where.
-    static LAST: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The last panic of this thread.
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
 /// Keeps the messages of tasks from now on; the panics of other threads go where they went.
@@ -26,9 +32,13 @@ pub(super) fn listen() {
             }
             let place = info.location().map(|at| format!(", at {at}"));
             let what = info.payload_as_str().unwrap_or("a panic without a message");
-            let last = format!("{what}{}", place.unwrap_or_default());
-            // The second panic of a thread may end the process: better twice than never.
-            if LAST.replace(Some(last)).is_some() {
+            let last = Last {
+                what: format!("{what}{}", place.unwrap_or_default()),
+                is_contained: false,
+            };
+            // A second panic on top of one ends the process: better twice than never.
+            let outer = LAST.replace(Some(last));
+            if outer.is_some_and(|outer| !outer.is_contained) {
                 before(info);
             }
         }));
@@ -40,18 +50,27 @@ pub(super) fn unwind() -> ! {
     panic::resume_unwind(Box::new(Over))
 }
 
-/// The message of the panic that the calling thread is unwinding for.
+/// The message of the panic that the calling thread is unwinding for. A thread that comes to a
+/// point without one has contained its last.
 pub(super) fn under_way() -> Option<String> {
-    if !thread::panicking() {
-        return None;
-    }
-    let last = LAST.with_borrow(Clone::clone);
-    Some(last.unwrap_or_else(|| "a panic that no hook heard of".to_owned()))
+    let is_under_way = thread::panicking();
+    LAST.with_borrow_mut(|last| {
+        if let Some(last) = last {
+            last.is_contained |= !is_under_way;
+        }
+    });
+    let unheard = || "a panic that no hook heard of".to_owned();
+    is_under_way.then(|| last().unwrap_or_else(unheard))
+}
+
+/// The last panic of the calling thread, with its place: for whoever has just contained it.
+pub(crate) fn last() -> Option<String> {
+    LAST.with_borrow(|last| last.as_ref().map(|last| last.what.clone()))
 }
 
 /// What the panic said that ended a task; `None` if it was only unwound.
 pub(super) fn message_of(payload: Box<dyn Any + Send>) -> Option<String> {
-    let last = LAST.take();
+    let last = LAST.take().map(|last| last.what);
     if payload.is::<Over>() {
         return None;
     }

@@ -50,3 +50,31 @@ fn each_wrong_driver_is_convicted_by_name() {
         check(wrong, expected);
     }
 }
+
+/// Whoever panics is convicted in every scene that it panics in, by name and with a schedule, and
+/// the others are played all the same.
+#[test]
+fn a_driver_that_panics_is_convicted_and_judged_to_the_end() {
+    for (wrong, what) in [
+        (
+            Wrong::PanicsInStart,
+            "`mirror` panicked inside a callback, its start",
+        ),
+        (
+            Wrong::PanicsInEnd,
+            "`mirror` panicked inside a callback, its end: a mirror breaks",
+        ),
+        (Wrong::PanicsInAccess, "panicked: a mirror breaks"),
+    ] {
+        let report = judge(Kit::new("mirror").schedules(9), wrong);
+        let scenes = report.convictions.iter().filter(|one| {
+            let place = "mirror.rs:";
+            one.what.contains(what) && one.what.contains(place) && one.steps <= STEPS_MAX
+        });
+        let scenes: Vec<&str> = scenes.map(|one| one.scene).collect();
+        for scene in ["race", "hung", "release"] {
+            let is_blind = scene == "release" && wrong != Wrong::PanicsInAccess;
+            assert!(is_blind || scenes.contains(&scene), "{scene}: {report}");
+        }
+    }
+}

@@ -37,6 +37,12 @@ pub(crate) enum Wrong {
     FaultsUnderLock,
     /// Pins pages and forgets some.
     LeaksPins,
+    /// Panics in every start.
+    PanicsInStart,
+    /// Panics in every end, with what it was to do done.
+    PanicsInEnd,
+    /// Panics in an access.
+    PanicsInAccess,
 }
 
 /// The device.
@@ -57,6 +63,7 @@ struct Open {
 impl Notifier for Mirror {
     fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
         let run = self.run_of(range);
+        assert!(self.wrong != Wrong::PanicsInStart, "a mirror breaks");
         if self.wrong == Wrong::RefusesAll && cx.mode() == Mode::NonBlock {
             cx.would_block()?;
         }
@@ -78,6 +85,8 @@ impl Notifier for Mirror {
         let at = open.runs.iter().position(|one| *one == run);
         open.runs.swap_remove(at.expect("a start came before"));
         open.sequence += u64::from(self.wrong != Wrong::LosesWakeups);
+        drop(open);
+        assert!(self.wrong != Wrong::PanicsInEnd, "a mirror breaks");
     }
 
     fn release(&self, cx: &Blockable<'_>) {
@@ -133,6 +142,7 @@ impl Mirror {
         mut act: impl FnMut(BusAddr) -> Result<(), DmaError>,
     ) -> Result<(), DmaError> {
         let mut fetched: Option<(BusAddr, u64)> = None;
+        assert!(self.wrong != Wrong::PanicsInAccess, "a mirror breaks");
         loop {
             let mut table = self.table.lock();
             if self.is_stopped.load(Relaxed) {

@@ -237,9 +237,13 @@ fn panic_in_end_does_not_stop_the_other_ends() {
         ..Probe::new("a", &log)
     };
     let _newer = notifiers.subscribe("a", Ranges::WholeMm, Arc::new(bad));
+    let told = Arc::new(Mutex::new("test.told", Vec::new()));
+    let sink = Arc::clone(&told);
+    notifiers.on_misuse(move |report| sink.lock().push(report.to_string()));
     drop(nonblock(&notifiers).expect("nobody refuses"));
     check_log(&log, "start a, start b, end a, end b");
     assert_eq!(notifiers.stats().panics, 1);
+    assert_eq!(*told.lock(), ["`a` panicked inside a callback, its end"]);
 }
 
 /// The core asks only those who are concerned, and neighbours are not.

@@ -126,6 +126,7 @@ impl Stage {
         if let Some(bracket) = self.bracket(ask) {
             bracket.change(change);
         }
+        self.judge_noted();
     }
 }
 
