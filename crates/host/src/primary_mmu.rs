@@ -23,7 +23,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 use pinless_mm::fault::FaultError;
-use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu};
+use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu, ReuseFrames};
 use private::Staging;
 
 /// How often an operation that the kernel stopped for no lasting reason is tried again.
@@ -521,7 +521,9 @@ impl PrimaryMmu for HostMmu {
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         self.admit(run)?;
         match &self.backing {
-            Backing::Private(staging) => moving::reattach(self, staging, run),
+            Backing::Private(staging) => {
+                moving::attach(self, staging, run, run.first).map_err(|stopped| stopped.error)
+            }
             Backing::Shared(file) => file.reattach(self, run),
         }
     }
@@ -548,6 +550,14 @@ impl PrimaryMmu for HostMmu {
                 self.admit(run)?;
                 file.free(run)
             }
+        }
+    }
+
+    fn reuse(&self) -> Option<&dyn ReuseFrames> {
+        match &self.backing {
+            Backing::Private(_) => Some(self),
+            // A frame belongs to its place in the file.
+            Backing::Shared(_) => None,
         }
     }
 

@@ -144,6 +144,11 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// [`MmuError::Gone`] when the slots were changed behind the library's back.
     fn free_detached(&self, run: PageRun) -> Result<(), MmuError>;
 
+    /// How frames go from a slot to the address of another page, where the machine can do that.
+    fn reuse(&self) -> Option<&dyn ReuseFrames> {
+        None
+    }
+
     /// Whether the memory belongs to another process, whose books these are a copy of: this one is
     /// the child of a fork. Then every other operation is refused.
     fn is_elsewhere(&self) -> bool {
@@ -199,4 +204,31 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     ///
     /// [`DmaFault`] when no page is at the address; part of `from` may have been written.
     fn dma_write(&self, offset: u64, from: &[u8]) -> Result<(), DmaFault>;
+}
+
+/// A machine on which a frame that comes free can hold another page at once: it is neither given
+/// back nor asked for again.
+///
+/// The caller owns the pages whose slots are named, too.
+pub trait ReuseFrames {
+    /// Puts `contents` in place of those in the slot of `page`, which is not empty.
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf);
+
+    /// Moves what is in as many slots, from that of `from` on, to the addresses of `run`, which are
+    /// holes: writable without a trap. Wakes whoever waits there. The slots of the pages of `run`
+    /// are empty.
+    ///
+    /// # Errors
+    ///
+    /// [`MapStopped`]; what was not moved is in its slot, as it was.
+    fn map_detached(&self, run: PageRun, from: PageIndex) -> Result<(), MapStopped>;
+}
+
+/// A move of frames to other pages that did not do all it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapStopped {
+    /// The pages at the start of the run that are at their addresses all the same.
+    pub nr_done: u32,
+    /// Why the one after them is not.
+    pub error: MmuError,
 }

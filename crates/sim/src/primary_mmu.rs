@@ -27,7 +27,9 @@ use crate::rng;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use lockdep::sync::ShortLock;
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
-use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu};
+use pinless_mm::primary_mmu::{
+    Access, Detached, DmaFault, MapStopped, MmuError, PrimaryMmu, ReuseFrames,
+};
 use std::fmt;
 use std::sync::Arc;
 
@@ -265,6 +267,35 @@ impl SimMmu {
     }
 }
 
+impl SimMmu {
+    /// Moves what is in the slot of `from` to the address of `page`.
+    fn map_one_detached(&self, page: PageIndex, from: PageIndex) -> Result<(), MmuError> {
+        if self.draw(|faults| faults.no_memory_one_in) {
+            return Err(MmuError::NoMemory);
+        }
+        let Some(frame) = self.page(from).lock().slot.take() else {
+            breach(format_args!(
+                "a move from the slot of page {from}, which is empty"
+            ));
+        };
+        let mut at = self.page(page).lock();
+        if at.slot.is_some() {
+            drop(at);
+            breach(format_args!(
+                "a fill of page {page}, whose contents are in its slot"
+            ));
+        }
+        if at.address.is_some() || at.is_poisoned {
+            drop(at);
+            self.page(from).lock().slot = Some(frame);
+            return Err(MmuError::ForeignFill { page });
+        }
+        at.address = Some(frame);
+        at.is_protected = false;
+        Ok(())
+    }
+}
+
 /// What has to be given back after a page was taken from its address.
 #[must_use = "to be dropped after the lock of the page"]
 struct Taken(#[expect(dead_code, reason = "held for its destructor")] Option<Frame>);
@@ -378,6 +409,10 @@ impl PrimaryMmu for SimMmu {
         Ok(())
     }
 
+    fn reuse(&self) -> Option<&dyn ReuseFrames> {
+        Some(self)
+    }
+
     fn zap(&self, run: PageRun) -> Result<(), MmuError> {
         let _owning = self.begin("zap", run);
         for page in run.pages() {
@@ -428,6 +463,31 @@ impl PrimaryMmu for SimMmu {
         }
         let frame = at.address.as_mut().ok_or(DmaFault)?;
         frame.contents_mut()[within].copy_from_slice(from);
+        Ok(())
+    }
+}
+
+impl ReuseFrames for SimMmu {
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf) {
+        let _owning = self.begin("write_detached", PageRun::single(page));
+        let mut at = self.page(page).lock();
+        if let Some(frame) = at.slot.as_mut() {
+            *frame.contents_mut() = *contents;
+            return;
+        }
+        drop(at);
+        breach(format_args!(
+            "a write to the slot of page {page}, which is empty"
+        ));
+    }
+
+    fn map_detached(&self, run: PageRun, from: PageIndex) -> Result<(), MapStopped> {
+        let _owning = self.begin("map_detached to", run);
+        let _owning_slots = self.begin("map_detached from", PageRun::new(from, run.nr));
+        for (nr_done, page) in (0..).zip(run.pages()) {
+            self.map_one_detached(page, from + nr_done)
+                .map_err(|error| MapStopped { nr_done, error })?;
+        }
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::pagemap::{self, Entry};
 use crate::uffd::{Holes, Stopped, Uffd};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::limits::WINDOW_PAGES;
-use pinless_mm::primary_mmu::{Detached, MmuError};
+use pinless_mm::primary_mmu::{Detached, MapStopped, MmuError};
 
 /// Where a page is, by the page tables of both places.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,17 +45,20 @@ impl<'a> Route<'a> {
         }
     }
 
-    fn back(mmu: &'a HostMmu, staging: &'a Staging) -> Self {
+    /// To the address of `page` and those after it, out of the slots from that of `from` on.
+    fn back(mmu: &'a HostMmu, staging: &'a Staging, page: PageIndex, from: PageIndex) -> Self {
+        // Where page 0 would be: it may be before the start of memory, but is not asked for.
+        let source_base = staging.slot(from).wrapping_sub(page as usize * PAGE_SIZE);
         Self {
             mmu,
             uffd: &mmu.uffd,
-            source_base: staging.slot(0),
+            source_base,
             target_base: mmu.address(0),
         }
     }
 
     fn source(&self, page: PageIndex) -> usize {
-        self.source_base + page as usize * PAGE_SIZE
+        self.source_base.wrapping_add(page as usize * PAGE_SIZE)
     }
 
     fn target(&self, page: PageIndex) -> usize {
@@ -269,16 +272,26 @@ impl Detach<'_> {
     }
 }
 
-/// See [`pinless_mm::primary_mmu::PrimaryMmu::reattach`].
-pub(super) fn reattach(mmu: &HostMmu, staging: &Staging, run: PageRun) -> Result<(), MmuError> {
-    let route = Route::back(mmu, staging);
+/// See [`pinless_mm::primary_mmu::PrimaryMmu::reattach`], where `from` is the first page of `run`,
+/// and [`pinless_mm::primary_mmu::ReuseFrames::map_detached`].
+pub(super) fn attach(
+    mmu: &HostMmu,
+    staging: &Staging,
+    run: PageRun,
+    from: PageIndex,
+) -> Result<(), MapStopped> {
+    let route = Route::back(mmu, staging, run.first, from);
     let mut left = run;
     let mut nr_retries = 0;
     while left.nr > 0 {
         let Err(stopped) = route.go(left, Holes::Refuse) else {
             break;
         };
-        let (nr_moved, next) = nr_back(&route, left)?;
+        let at = |error| MapStopped {
+            nr_done: left.first - run.first,
+            error,
+        };
+        let (nr_moved, next) = nr_back(&route, left).map_err(at)?;
         if nr_moved > 0 {
             // The kernel wakes for what it counted only.
             let _ = mmu
@@ -292,10 +305,10 @@ pub(super) fn reattach(mmu: &HostMmu, staging: &Staging, run: PageRun) -> Result
         let page = left.first;
         match (stopped.errno.0, next) {
             (_, Place::Both) if mmu.take_denied(page) => {}
-            (_, Place::Both) => return Err(MmuError::ForeignFill { page }),
+            (_, Place::Both) => return Err(at(MmuError::ForeignFill { page })),
             (libc::EAGAIN | libc::EEXIST, Place::Source) if nr_retries <= NR_RETRIES_MAX => {}
-            (_, Place::Nowhere) => return Err(MmuError::Gone { page }),
-            _ => return Err(mmu_error("UFFDIO_MOVE", page, stopped.errno)),
+            (_, Place::Nowhere) => return Err(at(MmuError::Gone { page })),
+            _ => return Err(at(mmu_error("UFFDIO_MOVE", page, stopped.errno))),
         }
     }
     Ok(())

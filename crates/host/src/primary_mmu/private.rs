@@ -8,10 +8,11 @@
 //! What a move answers is not trusted unless it is full success: Linux 6.18 can answer EEXIST
 //! with a negative count although every page has moved. See `moving`.
 
-use super::CreateError;
+use super::{Backing, CreateError, HostMmu, moving};
 use crate::region::Region;
 use crate::uffd::{Track, Uffd, feature};
-use pinless_mm::addr::{PAGE_SIZE, PageIndex};
+use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
+use pinless_mm::primary_mmu::{MapStopped, ReuseFrames};
 
 /// The slots of a mapping of anonymous memory.
 pub(super) struct Staging {
@@ -37,5 +38,40 @@ impl Staging {
     /// The address of a page's slot.
     pub(super) fn slot(&self, page: PageIndex) -> usize {
         self.region.base() + page as usize * PAGE_SIZE
+    }
+}
+
+/// # Panics
+///
+/// Of a shared mapping, whose frames stay at their places in the file: see
+/// [`pinless_mm::primary_mmu::PrimaryMmu::reuse`].
+impl ReuseFrames for HostMmu {
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf) {
+        self.assert_inside(PageRun::single(page));
+        let slot = self.private().slot(page);
+        // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`, and is
+        // memory of a kind that can be written. 2. The caller owns the page and says that it is in
+        // its slot (trait contract), so nobody else looks there; if it is not, the access is a
+        // SIGBUS. 3. `contents` is memory of the caller's, apart from the slots.
+        unsafe {
+            core::ptr::copy_nonoverlapping(contents.as_ptr(), slot as *mut u8, PAGE_SIZE);
+        }
+    }
+
+    fn map_detached(&self, run: PageRun, from: PageIndex) -> Result<(), MapStopped> {
+        let stopped = |error| MapStopped { nr_done: 0, error };
+        self.admit(run).map_err(stopped)?;
+        self.admit(PageRun::new(from, run.nr)).map_err(stopped)?;
+        moving::attach(self, self.private(), run, from)
+    }
+}
+
+impl HostMmu {
+    #[track_caller]
+    fn private(&self) -> &Staging {
+        match &self.backing {
+            Backing::Private(staging) => staging,
+            Backing::Shared(_) => unreachable!("a frame of a file stays at its place"),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::fake::{Memory, Side, mmu, pattern};
 use pinless_host::{FaultMode, HostMmu};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
-use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu};
+use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MapStopped, MmuError, PrimaryMmu};
 use std::sync::Arc;
 
 fn in_thread(nr_pages: u32) -> Option<HostMmu> {
@@ -172,6 +172,53 @@ fn a_foreign_page_keeps_the_stored_one_in_its_slot() {
         Err(MmuError::Gone { page: 2 }),
         "an empty slot"
     );
+}
+
+/// The frames of pages 0 and 1 hold pages 4 and 5 next, and those of 2 and 3 stay as they are.
+#[test]
+fn frames_go_from_slots_to_other_pages() {
+    let Some(mmu) = in_thread(8) else { return };
+    let reuse = mmu.reuse().expect("anonymous memory");
+    fill(&mmu, 0..4);
+    assert_eq!(detach(&mmu, PageRun::new(0, 4)), [Detached::Done; 4]);
+    reuse.write_detached(0, &pattern(4));
+    reuse.write_detached(1, &pattern(5));
+    assert_eq!(reuse.map_detached(PageRun::new(4, 2), 0), Ok(()));
+    check_contents(&mmu, 4, &pattern(4));
+    check_contents(&mmu, 5, &pattern(5));
+    let offset = 4 * PAGE_SIZE as u64;
+    assert_eq!(mmu.dma_write(offset, &[7; 16]), Ok(()), "without a trap");
+    mmu.map_zero(PageRun::single(7)).unwrap();
+    let stopped = MapStopped {
+        nr_done: 1,
+        error: MmuError::ForeignFill { page: 7 },
+    };
+    assert_eq!(reuse.map_detached(PageRun::new(6, 2), 2), Err(stopped));
+    check_contents(&mmu, 6, &pattern(2));
+    check_contents(&mmu, 7, &[0; PAGE_SIZE]);
+    let mut buf = [0; PAGE_SIZE];
+    mmu.read_detached(3, &mut buf);
+    assert!(buf == pattern(3), "the slot of page 3");
+    let stopped = MapStopped {
+        nr_done: 0,
+        error: MmuError::Gone { page: 0 },
+    };
+    let empty = reuse.map_detached(PageRun::single(0), 0);
+    assert_eq!(empty, Err(stopped), "an empty slot");
+}
+
+/// A zero page has no frame: what is written over it gets one.
+#[test]
+fn a_slot_with_zeros_can_be_written() {
+    let Some(mmu) = in_thread(2) else { return };
+    let reuse = mmu.reuse().expect("anonymous memory");
+    mmu.map_zero(PageRun::single(0)).unwrap();
+    assert_eq!(detach(&mmu, PageRun::single(0)), [Detached::Done]);
+    reuse.write_detached(0, &pattern(1));
+    assert_eq!(reuse.map_detached(PageRun::single(1), 0), Ok(()));
+    check_contents(&mmu, 1, &pattern(1));
+    mmu.map_zero(PageRun::single(0)).unwrap();
+    check_contents(&mmu, 0, &[0; PAGE_SIZE]);
 }
 
 #[test]

@@ -142,8 +142,15 @@ impl Memcg {
         }
     }
 
+    /// `n` frames came free and were used again at once.
+    pub(crate) fn note_reused(&self, n: u64) {
+        for level in self.levels() {
+            level.frames.note_reused(n);
+        }
+    }
+
     /// Everybody who takes a frame asks this: with the last free frame somebody wakes reclaim.
-    fn kick_if_few(&self) {
+    pub(crate) fn kick_if_few(&self) {
         if self.levels().any(|level| level.room() < level.marks().low) {
             self.reclaim.kick();
         }

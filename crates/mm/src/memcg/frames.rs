@@ -62,6 +62,11 @@ impl Frames {
         }
     }
 
+    /// `n` frames came back, and were taken by somebody else at once: memory moves.
+    pub(crate) fn note_reused(&self, n: u64) {
+        self.nr_freed.fetch_add(n, Ordering::Relaxed);
+    }
+
     /// Takes back a charge of which nothing came.
     pub(crate) fn undo(&self, n: u64) {
         self.counter.uncharge(n);

@@ -71,6 +71,8 @@ stats! {
     pgdeactivate,
     /// Pages whose frame was given back by reclaim.
     pgsteal,
+    /// Of those frames, the ones that held another page at once.
+    pgreuse,
     /// Pages that came back from the store and of which it is known when they were evicted.
     workingset_refault,
     /// Of those, pages that would have stayed had inactive ones gone in their place.

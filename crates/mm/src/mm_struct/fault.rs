@@ -18,7 +18,7 @@ use crate::memcg::stat::count;
 use crate::mmu_notifier::Event;
 use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
-use crate::reclaim::{Effort, InFlight};
+use crate::reclaim::{Effort, InFlight, Spare};
 use core::sync::atomic::Ordering;
 
 static ZEROS: PageBuf = [0; PAGE_SIZE];
@@ -87,54 +87,120 @@ enum Resolved {
 /// A charged frame that goes back unless it is used.
 pub(super) struct FrameCharge<'a> {
     vma: &'a Vma,
-    is_charged: bool,
+    frame: Frame<'a>,
+}
+
+/// What a [`FrameCharge`] has.
+enum Frame<'a> {
+    Nothing,
+    /// A charge; the machine has a frame for it.
+    Charged,
+    /// A frame that has come free, with its charge.
+    Spare(Spare<'a, 1>),
 }
 
 impl<'a> FrameCharge<'a> {
+    fn none(vma: &'a Vma) -> Self {
+        let frame = Frame::Nothing;
+        Self { vma, frame }
+    }
+
     fn take(&mut self, source: FrameSource) -> Result<(), FaultError> {
-        if self.is_charged {
+        if !matches!(self.frame, Frame::Nothing) {
             return Ok(());
         }
-        let (memcg, mm) = (self.vma.memcg(), &**self.vma.mm());
-        match source {
-            FrameSource::Free if memcg.try_charge_frame() => {}
+        let memcg = self.vma.memcg();
+        let effort = match source {
+            FrameSource::Free if memcg.try_charge_frame() => {
+                self.frame = Frame::Charged;
+                return Ok(());
+            }
             FrameSource::Free => {
                 return Err(FaultError::NoFrame {
                     waited: Default::default(),
                 });
             }
-            FrameSource::Reclaim(_) => {
-                memcg.reclaim_directly(Effort::Direct);
-                memcg.charge_fault(mm)?;
+            FrameSource::Reclaim(_) => Effort::Direct,
+            FrameSource::Wait => Effort::Fault,
+        };
+        self.frame = match self.vma.take_spare(1, effort) {
+            Some(spare) => Frame::Spare(spare),
+            None => {
+                memcg.reclaim_directly(effort);
+                memcg.charge_fault(self.vma.mm())?;
+                Frame::Charged
             }
-            FrameSource::Wait => {
-                memcg.reclaim_directly(Effort::Fault);
-                memcg.charge_fault(mm)?;
-            }
-        }
-        self.is_charged = true;
+        };
         Ok(())
     }
 
-    /// Takes a frame that is free.
-    pub(super) fn take_free(vma: &'a Vma) -> Option<Self> {
-        vma.memcg().try_charge_frame().then(|| Self {
-            vma,
-            is_charged: true,
-        })
+    /// Takes a frame that is free, or one that comes free for it.
+    pub(super) fn take_free(vma: &'a Vma, effort: Effort) -> Option<Self> {
+        let frame = match vma.take_spare(1, effort) {
+            Some(spare) => Frame::Spare(spare),
+            None => vma.memcg().try_charge_frame().then_some(Frame::Charged)?,
+        };
+        Some(Self { vma, frame })
+    }
+
+    /// Before this thread waits for anything: whose frame it has must not wait for it.
+    fn stop_holding(&mut self) {
+        if let Frame::Spare(_) = self.frame
+            && let Frame::Spare(spare) = core::mem::replace(&mut self.frame, Frame::Charged)
+        {
+            spare.into_charge();
+        }
+    }
+
+    /// Puts a page with `contents` at its address.
+    pub(super) fn fill(
+        &mut self,
+        page: PageIndex,
+        contents: &PageBuf,
+        access: Access,
+    ) -> Result<(), MmuError> {
+        let vma = self.vma;
+        match (&mut self.frame, access) {
+            (Frame::Spare(spare), Access::Write) => {
+                vma.install(page, || spare.fill(page, contents))
+            }
+            _ => {
+                // A page comes write-protected from the machine alone.
+                self.stop_holding();
+                vma.install(page, || vma.primary().map_filled(page, contents, access))
+            }
+        }
+    }
+
+    /// The same with zeros.
+    fn fill_zeros(&mut self, page: PageIndex, access: Access) -> Result<(), MmuError> {
+        if access == Access::Write {
+            return self.fill(page, &ZEROS, access);
+        }
+        self.map_zero(page)
+    }
+
+    /// Puts a page of zeros at its address, which has no frame of its own before it is written.
+    pub(super) fn map_zero(&mut self, page: PageIndex) -> Result<(), MmuError> {
+        self.stop_holding();
+        let vma = self.vma;
+        vma.install(page, || vma.primary().map_zero(PageRun::single(page)))
     }
 
     /// The frame is used: from now on the mapping holds it.
     pub(super) fn commit(mut self, mm: &Mm) {
-        assert!(self.is_charged, "a page was filled without a charge");
+        let frame = core::mem::replace(&mut self.frame, Frame::Nothing);
+        assert!(
+            !matches!(frame, Frame::Nothing),
+            "a page was filled without a charge"
+        );
         mm.rss.frames.fetch_add(1, Ordering::Relaxed);
-        self.is_charged = false;
     }
 }
 
 impl Drop for FrameCharge<'_> {
     fn drop(&mut self) {
-        if self.is_charged {
+        if let Frame::Charged = self.frame {
             self.vma.memcg().uncharge_frames(1);
         }
     }
@@ -179,10 +245,7 @@ impl Vma {
             FrameSource::Free => None,
         };
         let started_ns = self.memcg().clock.now_ns();
-        let mut charge = FrameCharge {
-            vma: self,
-            is_charged: false,
-        };
+        let mut charge = FrameCharge::none(self);
         loop {
             if let Some(error) = self.gone() {
                 if error == FaultError::Killed {
@@ -193,6 +256,7 @@ impl Vma {
             let seen = self.pages.load(page);
             match seen.state() {
                 State::Moving => {
+                    charge.stop_holding();
                     self.waiters.wait(&self.pages, page);
                     continue;
                 }
@@ -206,6 +270,7 @@ impl Vma {
                 _ => {}
             }
             if let Some(place) = in_file(seen) {
+                charge.stop_holding();
                 match self.fill_from_file((page, seen), place, access, charge)? {
                     None => {
                         let resolved = self.note_hard_fault(started_ns);
@@ -326,14 +391,10 @@ impl Vma {
         &self,
         owned: Owned,
         access: Access,
-        charge: FrameCharge<'_>,
+        mut charge: FrameCharge<'_>,
     ) -> Result<(), FaultError> {
         let page = owned.page;
-        let filled = self.install(page, || match access {
-            Access::Read => self.primary().map_zero(PageRun::single(page)),
-            Access::Write => self.primary().map_filled(page, &ZEROS, Access::Write),
-        });
-        if let Err(error) = filled {
+        if let Err(error) = charge.fill_zeros(page, access) {
             self.restore(owned);
             return Err(error.into());
         }
@@ -373,7 +434,7 @@ impl Vma {
     pub(super) fn install(
         &self,
         page: PageIndex,
-        put: impl Fn() -> Result<(), MmuError>,
+        mut put: impl FnMut() -> Result<(), MmuError>,
     ) -> Result<(), MmuError> {
         match put() {
             Err(MmuError::ForeignFill { .. }) => {

@@ -12,11 +12,13 @@
 use super::Vma;
 use super::fault::FrameCharge;
 use super::stored::in_file;
-use crate::addr::PageIndex;
-use crate::memcg::stat::count;
-use crate::page::State;
+use super::vma::Owned;
+use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
+use crate::memcg::stat::{add, count};
+use crate::page::{State, Word};
 use crate::primary_mmu::Access;
-use crate::reclaim::{Effort, InFlight};
+use crate::reclaim::{Effort, InFlight, Spare};
+use crate::swap::Stored;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Faults that are remembered.
@@ -26,7 +28,7 @@ const HISTORY: usize = 8;
 const STREAMS: usize = 4;
 
 /// The most pages that are filled with one fault.
-const AHEAD_MAX: u32 = 16;
+const AHEAD_MAX: u32 = 32;
 
 /// What is filled ahead of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,29 +150,109 @@ impl Vma {
         let Some(ahead) = self.trend.note(page) else {
             return;
         };
-        self.memcg().make_room_for(u64::from(ahead.nr), effort);
-        for steps in 1..=ahead.nr {
+        if self.primary().reuse().is_none() {
+            self.memcg().make_room_for(u64::from(ahead.nr), effort);
+        }
+        let mut steps = 1;
+        while steps <= ahead.nr {
             let next = ahead.page_after(page, steps);
             let Some(next) = next.filter(|&next| next < self.nr_pages()) else {
                 return;
             };
-            // What nobody has asked for takes nothing above `high`, nor what reclaim needs.
-            if self.memcg().levels().any(|level| level.room() == 0) {
-                return;
-            }
-            if self.fetch(next, access).is_none() {
-                return;
-            }
+            let nr_left = ahead.nr + 1 - steps;
+            let nr = match ahead.stride {
+                1 => nr_left.min(self.nr_pages() - next),
+                _ => 1,
+            };
+            steps += match self.fetch_run(PageRun::new(next, nr), access, effort) {
+                0 if self.fetch(next, access, effort).is_some() => 1,
+                0 => return,
+                nr_fetched => nr_fetched,
+            };
         }
     }
 
+    /// Fills neighbours from the compressed store in frames that come free for it, by one operation
+    /// of the machine. How many, from the start of `run` on.
+    fn fetch_run(&self, run: PageRun, access: Access, effort: Effort) -> u32 {
+        let is_plain = |page| self.stored_plainly(self.pages.load(page), access).is_some();
+        if run.nr == 1 || !is_plain(run.first) {
+            return 0;
+        }
+        let Some(mut spare) = self.take_spare::<{ AHEAD_MAX as usize }>(run.nr, effort) else {
+            return 0;
+        };
+        let _in_flight = InFlight::new(&self.memcg().reclaim);
+        let mut words = [Word::EMPTY; AHEAD_MAX as usize];
+        let read = self.read_ahead(&spare, (run, access), &mut words);
+        let nr_mapped = match read.nr {
+            0 => 0,
+            nr => spare
+                .map(read)
+                .map_or_else(|stopped| stopped.nr_done, |()| nr),
+        };
+        for (nth, (page, was)) in (0..).zip(read.pages().zip(words)) {
+            let owned = Owned { page, was };
+            if nth < nr_mapped {
+                self.mm().rss.frames.fetch_add(1, Ordering::Relaxed);
+                self.publish_filled(owned, false);
+            } else {
+                self.restore(owned);
+            }
+        }
+        add(&self.stat().prefetched, u64::from(nr_mapped));
+        nr_mapped
+    }
+
+    /// Reads pages at the start of `run` into the frames of `spare`, and owns them: which, and as
+    /// what they were found.
+    fn read_ahead<const N: usize>(
+        &self,
+        spare: &Spare<'_, N>,
+        (run, access): (PageRun, Access),
+        words: &mut [Word],
+    ) -> PageRun {
+        let mut nr = 0;
+        let mut contents = [0; PAGE_SIZE];
+        for page in run.pages().take(spare.nr() as usize) {
+            let seen = self.pages.load(page);
+            let Some(stored) = self.stored_plainly(seen, access) else {
+                break;
+            };
+            let Some(owned) = self.try_own(page, seen) else {
+                break;
+            };
+            let zswap = &self.memcg().zswap;
+            let read = zswap.load(self.owner(page), stored, &mut contents);
+            // What is wrong with its contents is told to whoever asks for them.
+            if read.is_err() || self.gone().is_some() {
+                self.restore(owned);
+                break;
+            }
+            spare.write(nr, &contents);
+            words[nr as usize] = owned.was;
+            nr += 1;
+        }
+        PageRun::new(run.first, nr)
+    }
+
+    /// The stored copy of a page that comes from the compressed store, and leaves it then.
+    fn stored_plainly(&self, seen: Word, access: Access) -> Option<Stored> {
+        let stored = seen.copy().filter(|_| seen.state() == State::Swapped)?;
+        (in_file(seen).is_none() && !self.is_kept(stored, access)).then_some(stored)
+    }
+
     /// Fills a page from the compressed store, if it is there. `None` when it cannot be.
-    fn fetch(&self, page: PageIndex, access: Access) -> Option<()> {
+    fn fetch(&self, page: PageIndex, access: Access, effort: Effort) -> Option<()> {
         let seen = self.pages.load(page);
         if seen.state() != State::Swapped || in_file(seen).is_some() {
             return Some(());
         }
-        let charge = FrameCharge::take_free(self)?;
+        // What nobody has asked for takes nothing above `high`, nor what reclaim needs.
+        if self.memcg().levels().any(|level| level.room() == 0) {
+            return None;
+        }
+        let charge = FrameCharge::take_free(self, effort)?;
         let _in_flight = InFlight::new(&self.memcg().reclaim);
         let Some(owned) = self.try_own(page, seen) else {
             return Some(());
@@ -214,7 +296,7 @@ mod tests {
                 Some((1, 4)),
                 Some((1, 8)),
                 Some((1, 16)),
-                Some((1, 16)),
+                Some((1, 32)),
             ],
         );
         check((0..8).map(|nth| 800 - nth * 100), &[Some((-100, 2))]);

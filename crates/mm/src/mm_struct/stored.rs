@@ -5,7 +5,7 @@
 use super::Vma;
 use super::fault::FrameCharge;
 use super::vma::Owned;
-use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
+use crate::addr::{PAGE_SIZE, PageBuf, PageIndex};
 use crate::fault::{FaultError, StoreError};
 use crate::page::{State, Word};
 use crate::primary_mmu::Access;
@@ -109,23 +109,30 @@ impl Vma {
         &self,
         owned: Owned,
         access: Access,
-        charge: FrameCharge<'_>,
+        mut charge: FrameCharge<'_>,
         contents: &PageBuf,
     ) -> Result<(), FaultError> {
         let page = owned.page;
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let is_kept = access == Access::Read && self.keeps_copy(stored);
+        let is_kept = self.is_kept(stored, access);
         let access = if is_kept { Access::Read } else { Access::Write };
-        let filled = self.install(page, || match stored {
-            Stored::SameFilled(0) if is_kept => self.primary().map_zero(PageRun::single(page)),
-            _ => self.primary().map_filled(page, contents, access),
-        });
+        let filled = match stored {
+            Stored::SameFilled(0) if is_kept => charge.map_zero(page),
+            _ => charge.fill(page, contents, access),
+        };
         if let Err(error) = filled {
             self.restore(owned);
             return Err(error.into());
         }
         charge.commit(self.mm());
+        self.publish_filled(owned, is_kept);
+        Ok(())
+    }
+
+    /// A stored page is at its address, and write-protected if its copy is kept.
+    pub(super) fn publish_filled(&self, owned: Owned, is_kept: bool) {
         self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
+        let stored = owned.was.copy().expect("a swapped page has a stored copy");
         let next = self.refault_as(owned.was, owned.was.with_state(State::Resident));
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
@@ -137,7 +144,11 @@ impl Vma {
             self.publish(owned, next.dirty().without_copy());
             self.free_copy(Some(stored));
         }
-        Ok(())
+    }
+
+    /// Whether a page that is filled for `access` stays in the store, too.
+    pub(super) fn is_kept(&self, stored: Stored, access: Access) -> bool {
+        access == Access::Read && self.keeps_copy(stored)
     }
 
     /// A clean page need not be stored again. Its copy is kept while the store has room, as the

@@ -17,6 +17,7 @@ mod domain;
 mod hands;
 mod pending;
 mod retired;
+mod reuse;
 mod settle;
 mod shed;
 mod shrinker;
@@ -30,6 +31,7 @@ use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::count;
 use crate::memcg::{Memcg, Protection};
+use crate::mm_struct::Vma;
 use crate::oom::Verdict;
 use crate::swap::Scratch;
 use crate::watch;
@@ -40,8 +42,10 @@ use hands::Hand;
 use lockdep::sync::{Condvar, Mutex};
 use pending::{Begun, Pending};
 use retired::Retired;
+pub(crate) use reuse::Spare;
 pub(crate) use settle::Awaited;
 use settle::{Parked, RefusedQueue, StuckTable};
+use std::sync::Arc;
 use write_back::WriteBack;
 
 /// Frames that a thread reclaims for itself before it takes one. It does so while few are left, and
@@ -49,7 +53,7 @@ use write_back::WriteBack;
 const DIRECT_FRAMES: u64 = 2;
 
 /// Pages that it detaches at once for that.
-const DIRECT_PAGES: u64 = 4;
+const DIRECT_PAGES: u64 = 8;
 
 /// Windows that a hand looks at for it before the work is left to the worker.
 const DIRECT_WINDOWS: u64 = 16;
@@ -418,9 +422,11 @@ impl Memcg {
             let standby = self.domain.nr_standby();
             if !front_is_idle && standby < wanted {
                 let nr = wanted - standby;
+                let nr = nr.min(effort.pages_at_once());
                 front_is_idle = !self.advance(Hand::Front, nr, (effort, protection));
             }
-            if self.advance(Hand::Back, missing().max(1), (effort, protection)) {
+            let nr = missing().clamp(1, effort.pages_at_once());
+            if self.advance(Hand::Back, nr, (effort, protection)) {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
                 // Enough for this thread, though others may have taken the frames.
@@ -456,7 +462,6 @@ impl Memcg {
     fn advance(&self, hand: Hand, wanted: u64, how: (Effort, Protection)) -> bool {
         let (effort, protection) = how;
         let mut lap = self.start_lap(hand, effort, protection);
-        let wanted = wanted.min(effort.pages_at_once());
         loop {
             let under_way = UnderWay::begin(self, effort);
             let Some((vma, run)) = self.next_run(hand, &mut lap, wanted) else {
@@ -468,15 +473,20 @@ impl Memcg {
                 Hand::Shed | Hand::Cold => unreachable!("these take nothing from a frame"),
             };
             drop(under_way);
-            if effort == Effort::Fault && self.reclaim.retired.let_go(vma) {
-                self.reclaim.kick();
-            }
+            self.let_go(vma, effort);
             if done > 0 {
                 return true;
             }
             if watch::is_replaced() {
                 return false;
             }
+        }
+    }
+
+    /// Lets go of a mapping that reclaim has worked on.
+    fn let_go(&self, vma: Arc<Vma>, effort: Effort) {
+        if effort == Effort::Fault && self.reclaim.retired.let_go(vma) {
+            self.reclaim.kick();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::Effort;
 use super::detach::PageSet;
+use super::reuse::Spare;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::{add, count};
@@ -23,6 +24,35 @@ struct Ready {
 impl Vma {
     /// Gives back the frames of the pages of a window that stand by. Returns how many.
     pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> u64 {
+        let ready = self.prepare_window(run, scratch, effort);
+        self.free_ready(run, &ready)
+    }
+
+    /// The same, and keeps up to `nr` frames of neighbours for another fill.
+    pub(super) fn store_window_for<'a, const N: usize>(
+        &'a self,
+        mut spare: Spare<'a, N>,
+        (run, nr): (PageRun, u32),
+        (scratch, effort): (&mut Scratch, Effort),
+    ) -> Option<Spare<'a, N>> {
+        let mut ready = self.prepare_window(run, scratch, effort);
+        for (index, page) in (0..).zip(run.pages()) {
+            if !ready.pages.contains(index) || !spare.has_room_for(page, nr) {
+                continue;
+            }
+            ready.pages.remove(index);
+            let stored = ready.stored[index as usize];
+            match self.own_to_free(page, index as usize, true, &ready) {
+                Some(owned) => spare.push(owned, stored),
+                None => self.free_copy(stored),
+            }
+        }
+        self.free_ready(run, &ready);
+        spare.if_any()
+    }
+
+    /// Makes sure that the contents of the pages of a window that stand by are in the store.
+    fn prepare_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> Ready {
         let mut ready = Ready {
             pages: PageSet::default(),
             stored: [None; WINDOW_PAGES as usize],
@@ -35,10 +65,7 @@ impl Vma {
                 ready.stored[index as usize] = stored;
             }
         }
-        if ready.pages.is_empty() {
-            return 0;
-        }
-        self.free_ready(run, &ready)
+        ready
     }
 
     /// Makes sure that the contents of a page that stands by are in the store. The page can be
@@ -102,6 +129,9 @@ impl Vma {
 
     /// Frees the slots of the pages that still stand by, in runs.
     fn free_ready(&self, window: PageRun, ready: &Ready) -> u64 {
+        if ready.pages.is_empty() {
+            return 0;
+        }
         let mut freed = 0;
         let mut batch: (PageIndex, u32) = (0, 0);
         let mut words = [(Word::EMPTY, false); WINDOW_PAGES as usize];
@@ -189,21 +219,30 @@ impl Vma {
                 self.restore(owned);
                 continue;
             }
-            let stays = was.with_state(State::Swapped).clean().unreferenced();
-            let next = stays.inactive().with_shadow(shadow);
-            match ready.stored[(page - window.first) as usize] {
-                Some(stored) => {
-                    self.publish(owned, next.with_copy(stored));
-                    self.free_copy(was.copy());
-                    count(&self.stat().zswpout);
-                }
-                None => {
-                    self.publish(owned, next);
-                    count(&self.stat().clean_drop);
-                }
+            let stored = ready.stored[(page - window.first) as usize];
+            self.publish(owned, self.note_stored(was, stored, shadow));
+            if stored.is_some() {
+                self.free_copy(was.copy());
             }
         }
         self.uncharge(freed);
         freed
+    }
+
+    /// What a page found as `was` becomes whose frame goes; `stored` is what was stored for it, if
+    /// its old copy is not good.
+    pub(super) fn note_stored(&self, was: Word, stored: Option<Stored>, shadow: u16) -> Word {
+        let stays = was.with_state(State::Swapped).clean().unreferenced();
+        let next = stays.inactive().with_shadow(shadow);
+        match stored {
+            Some(stored) => {
+                count(&self.stat().zswpout);
+                next.with_copy(stored)
+            }
+            None => {
+                count(&self.stat().clean_drop);
+                next
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use pinless::mmu_notifier::{Context, EndContext, Notifier, Range};
 use pinless::{Access, PAGE_SIZE, PageIndex, PageRun, PrimaryMmu};
 use pinless_mm::addr::{PageBuf, Vaddr};
-use pinless_mm::primary_mmu::{Detached, DmaFault, MmuError};
+use pinless_mm::primary_mmu::{Detached, DmaFault, MmuError, ReuseFrames};
 use std::sync::Arc;
 
 /// The name under which it subscribes.
@@ -172,6 +172,10 @@ impl PrimaryMmu for Watched {
 
     fn free_detached(&self, run: PageRun) -> Result<(), MmuError> {
         self.machine.free_detached(run)
+    }
+
+    fn reuse(&self) -> Option<&dyn ReuseFrames> {
+        self.machine.reuse()
     }
 
     fn zap(&self, run: PageRun) -> Result<(), MmuError> {
