@@ -1,6 +1,7 @@
 //! The `pinless` command: arguments in, a picture out.
 //!
-//! The only crate that knows arguments, colours and exit codes. Each command measures first and makes a report; rendering it comes after.
+//! The only crate that knows arguments, colours and exit codes. Each command measures first and
+//! makes a report; rendering it comes after.
 #![forbid(unsafe_code)]
 
 mod args;

@@ -161,8 +161,8 @@ impl Builder {
     }
 
     /// How long a callback may take that may block, and one that may not, before it is convicted
-    /// and a spare thread steps in for the worker that is in it. Less than a millisecond is an error
-    /// of [`build`](Self::build).
+    /// and a spare thread steps in for the worker that is in it. Less than a millisecond is an
+    /// error of [`build`](Self::build).
     pub fn callback_budgets(mut self, blockable: Duration, nonblock: Duration) -> Self {
         self.limits.callback_budget = blockable;
         self.limits.nonblock_budget = nonblock;

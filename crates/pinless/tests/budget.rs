@@ -3,12 +3,12 @@
 #![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
 
 use pinless::oom::Release;
+use pinless::sync::Mutex;
 use pinless::{Builder, Errno, Knob, MapOptions, PAGE_SIZE, PidFd, Pinless, Shrinker};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, mpsc};
 
 const FRAMES: u32 = 64;
 
@@ -115,12 +115,12 @@ fn a_process_is_killed_for_its_memory() {
 /// The last owner may go in the thread of the events, which cannot wait for its own end.
 #[test]
 fn a_sink_may_drop_the_whole() {
-    let whole = Arc::new(Mutex::new(None::<Pinless>));
+    let whole = Arc::new(Mutex::new("test.whole", None::<Pinless>));
     let (told, ended) = mpsc::channel();
     let within = Arc::clone(&whole);
     let built = build(|builder| {
         builder.on_event(move |_| {
-            let pinless = within.lock().expect("nobody panics with it").take();
+            let pinless = within.lock().take();
             if pinless.is_some() {
                 drop(pinless);
                 told.send(()).expect("it is waited for");
@@ -131,7 +131,7 @@ fn a_sink_may_drop_the_whole() {
     let mm = pinless.new_mm("watched");
     let memory = pinless.map(&mm, MapOptions::of_pages(1));
     let memory = memory.expect("a mapping");
-    *whole.lock().expect("nobody panics with it") = Some(pinless);
+    *whole.lock() = Some(pinless);
     // An event that comes after it may be taken. Where an earlier one did, there may be no frame.
     let _ = memory.store_u64(0, 1);
     ended.recv().expect("the sink ends");
