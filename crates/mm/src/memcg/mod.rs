@@ -29,7 +29,7 @@ pub use stat::StatSnapshot;
 use crate::env::Clock;
 use crate::limits::{LimitError, Limits, Marks};
 use crate::lock_order;
-use crate::mm_struct::{Mm, Vma, VmaId};
+use crate::mm_struct::{Mm, Rss, Vma, VmaId};
 use crate::mmu_notifier::MmId;
 use crate::oom;
 use crate::reclaim;
@@ -63,7 +63,7 @@ pub struct Memcg {
     pub(crate) stat: Stat,
     /// Of this level and of all below, as [`Memcg::mms`].
     pub(crate) vmas: RwLock<BTreeMap<VmaId, Arc<Vma>>>,
-    pub(crate) mms: RwLock<BTreeMap<MmId, Weak<Mm>>>,
+    pub(crate) mms: RwLock<BTreeMap<MmId, Member>>,
     pub(crate) domain: reclaim::Domain,
     tree: Arc<Tree>,
     pub(crate) zswap: Arc<Zswap>,
@@ -72,6 +72,13 @@ pub struct Memcg {
     pub(crate) reclaim: Arc<reclaim::Control>,
     pub(crate) oom: Arc<oom::Control>,
     pub(crate) watch: Arc<Watch>,
+}
+
+/// An address space, as a memory cgroup knows it.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) mm: Weak<Mm>,
+    pub(crate) rss: Arc<Rss>,
 }
 
 /// What all levels of a tree share.

@@ -10,7 +10,7 @@
 //! Linux counterpart: the hierarchy of `cgroup` v2.
 
 use super::stat::{Stat, StatSnapshot};
-use super::{Common, Memcg};
+use super::{Common, Member, Memcg};
 use crate::limits::{LimitError, Limits};
 use crate::mm_struct::{Mm, Vma};
 use crate::mmu_notifier::MmId;
@@ -119,11 +119,15 @@ impl Memcg {
     }
 
     pub(crate) fn add_mm(self: &Arc<Self>, mm: &Arc<Mm>) {
+        let member = Member {
+            mm: Arc::downgrade(mm),
+            rss: Arc::clone(&mm.rss),
+        };
         let mut at = Some(self);
         let mut nr = 0;
         while let Some(level) = at {
             let mut mms = level.mms.write();
-            mms.insert(mm.id(), Arc::downgrade(mm));
+            mms.insert(mm.id(), member.clone());
             nr = mms.len();
             if let Some(parent) = level.parent.as_ref().filter(|_| nr == 1) {
                 parent.children.write().push(Arc::clone(level));

@@ -2,18 +2,18 @@
 //!
 //! Linux counterpart: `out_of_memory`, `oom_kill_process`.
 
-use super::badness::badness;
-use super::report::{CONSIDERED_MAX, Considered, Lists, OomReport, Reason};
+use super::badness::{Worst, badness};
+use super::report::{Considered, Lists, OomReport, Reason};
 use super::{Reaping, State, Verdict};
 use crate::event::Event;
-use crate::memcg::Memcg;
 use crate::memcg::stat::count;
+use crate::memcg::{Member, Memcg};
 use crate::mm_struct::Mm;
 use crate::mmu_notifier::MmId;
 use crate::reclaim::Stall;
 use crate::watch::is_replaced;
 use core::ops::Bound;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 impl Memcg {
     /// A row of passes freed nothing and somebody waits: kills, if nothing else can help.
@@ -61,9 +61,7 @@ impl Memcg {
 
     /// Who would be killed if memory ran out now, worst first, as many as a report names.
     pub fn worst(&self) -> Vec<Considered> {
-        let mut considered = Vec::with_capacity(CONSIDERED_MAX);
-        let _ = self.select_victim(|candidate| note(&mut considered, candidate));
-        considered
+        self.worst_now().mms().map(considered).collect()
     }
 
     /// The reaper goes first: it waits for nobody who is told.
@@ -92,7 +90,7 @@ impl Memcg {
     fn mm_after(&self, last: MmId) -> Option<Arc<Mm>> {
         let mms = self.mms.read();
         let after = (Bound::Excluded(last), Bound::Unbounded);
-        mms.range(after).find_map(|(_, mm)| mm.upgrade())
+        mms.range(after).find_map(|(_, member)| member.mm.upgrade())
     }
 
     /// Whether something that was under way when the row began could still free memory: a fault or
@@ -109,53 +107,31 @@ impl Memcg {
             || reclaim.write_back.is_writing(now_ns, age_max_ns)
     }
 
-    /// The address space with the highest badness; of equals, the later one. Tells whom it
-    /// considered.
-    pub(super) fn select_victim(
-        &self,
-        mut consider: impl FnMut(Considered),
-    ) -> Option<(Arc<Mm>, u64)> {
-        let mut candidates = 0;
-        let mut worst: Option<(Arc<Mm>, i64)> = None;
-        for mm in self.mms.read().values().filter_map(Weak::upgrade) {
-            let Some(candidate) = self.consider(&mm) else {
-                continue;
-            };
-            candidates += 1;
-            let badness = candidate.badness;
-            consider(candidate);
-            if worst.as_ref().is_none_or(|(_, most)| badness >= *most) {
-                worst = Some((mm, badness));
-            }
-        }
-        worst.map(|(mm, _)| (mm, candidates))
-    }
-
-    fn consider(&self, mm: &Mm) -> Option<Considered> {
-        Some(Considered {
-            badness: badness(mm, self.frames.counter().max())?,
-            name: Arc::clone(mm.name()),
-            frames: mm.nr_frames(),
-            swapped: mm.nr_swapped(),
-            oom_score_adj: mm.oom_score_adj(),
-        })
+    /// Who is the most to blame at this moment.
+    pub(super) fn worst_now(&self) -> Worst {
+        Worst::of(self.mms.read().values().rev(), self.frames.counter().max())
     }
 
     /// Kills the worst, and its group if that is wanted; false when there is nobody to kill.
     fn kill_worst(&self, state: &mut State) -> bool {
-        let mut lists = state.reports.empty_lists();
-        let select = |candidate| note(&mut lists.considered, candidate);
-        let Some((victim, candidates)) = self.select_victim(select) else {
-            state.reports.put_back(lists);
+        let worst = self.worst_now();
+        let Some((_, victim)) = worst.mms().next() else {
             return false;
         };
+        let mut lists = state.reports.empty_lists();
+        lists.considered.extend(worst.mms().map(considered));
         lists.ladder = self.take_ladder();
+        let candidates = worst.candidates;
         self.kill_one(state, &victim, Reason::Badness, candidates, lists);
         if let Some(group) = victim.memcg().oom_group_within(self) {
             count(&group.stat.oom_group_kill);
             let of = victim.id();
-            for mm in group.mms.read().values().filter_map(Weak::upgrade) {
-                if self.consider(&mm).is_some() && state.group.len() < state.group.capacity() {
+            let limit_pages = self.frames.counter().max();
+            let mms = group.mms.read();
+            let is_candidate = |member: &&Member| badness(&member.rss, limit_pages).is_some();
+            let others = mms.values().filter(is_candidate);
+            for mm in others.filter_map(|member| member.mm.upgrade()) {
+                if state.group.len() < state.group.capacity() {
                     let lists = state.reports.empty_lists();
                     self.kill_one(state, &mm, Reason::Group { of }, candidates, lists);
                     state.group.push(mm);
@@ -175,7 +151,7 @@ impl Memcg {
         lists: Lists,
     ) {
         count(&self.stat.oom_kill);
-        let killed = badness(victim, self.frames.counter().max()).unwrap_or(0);
+        let killed = badness(&victim.rss, self.frames.counter().max()).unwrap_or(0);
         victim.note(|_| Event::Kill { badness: killed });
         let report = OomReport {
             mm: victim.id(),
@@ -213,11 +189,12 @@ impl Memcg {
     }
 }
 
-/// Keeps the candidates of the highest badness, of equals the later first.
-fn note(considered: &mut Vec<Considered>, candidate: Considered) {
-    let at = considered.partition_point(|other| other.badness > candidate.badness);
-    if at < CONSIDERED_MAX {
-        considered.truncate(CONSIDERED_MAX - 1);
-        considered.insert(at, candidate);
+fn considered((badness, mm): (i64, Arc<Mm>)) -> Considered {
+    Considered {
+        badness,
+        name: Arc::clone(mm.name()),
+        frames: mm.nr_frames(),
+        swapped: mm.nr_swapped(),
+        oom_score_adj: mm.oom_score_adj(),
     }
 }

@@ -136,7 +136,7 @@ impl Memcg {
 
     /// Asks the one who would be killed.
     fn cancel(&self) -> bool {
-        let Some(mm) = self.select_victim(|_| ()).map(|(mm, _)| mm) else {
+        let Some(mm) = self.worst_now().mms().next().map(|(_, mm)| mm) else {
             return false;
         };
         if !mm.call_on_cancel() || is_replaced() {

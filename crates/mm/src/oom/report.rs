@@ -262,12 +262,6 @@ impl Reports {
         })
     }
 
-    /// Gives back lists that no report came to have.
-    pub(super) fn put_back(&mut self, mut lists: Lists) {
-        lists.considered.clear();
-        self.spare.push(lists);
-    }
-
     /// Adds a report, whose lists are from [`Reports::empty_lists`].
     pub(super) fn push(&mut self, report: OomReport) {
         assert!(
