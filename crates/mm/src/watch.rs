@@ -62,6 +62,8 @@ pub enum Callback {
     Release,
     /// A question for pages that were used.
     Young,
+    /// [`TlbUser::flush`](crate::mmu_notifier::TlbUser::flush).
+    FlushTlb,
     /// What [`Mm::set_on_kill`](crate::Mm::set_on_kill) set.
     OnKill,
     /// What [`Mm::set_on_cancel`](crate::Mm::set_on_cancel) set.
@@ -79,6 +81,7 @@ impl Callback {
             Self::End => "end",
             Self::Release => "release",
             Self::Young => "answer whether pages were used",
+            Self::FlushTlb => "flush",
             Self::OnKill => "reaction to its kill",
             Self::Cancel => "answer whether it gives memory back",
             Self::Shrink => "shrinker",
@@ -278,6 +281,14 @@ pub(crate) struct Sitting {
     seat: Option<(Arc<Watch>, usize)>,
 }
 
+impl Sitting {
+    const NOWHERE: Self = Self {
+        outer: None,
+        outer_marks: 0,
+        seat: None,
+    };
+}
+
 impl Drop for Sitting {
     fn drop(&mut self) {
         let Some((watch, seat)) = self.seat.take() else {
@@ -317,6 +328,20 @@ impl Watch {
         })
     }
 
+    /// From now on the calling thread is watched, for itself; unless it sits here already, or no
+    /// seat is free.
+    pub(crate) fn sit_as_program(self: &Arc<Self>) -> Sitting {
+        let is_here = SITTING.try_with(|sitting| {
+            let sitting = sitting.borrow();
+            matches!(&*sitting, Some((watch, _)) if Arc::ptr_eq(watch, self))
+        });
+        // An error says that the thread is at its end.
+        if is_here.unwrap_or(true) {
+            return Sitting::NOWHERE;
+        }
+        self.sit(None)
+    }
+
     /// From now on the calling thread is watched, as the worker of a post or for itself; unless no
     /// seat is free. Threads of the program leave [`WORKER_SEATS`] to workers.
     pub(crate) fn sit(self: &Arc<Self>, post: Option<Post>) -> Sitting {
@@ -328,11 +353,7 @@ impl Watch {
             None => self.seats[..SEATS - WORKER_SEATS].iter().position(take),
         };
         let Some(seat) = seat else {
-            return Sitting {
-                outer: None,
-                outer_marks: 0,
-                seat: None,
-            };
+            return Sitting::NOWHERE;
         };
         *self.seats[seat].state.lock() = SeatState {
             post,

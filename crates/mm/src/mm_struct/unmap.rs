@@ -69,7 +69,7 @@ impl Mm {
             .pending
             .begin(self.memcg().clock.now_ns());
         self.mark_exited();
-        let _sitting = self.memcg().watch.sit(None);
+        let _sitting = self.memcg().watch.sit_as_program();
         let _is_gone = self.tear_down();
     }
 

@@ -251,6 +251,9 @@ impl Registry {
             let ends = Ends::NOBODY;
             return Ok(Started { handle, ends });
         }
+        if let Some(holder) = version.overdue_tlb_user() {
+            return Err(overdue(common, holder));
+        }
         let cx = &NonBlock::new();
         let Reached { ends, stop } = start_each(version, range, fault, move |member, _| {
             if member.is_overdue() {
@@ -291,6 +294,10 @@ impl Registry {
         if fault == Inject::SkipNotifier {
             let ends = Ends::NOBODY;
             return Ok(Started { handle, ends });
+        }
+        if let Some(holder) = version.overdue_tlb_user() {
+            let holder = Arc::clone(holder);
+            return Err(BracketError::Overdue { holder });
         }
         let settling = &Settling::new(settle_deadline);
         let cx = &Blockable::new(settling);
@@ -362,8 +369,19 @@ impl Registry {
             }
             ControlFlow::Continue(())
         });
-        let overdue = found.break_value();
+        let walker = handle.version().overdue_tlb_user().cloned();
+        let overdue = found.break_value().or(walker);
         overdue.map_or(Ok(()), |holder| Err(BracketError::Overdue { holder }))
+    }
+}
+
+/// A bracket that was not begun, because somebody has to return first.
+#[cold]
+fn overdue(common: &Common, holder: &Arc<str>) -> Refused {
+    add_one(&common.counters.refusals);
+    Refused {
+        holder: Arc::clone(holder),
+        cause: Cause::Overdue,
     }
 }
 

@@ -12,10 +12,11 @@ use super::range::{Event, Mode, Range};
 use super::registry::Registry;
 use crate::addr::Vaddr;
 use crate::gfp::Notifying;
-use crate::watch::Callback;
+use crate::watch::{Callback, Suspect, Watched};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU32, Ordering};
 use lockdep::sync::{ShortGuard, ShortLock};
 use std::sync::Arc;
 
@@ -55,7 +56,57 @@ use std::sync::Arc;
 /// no subscription is both.
 pub trait TlbUser: Send + Sync + 'static {
     /// Forget what was cached of `range`, before returning.
+    ///
+    /// While one does not return, the pages of `range` stay where they are, and nothing of its
+    /// address space is changed: each bracket is refused in its name.
     fn flush(&self, range: &Range, cx: &TlbContext<'_>);
+}
+
+/// A [`TlbUser`], as long as a flush can reach it.
+pub(super) struct TlbMember {
+    id: u64,
+    name: Arc<str>,
+    user: Arc<dyn TlbUser>,
+    /// Flushes that have not returned in their time.
+    nr_overdue: AtomicU32,
+}
+
+impl TlbMember {
+    pub(super) fn new(id: u64, name: &str, user: Arc<dyn TlbUser>) -> Self {
+        Self {
+            id,
+            name: Arc::from(name),
+            user,
+            nr_overdue: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether a flush has not returned in its time.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.nr_overdue.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Suspect for TlbMember {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn convict(&self) {
+        self.nr_overdue.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn acquit(&self) {
+        self.nr_overdue.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The context of [`TlbUser::flush`]: short locks only.
@@ -104,10 +155,11 @@ impl fmt::Debug for TlbSubscription {
 }
 
 impl Notifiers {
-    /// Tells `user` where entries of the page table are changed, from now on. Allocates.
-    pub fn subscribe_tlb(&self, user: Arc<dyn TlbUser>) -> TlbSubscription {
+    /// Tells `user` where entries of the page table are changed, from now on; `name` is for
+    /// reports. Allocates.
+    pub fn subscribe_tlb(&self, name: &str, user: Arc<dyn TlbUser>) -> TlbSubscription {
         TlbSubscription {
-            id: self.registry().join_tlb(user),
+            id: self.registry().join_tlb(name, user),
             registry: Arc::clone(self.registry()),
         }
     }
@@ -163,11 +215,12 @@ impl Notifiers {
         }
         let handle = self.registry().look();
         let cx = TlbContext { call: PhantomData };
-        for (_, user) in &handle.version().members.tlb_users {
-            let common = &handle.version().common;
-            let _: Option<()> = contain(common, Mode::NonBlock, &**user, || {
+        let common = &handle.version().common;
+        for member in &handle.version().members.tlb_users {
+            let _watched = Watched::enter(Callback::FlushTlb, member);
+            let _: Option<()> = contain(common, Mode::NonBlock, &**member, || {
                 let _inside = Notifying::nonblock();
-                user.flush(&range, &cx);
+                member.user.flush(&range, &cx);
             });
         }
     }

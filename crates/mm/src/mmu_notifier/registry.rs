@@ -2,7 +2,7 @@
 
 use super::Notifier;
 use super::callback::{place, running};
-use super::hooks::TlbUser;
+use super::hooks::{TlbMember, TlbUser};
 use super::member::{Member, Place, Target};
 use super::misuse::{Misuse, Misuses};
 use super::range::{Event, Mode};
@@ -259,14 +259,15 @@ impl Registry {
     }
 
     /// Tells `user` of flushes from now on; returns its number.
-    pub(super) fn join_tlb(&self, user: Arc<dyn TlbUser>) -> u64 {
+    pub(super) fn join_tlb(&self, name: &str, user: Arc<dyn TlbUser>) -> u64 {
         might_alloc(Gfp::Kernel);
         let mut writer = self.writer.lock();
         let id = writer.next_id;
         writer.next_id += 1;
         let mut members = writer.version.members.clone();
         let older = members.tlb_users.into_iter();
-        members.tlb_users = core::iter::once((id, user)).chain(older).collect();
+        let member = Arc::new(TlbMember::new(id, name, user));
+        members.tlb_users = core::iter::once(member).chain(older).collect();
         let replaced = self.publish(&mut writer, members, None);
         drop(writer);
         drop(replaced);
@@ -278,7 +279,7 @@ impl Registry {
         let mut writer = self.writer.lock();
         let mut members = writer.version.members.clone();
         let older = members.tlb_users.into_iter();
-        members.tlb_users = older.filter(|(other, _)| *other != id).collect();
+        members.tlb_users = older.filter(|other| other.id() != id).collect();
         let replaced = self.publish(&mut writer, members, None);
         drop(writer);
         drop(replaced);
@@ -296,8 +297,13 @@ impl Registry {
                 ControlFlow::Continue(())
             }
         });
-        // One that has left, or of another address space, has no name here.
-        let name = found.break_value().unwrap_or_else(|| "?".into());
+        let mut walkers = handle.version().members.tlb_users.iter();
+        let is_running = |user: &&Arc<TlbMember>| place::<TlbMember>(user) == running.whose;
+        let name = found
+            .break_value()
+            .or_else(|| walkers.find(is_running).map(|user| Arc::clone(user.name())))
+            // One that has left, or of another address space, has no name here.
+            .unwrap_or_else(|| "?".into());
         self.common.misuse(misuse, &name);
     }
 
@@ -328,10 +334,15 @@ impl Registry {
         (was == Lifetime::Live).then(|| self.look())
     }
 
-    /// Takes everybody out.
+    /// Takes out everybody who was released. Who walks the page table is told until nothing is
+    /// left there.
     pub(super) fn forget_all(&self) {
         let mut writer = self.writer.lock();
-        let replaced = self.publish(&mut writer, Members::nobody(), None);
+        let members = Members {
+            tlb_users: writer.version.members.tlb_users.clone(),
+            ..Members::nobody()
+        };
+        let replaced = self.publish(&mut writer, members, None);
         drop(writer);
         drop(replaced);
     }

@@ -15,7 +15,7 @@
 //!
 //! Linux counterpart: srcu_struct and the deferred list of mm/mmu_notifier.c
 
-use super::hooks::TlbUser;
+use super::hooks::TlbMember;
 use super::member::Member;
 use super::misuse::{Misuse, Misuses};
 use super::range::Range;
@@ -48,8 +48,8 @@ pub(super) struct Members {
     pub(super) tree: Tree<Arc<Member>>,
     /// Called then, newest first.
     pub(super) list: Box<[Arc<Member>]>,
-    /// Not part of brackets; each with its number.
-    pub(super) tlb_users: Box<[(u64, Arc<dyn TlbUser>)]>,
+    /// Told outside of brackets.
+    pub(super) tlb_users: Box<[Arc<TlbMember>]>,
 }
 
 impl Members {
@@ -132,7 +132,15 @@ impl Version {
 
     /// How many subscriptions there are.
     pub(super) fn len(&self) -> usize {
-        self.members.tree.len() + self.members.list.len()
+        self.members.tree.len() + self.members.list.len() + self.members.tlb_users.len()
+    }
+
+    /// The name of one that walks the page table and does not return from a flush. Nothing may
+    /// change then: it would have to be told.
+    #[inline]
+    pub(super) fn overdue_tlb_user(&self) -> Option<&Arc<str>> {
+        let mut users = self.members.tlb_users.iter();
+        users.find(|user| user.is_overdue()).map(|user| user.name())
     }
 }
 

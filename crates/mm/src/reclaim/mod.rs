@@ -167,6 +167,10 @@ impl Effort {
         matches!(self, Self::Fault | Self::Direct)
     }
 
+    fn calls_notifiers(self) -> bool {
+        self != Self::Fault
+    }
+
     fn pages_at_once(self) -> u64 {
         match self {
             Self::Fault | Self::Direct => DIRECT_PAGES,
@@ -381,6 +385,9 @@ impl Memcg {
             return Pass::Done;
         }
         let _inside = Reclaiming::enter();
+        let _sitting = effort
+            .calls_notifiers()
+            .then(|| self.watch.sit_as_program());
         for _ in 0..SHRINK_ROUNDS {
             if self.reclaim_pages(missing, effort) == Pass::Done {
                 return Pass::Done;

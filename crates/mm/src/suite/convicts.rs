@@ -10,10 +10,12 @@ use crate::limits::Limits;
 use crate::mm_struct::{Advice, MmHandle};
 use crate::mmu_notifier::{
     Blockable, Cause, Context, EndContext, Event, Mode, Notifier, Range, Ranges, Subscription,
+    TlbContext, TlbUser,
 };
 use crate::oom::Held;
 use crate::primary_mmu::Access;
 use crate::watch::{Callback, Conviction, Post};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
@@ -93,6 +95,14 @@ impl Notifier for Rude {
     fn release(&self, _cx: &Blockable<'_>) {
         self.nr_released.fetch_add(1, Ordering::Relaxed);
         if self.callback == Callback::Release {
+            self.stay();
+        }
+    }
+}
+
+impl TlbUser for Rude {
+    fn flush(&self, range: &Range, _cx: &TlbContext<'_>) {
+        if self.callback == Callback::FlushTlb && range.event == self.event {
             self.stay();
         }
     }
@@ -191,6 +201,86 @@ pub(super) fn a_stuck_reclaimer_is_left_behind(machine: &dyn Machine) {
     assert_eq!(nr_pages_of(&other), 0);
     assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
     rude.open();
+    wait_for_return(&world);
+    drop(subscription);
+}
+
+/// G8: one that walks the page table and does not forget what it walked keeps its own address
+/// space as it is, and nobody else.
+pub(super) fn a_stuck_flush_is_left_behind(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let [walked, other] = ["walked", "other"].map(|name| world.memcg.new_mm(name));
+    let (small, large) = (world.map(&walked, 4), world.map(&other, 512));
+    let rude = Rude::new(Callback::FlushTlb, Event::Clear);
+    let walks = walked
+        .notifiers()
+        .subscribe_tlb("rude", Arc::clone(&rude) as _);
+    fill(&*small, 4, 118);
+    leak(&*large, 512, 119);
+    assert!(other.is_killed() && !walked.is_killed());
+    let convict = wait_for_conviction(&world, Some(Post::Reclaim), Callback::FlushTlb);
+    assert_eq!(&*convict.holder, "rude");
+    world.wait_until_reaped();
+    assert_eq!(nr_pages_of(&other), 0);
+    assert!(world.memcg.kill(&walked));
+    world.wait_until_reaped();
+    let reports = world.memcg.oom_reports();
+    let report = reports.last().expect("it was killed");
+    assert_eq!(nr_pages_of(&walked), 4, "{report}");
+    let skipped = &report.skipped[0];
+    let named = (&*skipped.holder, skipped.how);
+    assert_eq!(named, ("rude", Held::Refused(Cause::Overdue)), "{report}");
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    wait_for_return(&world);
+    world.wait_until("what it held comes back", || nr_pages_of(&walked) == 0);
+    drop(walks);
+}
+
+std::thread_local! {
+    /// The thread pins pages.
+    static PINS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets go of everything at once, but for threads that pin pages.
+struct RudeToPins(Arc<Rude>);
+
+impl Notifier for RudeToPins {
+    fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+        if PINS.get() {
+            self.0.stay();
+        }
+        Ok(())
+    }
+}
+
+/// G8: a thread of the program that reclaims for itself, and is stuck in that, is told of by name;
+/// everybody else has the workers.
+pub(super) fn a_stuck_direct_reclaim_is_named(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let [held, other] = ["held", "other"].map(|name| world.memcg.new_mm(name));
+    let (pinned, filled) = (world.map(&held, 512), world.map(&other, 48));
+    let rude = Rude::new(Callback::StartNonBlock, Event::Clear);
+    let device = Arc::new(RudeToPins(Arc::clone(&rude)));
+    let subscription = held.notifiers().subscribe("rude", Ranges::WholeMm, device);
+    let pinner = {
+        let (rude, pinned) = (Arc::clone(&rude), Arc::clone(&pinned));
+        world.spawn("pinner", move || {
+            PINS.set(true);
+            let is_closed = || rude.is_closed.load(Ordering::Relaxed);
+            for page in (0..512).cycle().take_while(|_| is_closed()) {
+                let run = PageRun::single(page);
+                let pin = pinned.vma().pin(run, Access::Write, Gfp::Kernel);
+                drop(pin.expect("a frame"));
+            }
+        })
+    };
+    let convict = wait_for_conviction(&world, None, Callback::StartNonBlock);
+    assert_eq!(&*convict.holder, "rude");
+    fill(&*filled, 48, 120);
+    assert!(rude.is_in.load(Ordering::Relaxed), "it is in there still");
+    rude.open();
+    pinner();
     wait_for_return(&world);
     drop(subscription);
 }

@@ -249,6 +249,10 @@ cases! {
     #[cfg(feature = "notifiers")]
     convicts::a_stuck_reclaimer_is_left_behind,
     #[cfg(feature = "notifiers")]
+    convicts::a_stuck_flush_is_left_behind,
+    #[cfg(feature = "notifiers")]
+    convicts::a_stuck_direct_reclaim_is_named,
+    #[cfg(feature = "notifiers")]
     convicts::a_stuck_settler_is_left_behind,
     #[cfg(feature = "notifiers")]
     convicts::a_stuck_reaction_to_a_kill_is_left_behind,
@@ -285,6 +289,8 @@ cases! {
     secondary::memory_goes_though_devices_use_all_of_it,
     #[cfg(feature = "notifiers")]
     secondary::who_walks_the_page_table_is_told_of_each_entry,
+    #[cfg(feature = "notifiers")]
+    secondary::who_walks_the_page_table_is_told_of_its_end,
     #[cfg(feature = "notifiers")]
     secondary::a_callback_that_touches_memory_is_named,
 }

@@ -125,7 +125,9 @@ pub(super) fn who_walks_the_page_table_is_told_of_each_entry(machine: &dyn Machi
         flushed: ShortLock::new("suite.walker", [0; Event::ALL.len()]),
     });
     assert!(walker.vma.set(Arc::clone(mapping.vma())).is_ok());
-    let subscription = mm.notifiers().subscribe_tlb(Arc::clone(&walker) as _);
+    let subscription = mm
+        .notifiers()
+        .subscribe_tlb("walker", Arc::clone(&walker) as _);
     let flushed = |event: Event| walker.flushed.lock()[event as usize];
     let mut rng = Rng(5);
     for page in 0..16 {
@@ -141,6 +143,30 @@ pub(super) fn who_walks_the_page_table_is_told_of_each_entry(machine: &dyn Machi
     assert_eq!(flushed(Event::Unmap), 16, "what was left is unmapped");
     assert_eq!(world.memcg.frames().usage(), 0);
     drop(subscription);
+}
+
+/// Also at the end of the address space, after everybody else was released.
+pub(super) fn who_walks_the_page_table_is_told_of_its_end(machine: &dyn Machine) {
+    let world = World::new(machine, 32);
+    let mm = world.memcg.new_mm("walked");
+    let mapping = world.map(&mm, 16);
+    let walker = Arc::new(Walker {
+        vma: OnceLock::new(),
+        flushed: ShortLock::new("suite.walker", [0; Event::ALL.len()]),
+    });
+    assert!(walker.vma.set(Arc::clone(mapping.vma())).is_ok());
+    let walks = mm
+        .notifiers()
+        .subscribe_tlb("walker", Arc::clone(&walker) as _);
+    let user = User::new(mapping.vma(), 0, 16);
+    let uses = mm.notifiers().subscribe("user", Ranges::WholeMm, user);
+    for page in 0..16 {
+        write_page(&*mapping, page, &[1; crate::addr::PAGE_SIZE]);
+    }
+    drop(mm);
+    assert_eq!(walker.flushed.lock()[Event::Unmap as usize], 16);
+    assert_eq!(world.memcg.frames().usage(), 0);
+    drop((walks, uses));
 }
 
 /// Pins a page whenever it is told of a change.

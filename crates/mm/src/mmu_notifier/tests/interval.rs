@@ -441,7 +441,7 @@ fn n14_a_tlb_user_has_no_brackets() {
     let walker = Arc::new(Walker {
         pages: AtomicU32::new(0),
     });
-    let subscription = notifiers.subscribe_tlb(Arc::clone(&walker) as _);
+    let subscription = notifiers.subscribe_tlb("walker", Arc::clone(&walker) as _);
     let listed = interval(&notifiers, &log, "a", 0..4);
     drop(open(&notifiers, 0..4));
     assert_eq!(walker.pages.load(Ordering::Relaxed), 0);
