@@ -232,7 +232,10 @@ fn boot(kernel: &Path, image: &Path) -> Done<()> {
     machine.args(["-m", "1G", "-nodefaults", "-no-reboot", "-display", "none"]);
     machine.args(["-serial", "stdio", "-kernel"]).arg(kernel);
     machine.arg("-initrd").arg(image);
-    machine.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check cgroup_no_v1=all"]);
+    machine.args([
+        "-append",
+        "console=ttyS0 quiet panic=-1 no_timer_check cgroup_no_v1=all",
+    ]);
     let said = output(&mut machine)?.replace('\r', "");
     let _ = std::io::stdout().write_all(said.as_bytes());
     if said.lines().any(|line| line == PASSED) {
