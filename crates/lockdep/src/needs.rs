@@ -108,14 +108,16 @@ impl Needs {
         (class, notified): (ClassId, Site),
         findings: &mut Findings,
     ) {
-        let is_first = self.nr_notified.load(Ordering::Relaxed) == 0;
+        let may_be_first = self.nr_notified.load(Ordering::Relaxed) == 0;
         let holds = |instance| task.iter().any(|held| held.instance == instance);
         let lacks = |slot: &AtomicUsize| {
             let instance = slot.load(Ordering::Relaxed);
             instance != 0 && !holds(instance)
         };
-        if is_first || self.always.iter().any(lacks) {
+        if may_be_first || self.always.iter().any(lacks) {
             let mut core = inner.lock_core();
+            // Looked at again: of two that come for the first time at once, one does.
+            let is_first = self.nr_notified.load(Ordering::Relaxed) == 0;
             let thread = Inner::thread(task, &mut core);
             let notifier = |held: &Held| Notifier {
                 event,

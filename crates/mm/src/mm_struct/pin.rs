@@ -162,7 +162,8 @@ impl Vma {
         self.mm().rss.pins.fetch_sub(1, Ordering::Relaxed);
         if self.is_dead() {
             // Unmapped while it was pinned: every device was told then, so it may go now.
-            let _ = self.zap_told(PageRun::single(page), Scope::Gone);
+            // Nobody comes back to it, so this does while somebody else is moving it.
+            while self.zap_told(PageRun::single(page), Scope::Gone).busy > 0 {}
         } else if self.mm().is_killed() {
             self.memcg().oom.wake_reaper();
         }

@@ -21,6 +21,12 @@ struct Ready {
     generations: [u32; WINDOW_PAGES as usize],
 }
 
+/// The same of one page.
+struct Prepared {
+    stored: Option<Stored>,
+    generation: u32,
+}
+
 impl Vma {
     /// Gives back the frames of the pages of a window that stand by. Returns how many.
     pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> u64 {
@@ -59,29 +65,25 @@ impl Vma {
             generations: [0; WINDOW_PAGES as usize],
         };
         for (index, page) in (0..).zip(run.pages()) {
-            ready.generations[index as usize] = self.generation(page);
-            if let Some(stored) = self.prepare(page, scratch, effort) {
+            if let Some(prepared) = self.prepare(page, scratch, effort) {
                 ready.pages.insert(index);
-                ready.stored[index as usize] = stored;
+                ready.stored[index as usize] = prepared.stored;
+                ready.generations[index as usize] = prepared.generation;
             }
         }
         ready
     }
 
     /// Makes sure that the contents of a page that stands by are in the store. The page can be
-    /// rescued until [`Vma::free_ready`]. `Some(None)` means that its old copy is good.
-    fn prepare(
-        &self,
-        page: PageIndex,
-        scratch: &mut Scratch,
-        effort: Effort,
-    ) -> Option<Option<Stored>> {
+    /// rescued until [`Vma::free_ready`].
+    fn prepare(&self, page: PageIndex, scratch: &mut Scratch, effort: Effort) -> Option<Prepared> {
         let seen = self.pages.load(page);
         if seen.state() != State::Standby {
             return None;
         }
         if !seen.is_dirty() && seen.copy().is_some() {
-            return Some(None);
+            let (stored, generation) = (None, self.generation(page));
+            return Some(Prepared { stored, generation });
         }
         let memcg = self.memcg();
         let refused = seen.no_room();
@@ -90,6 +92,8 @@ impl Vma {
         }
         // The copy is taken while nobody can move the page away, compressed after that.
         let owned = self.try_own(page, seen)?;
+        // Read while it is owned: the word alone does not tell this detach from an earlier one, and
+        // who publishes `Storing` must be the one who finds his own generation again.
         let generation = self.generation(page);
         let mut contents = [0; PAGE_SIZE];
         self.primary().read_detached(page, &mut contents);
@@ -99,7 +103,10 @@ impl Vma {
             stored = memcg.store(self.owner(page), &contents, scratch);
         }
         match stored {
-            Ok(stored) => Some(Some(stored)),
+            Ok(stored) => Some(Prepared {
+                stored: Some(stored),
+                generation,
+            }),
             Err(refused) => {
                 count(&self.stat().store_full);
                 self.give_up(page, generation, refused);

@@ -126,6 +126,52 @@ fn no_room_is_of_the_contents_that_were_stored() {
     assert_eq!(mapping.vma().page_state(0), State::Swapped);
 }
 
+/// Whoever is about to store page 0, and looked at it, finds it the same though it was used and
+/// detached again in between. Not one point at which that happens keeps it from being stored.
+#[test]
+fn a_page_that_was_used_and_detached_again_is_stored() {
+    let mut nr_done = 0;
+    for nth in 1.. {
+        let machine = OnThreads::new();
+        let memcg = Memcg::new(Limits::new(64 * PAGE_SIZE as u64), machine.clock());
+        let memcg = memcg.expect("limits");
+        let mm = memcg.new_mm("one");
+        let mapping = machine.map(&mm, 32);
+        mapping.write(0, &[7; PAGE_SIZE]).expect("a frame");
+        let cold = |mapping: &dyn Mapping| {
+            let advised = mapping.vma().advise(PageRun::single(0), Advice::Cold);
+            advised.expect("nobody refuses");
+        };
+        cold(&*mapping);
+        assert_eq!(mapping.vma().page_state(0), State::Standby);
+        let nr_points = Arc::new(AtomicU64::new(0));
+        let hook = At({
+            let (mapping, nr_points) = (Arc::clone(&mapping), Arc::clone(&nr_points));
+            move |point: Point| {
+                let stands_by = || mapping.vma().page_state(0) == State::Standby;
+                if point.class == "mm.page"
+                    && stands_by()
+                    && nr_points.fetch_add(1, Relaxed) + 1 == nth
+                {
+                    mapping.read(0, &mut [0]).expect("it comes back");
+                    cold(&*mapping);
+                }
+            }
+        });
+        let hook = install(Arc::new(hook));
+        page_out(&*mapping, 0);
+        drop(hook);
+        page_out(&*mapping, 0);
+        memcg.stop();
+        assert_eq!(mapping.vma().page_state(0), State::Swapped, "point {nth}");
+        if nr_points.load(Relaxed) < nth {
+            break;
+        }
+        nr_done += 1;
+    }
+    assert!(nr_done > 0, "no point was found at which it can happen");
+}
+
 #[test]
 fn a_fault_looks_at_a_bounded_number_of_windows() {
     for nr_windows in [64_u32, 256, 1024] {
