@@ -103,10 +103,12 @@ impl Held {
 }
 
 /// How many held locks lie in the thread-local itself; the others are [`spill`]ed.
-pub(crate) const NR_INLINE: u32 = 64;
+///
+/// Miri looks at each cell of a thread's state whenever a function is handed it.
+pub(crate) const NR_INLINE: u32 = if cfg!(miri) { 4 } else { 64 };
 /// One more than there are inline locks, rounded up to what a mask makes of a number.
 const NR_CHAINS: u32 = NR_INLINE * 2;
-const NR_KNOWN: usize = if cfg!(miri) { 32 } else { 256 };
+const NR_KNOWN: usize = if cfg!(miri) { 8 } else { 256 };
 /// How many acquisitions a signaller is remembered by.
 pub(crate) const NR_RECENT: u32 = 32;
 /// How many of them have one [tag](Task::tag): less than would push the first of them out.
@@ -119,6 +121,14 @@ pub(crate) struct Recent {
     pub(crate) site: Site,
     /// The generation of waits at the time.
     pub(crate) generation: u32,
+}
+
+impl Recent {
+    const NOTHING: Self = Self {
+        word: Word::NONE,
+        site: Site::Unknown,
+        generation: 0,
+    };
 }
 
 /// Where a held lock lies: field by field, so that what was just stored is loaded at the same
@@ -185,23 +195,6 @@ impl Slot {
     }
 }
 
-/// Where a past acquisition lies; see [`Slot`].
-struct RecentSlot {
-    word: Cell<Word>,
-    site: Cell<Site>,
-    generation: Cell<u32>,
-}
-
-impl RecentSlot {
-    const fn new() -> Self {
-        Self {
-            word: Cell::new(Word::NONE),
-            site: Cell::new(Site::Unknown),
-            generation: Cell::new(0),
-        }
-    }
-}
-
 /// A step that was validated.
 struct Known {
     key: Cell<u64>,
@@ -243,7 +236,7 @@ pub(crate) struct Task {
     nr_recent: Cell<u32>,
     /// What came before this one is forgotten.
     recent_from: Cell<u32>,
-    recent: [RecentSlot; NR_RECENT as usize],
+    recent: [Cell<Recent>; NR_RECENT as usize],
     held: [Slot; NR_INLINE as usize],
     /// Steps that were validated, with the chain they lead to; direct-mapped.
     known: [Known; NR_KNOWN],
@@ -285,7 +278,7 @@ impl Task {
             nr_lost: Cell::new(0),
             nr_recent: Cell::new(0),
             recent_from: Cell::new(0),
-            recent: [const { RecentSlot::new() }; NR_RECENT as usize],
+            recent: [const { Cell::new(Recent::NOTHING) }; NR_RECENT as usize],
             held: [const { Slot::new() }; NR_INLINE as usize],
             known: [const {
                 Known {
@@ -356,10 +349,11 @@ impl Task {
 
     pub(crate) fn remember(&self, word: Word, site: Site, generation: u32) {
         let at = self.nr_recent.get();
-        let slot = &self.recent[(at % NR_RECENT) as usize];
-        slot.word.set(word);
-        slot.site.set(site);
-        slot.generation.set(generation);
+        self.recent[(at % NR_RECENT) as usize].set(Recent {
+            word,
+            site,
+            generation,
+        });
         self.nr_recent.set(at.wrapping_add(1));
     }
 
@@ -367,14 +361,7 @@ impl Task {
     pub(crate) fn recent(&self) -> impl Iterator<Item = Recent> + '_ {
         let end = self.nr_recent.get();
         let nr = end.wrapping_sub(self.recent_from.get()).min(NR_RECENT);
-        (1..=nr).map(move |back| {
-            let slot = &self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize];
-            Recent {
-                word: slot.word.get(),
-                site: slot.site.get(),
-                generation: slot.generation.get(),
-            }
-        })
+        (1..=nr).map(move |back| self.recent[(end.wrapping_sub(back) % NR_RECENT) as usize].get())
     }
 
     /// Forgets what was acquired lately: what comes now is other work.

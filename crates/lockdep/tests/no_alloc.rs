@@ -41,8 +41,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-const NR_THREADS: usize = 8;
-const NR_ROUNDS: usize = 500;
+const NR_THREADS: usize = if cfg!(miri) { 2 } else { 8 };
+const NR_ROUNDS: usize = if cfg!(miri) { 10 } else { 500 };
 
 /// How many allocations the calling thread makes in `act`.
 fn nr_allocations(act: impl FnOnce()) -> usize {

@@ -15,7 +15,7 @@ struct Queue {
     has_room: Condvar,
 }
 
-const NR_ITEMS: u64 = 30;
+const NR_ITEMS: u64 = if cfg!(miri) { 6 } else { 30 };
 
 impl Queue {
     fn new() -> Self {
@@ -100,7 +100,7 @@ fn notify_all_reaches_everybody() {
 /// Canary: a waiter that looks before it locks misses wake-ups, and the runs must show it.
 #[test]
 fn looking_without_the_mutex_loses_a_wake_up_under_some_seed() {
-    let nr_stuck = world::seeds().filter(|&seed| {
+    let is_lost = world::some_seed(|seed| {
         let (gate, opened) = (Mutex::new("gate", false), Condvar::new("opened"));
         let waiter = || {
             let is_open = *gate.lock();
@@ -114,7 +114,7 @@ fn looking_without_the_mutex_loses_a_wake_up_under_some_seed() {
         };
         world::run_scheduled(seed, vec![Box::new(waiter), Box::new(opener)]).is_stuck
     });
-    assert!(nr_stuck.count() > 0);
+    assert!(is_lost);
 }
 
 #[test]

@@ -385,7 +385,7 @@ fn is_held_knows_modes() {
 #[test]
 fn classes_that_are_gone_take_their_orders_with_them() {
     check(SILENT, || {
-        for round in 0..100 {
+        for round in 0..if cfg!(miri) { 6 } else { 100 } {
             let [a, b] = classes(["gone a", "gone b"]);
             let pair = [[&a, &b], [&b, &a]][round % 2];
             nest(&pair);
@@ -400,7 +400,7 @@ fn classes_come_and_go_while_others_are_validated() {
     let [a, b, c] = &lasting;
     let churn = || {
         let _entered = validator.enter();
-        for _ in 0..300 {
+        for _ in 0..if cfg!(miri) { 5 } else { 300 } {
             let [passing] = classes(["passing"]);
             nest(&[a, &passing, b]);
             nest(&[&passing, c]);
@@ -408,7 +408,7 @@ fn classes_come_and_go_while_others_are_validated() {
     };
     let steady = || {
         let _entered = validator.enter();
-        for _ in 0..3000 {
+        for _ in 0..if cfg!(miri) { 10 } else { 3000 } {
             nest(&[a, b, c]);
         }
     };

@@ -67,7 +67,8 @@ fn h4b_a_tolerated_instance_hides_no_lock_outside_of_it() {
 /// many classes is told from every other.
 #[test]
 fn h5_no_digest_stands_for_a_chain() {
-    let names: Vec<String> = ('a'..='l').map(|letter| format!("L{letter}")).collect();
+    let last = if cfg!(miri) { 'c' } else { 'l' };
+    let names: Vec<String> = ('a'..=last).map(|letter| format!("L{letter}")).collect();
     let orders = |is_reversed: bool| {
         let mut program = String::new();
         for (at, outer) in names.iter().enumerate() {

@@ -51,6 +51,11 @@ pub(crate) fn seeds() -> impl Iterator<Item = u64> {
     0..NR_SEEDS
 }
 
+/// Whether a seed shows something: for canaries, which look until they see it.
+pub(crate) fn some_seed(shows: impl Fn(u64) -> bool) -> bool {
+    (0..60).any(shows)
+}
+
 impl World {
     /// Runs the tasks side by side until all have ended; a stuck run fails the test.
     #[track_caller]
