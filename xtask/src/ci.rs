@@ -8,10 +8,29 @@ use std::time::Instant;
 const TEST: &[&str] = &["test", "--workspace"];
 
 /// One step: a title, the arguments of cargo, and variables to set.
-struct Step {
-    title: &'static str,
-    cargo: &'static [&'static str],
-    env: &'static [(&'static str, &'static str)],
+pub(crate) struct Step {
+    pub(crate) title: &'static str,
+    /// The first may name a toolchain: `+nightly`.
+    pub(crate) cargo: &'static [&'static str],
+    pub(crate) env: &'static [(&'static str, &'static str)],
+}
+
+impl Step {
+    fn command(&self) -> Command {
+        let names_toolchain = self.cargo.iter().any(|argument| argument.starts_with('+'));
+        // The `cargo` that is found on the path is rustup's, which knows the toolchains.
+        let program = if names_toolchain {
+            "cargo".to_owned()
+        } else {
+            tidy::cargo()
+        };
+        let mut command = Command::new(program);
+        command
+            .args(self.cargo)
+            .envs(self.env.iter().copied())
+            .current_dir(tidy::root());
+        command
+    }
 }
 
 const STEPS: &[Step] = &[
@@ -82,18 +101,18 @@ const STEPS: &[Step] = &[
     },
 ];
 
-/// Runs every step, also after one that failed, and says at the end which failed.
+/// Runs what continuous integration runs.
 pub(crate) fn run() -> ExitCode {
+    run_all(STEPS)
+}
+
+/// Runs every step, also after one that failed, and says at the end which failed.
+pub(crate) fn run_all(steps: &[Step]) -> ExitCode {
     let mut failed = Vec::new();
-    for step in STEPS {
+    for step in steps {
         println!("==> {}: cargo {}", step.title, step.cargo.join(" "));
         let begun = Instant::now();
-        let status = Command::new(tidy::cargo())
-            .args(step.cargo)
-            .envs(step.env.iter().copied())
-            .current_dir(tidy::root())
-            .status();
-        let passed = match status {
+        let passed = match step.command().status() {
             Ok(status) => status.success(),
             Err(error) => {
                 eprintln!("cannot start cargo: {error}");

@@ -1,5 +1,5 @@
 //! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`,
-//! `cargo xtask vm-test`.
+//! `cargo xtask miri`, `cargo xtask vm-test`.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -9,6 +9,7 @@
 
 mod bench;
 mod ci;
+mod miri;
 mod tidy;
 mod vm_test;
 
@@ -29,6 +30,8 @@ enum Command {
     Ci,
     /// Check the sources and the crate edges against the house rules.
     Tidy,
+    /// Run tests in Miri; needs a nightly compiler with it.
+    Miri,
     /// Measure, beside the peer where there is one.
     Bench(bench::Args),
     /// Test `pinless teardown` on a kernel with cgroup v2, in a virtual machine.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
+        Command::Miri => miri::run(),
         Command::Bench(args) => bench::run(&args),
         Command::VmTest(args) => vm_test::run(&args),
         Command::BenchPart(part) => bench::play(&part),
