@@ -98,6 +98,40 @@ pub use usage::Level;
 pub use validator::{Entered, Validator};
 pub use word::{ClassId, Context, Mode};
 
+/// A test that fails on what is reported in it; takes the place of `#[test]`.
+///
+/// The body runs in [`testing::check`]: with a validator of its own, which threads that are made by
+/// [`thread::spawn`] share. It may return what tests may.
+///
+/// ```
+/// use lockdep::sync::Mutex;
+///
+/// #[lockdep::test]
+/// fn both_are_taken_in_one_order() {
+///     let (a, b) = (Mutex::new("a", ()), Mutex::new("b", ()));
+///     drop((a.lock(), b.lock()));
+/// }
+/// ```
+///
+/// It is for plain functions, and has no arguments.
+///
+/// ```compile_fail
+/// #[lockdep::test]
+/// async fn a_future() {}
+/// ```
+///
+/// ```compile_fail
+/// #[lockdep::test(strict)]
+/// fn with_an_argument() {}
+/// ```
+///
+/// ```compile_fail
+/// #[lockdep::test]
+/// struct NoFunction {}
+/// ```
+#[cfg(feature = "macros")]
+pub use lockdep_macros::test;
+
 /// Starts the validator of the process: reads the environment and reserves its tables.
 ///
 /// Happens by itself at the first event. An allocator that takes locks of this crate calls it

@@ -381,8 +381,8 @@ impl<'a> Thread<'a> {
 
 /// Runs `body` with a validator of its own, and fails on what was reported. For tests.
 ///
-/// A function and no attribute: nothing has to be read from the code of a test, and no crate of
-/// macros is needed. Threads take part by [`crate::thread::spawn`].
+/// For a part of a test; a whole one may be marked `#[lockdep::test]`. Threads take part by
+/// [`crate::thread::spawn`].
 ///
 /// ```
 /// use lockdep::sync::Mutex;

@@ -13,7 +13,8 @@ use std::process::Command;
 type Edges = &'static [(&'static str, &'static [&'static str])];
 
 const EDGES: Edges = &[
-    ("lockdep", &[]),
+    ("lockdep-macros", &[]),
+    ("lockdep", &["lockdep-macros"]),
     ("lockdep-capi", &["lockdep"]),
     ("pinless-mm", &["lockdep"]),
     ("pinless-host", &["pinless-mm", "lockdep"]),

@@ -4,6 +4,7 @@
 //! operating system, and under many seeds of a scheduler that runs one task at a time in virtual
 //! time. There a task that waits for what never comes is found at once, and the run ends as stuck.
 
+mod attribute;
 mod condvar;
 mod contention;
 mod events;
