@@ -179,12 +179,10 @@ impl Amdgpu {
     /// Takes the buffers inside of `run` off the list, and ends their subscriptions.
     fn forget(&self, run: PageRun) {
         let is_inside = |buffer: &Buffer| buffer.run.hull(run) == run;
-        for buffer in self.buffers.remove(is_inside) {
-            for fence in buffer.pending().fences() {
-                let _over = fence.wait();
-            }
+        self.buffers.remove(is_inside, |buffer| {
+            buffer.pending().wait();
             self.shared.table.lock().tlb.zap(buffer.run);
-        }
+        });
     }
 }
 

@@ -10,7 +10,7 @@
 //! Linux counterpart: drivers/gpu/drm/amd/amdgpu/amdgpu_mn.c, version 4.19
 
 use crate::engine::{
-    Buffer, Counters, FenceEngine, Job, Operation, Resv, Ticket, Usage, Userptrs, fetch, ranges_of,
+    Counters, FenceEngine, Job, Operation, Resv, Ticket, Usage, Userptrs, fetch, ranges_of,
     reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
@@ -211,7 +211,7 @@ impl Amdgpu2018 {
         if buffers.is_over {
             return Err(DmaError::Stopped);
         }
-        if buffers.nr_invalidations != seen {
+        if buffers.nr_invalidations != seen || !buffers.is_open(resv) {
             return Ok(None);
         }
         let _owed = begin_signalling();
@@ -276,12 +276,13 @@ impl DmaDevice for Amdgpu2018 {
 
     fn register(&self, run: PageRun) -> Result<(), DmaError> {
         let resv = Arc::new(Resv::new());
-        self.buffers.lock().add(Buffer { run, resv })
+        self.buffers.lock().add(run, resv)
     }
 
     fn unregister(&self, run: PageRun) {
-        let pending = self.buffers.lock().remove(run);
+        let pending = self.buffers.lock().close(run);
         pending.wait();
+        self.buffers.lock().remove(run);
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {

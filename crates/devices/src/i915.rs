@@ -233,10 +233,10 @@ impl I915 {
     /// Takes the objects inside of `run` off the list, ends their subscriptions, and unpins.
     fn forget(&self, run: PageRun) {
         let is_inside = |object: &Object| object.run.hull(run) == run;
-        for object in self.objects.remove(is_inside) {
+        self.objects.remove(is_inside, |object| {
             object.pages.lock().is_doomed = true;
             object.retire();
-        }
+        });
     }
 }
 

@@ -51,6 +51,10 @@ struct Object {
     /// Signals when the worker has unbound the object; made anew each time it has.
     unbound: Fence,
     is_cancelled: bool,
+    /// Jobs may run in it: they do in objects that are bound, and in no others.
+    is_bound: bool,
+    /// It takes no job any more, and is about to go.
+    is_closed: bool,
     /// Signals when the lookup of its pages that runs now is over.
     acquiring: Option<Fence>,
 }
@@ -143,18 +147,15 @@ impl I915y2018 {
             .objects
             .iter()
             .filter(|object| object.run.overlaps(run));
-        objects.any(|object| {
-            // Jobs run in objects that are bound, and in no others.
-            object.is_cancelled || tree.tlb.holds(object.run)
-        })
+        objects.any(|object| object.is_cancelled || object.is_bound)
     }
 
     /// Hands the objects that overlap `run` to the worker. Whoever looks their pages up now does so
     /// in vain: the round is open.
     fn cancel(&self, tree: &mut Tree, run: PageRun) -> Waits {
         let mut waits: Waits = Default::default();
-        let Tree { objects, tlb, .. } = tree;
-        let objects = objects.iter_mut().filter(|object| object.run.overlaps(run));
+        let objects = tree.objects.iter_mut();
+        let objects = objects.filter(|object| object.run.overlaps(run));
         for (object, wait) in objects.zip(&mut waits) {
             if self.bugs.has(Bug::WaitsForItself)
                 && let Some(acquiring) = &object.acquiring
@@ -164,7 +165,7 @@ impl I915y2018 {
                 if !self.bugs.has(Bug::DetachedIsHidden) {
                     *wait = Some(object.unbound.clone());
                 }
-            } else if tlb.holds(object.run) {
+            } else if object.is_bound {
                 object.is_cancelled = true;
                 *wait = Some(object.unbound.clone());
             }
@@ -190,7 +191,7 @@ impl I915y2018 {
         tlb.zap(run);
         let same = |object: &&mut Object| Arc::ptr_eq(&object.resv, &resv);
         let unbound = objects.iter_mut().find(same).map(|object| {
-            object.is_cancelled = false;
+            (object.is_cancelled, object.is_bound) = (false, false);
             core::mem::replace(&mut object.unbound, fresh)
         });
         drop(tree);
@@ -255,10 +256,11 @@ impl I915y2018 {
         if is_over {
             return Err(DmaError::Stopped);
         }
-        if object.is_cancelled || !is_fresh {
+        if object.is_cancelled || !is_fresh || !Arc::ptr_eq(&object.resv, &resv) {
             return Ok(None);
         }
         // Bound before the job is queued: a start that comes now finds the object in use.
+        object.is_bound = true;
         tree.tlb.install(at);
         drop(tree);
         slot.add(job.fence(), Usage::Bookkeep);
@@ -281,8 +283,8 @@ impl I915y2018 {
 }
 
 fn object_of(tree: &mut Tree, page: PageIndex) -> Result<&mut Object, DmaError> {
-    let mut objects = tree.objects.iter_mut();
-    let found = objects.find(|object| object.run.contains(page));
+    let mut open = tree.objects.iter_mut().filter(|object| !object.is_closed);
+    let found = open.find(|object| object.run.contains(page));
     found.ok_or(DmaError::Unregistered { page })
 }
 
@@ -297,6 +299,8 @@ impl DmaDevice for I915y2018 {
             resv: Arc::new(Resv::new()),
             unbound: Fence::new("devices.i915.unbound"),
             is_cancelled: false,
+            is_bound: false,
+            is_closed: false,
             acquiring: None,
         };
         let mut tree = self.tree.lock();
@@ -312,21 +316,27 @@ impl DmaDevice for I915y2018 {
     }
 
     fn unregister(&self, run: PageRun) {
+        let is_inside = |object: &Object| object.run.hull(run) == run;
         let mut tree = self.tree.lock();
-        let waits = self.cancel(&mut tree, run);
-        drop(tree);
-        self.worker.ring();
-        waits.iter().flatten().for_each(Fence::wait);
+        let inside = tree.objects.iter_mut().filter(|object| is_inside(object));
+        inside.for_each(|object| object.is_closed = true);
+        loop {
+            let waits = self.cancel(&mut tree, run);
+            drop(tree);
+            self.worker.ring();
+            waits.iter().flatten().for_each(Fence::wait);
+            tree = self.tree.lock();
+            // A start may have cancelled one again, for a page that another object has, too.
+            let mut inside = tree.objects.iter().filter(|object| is_inside(object));
+            if inside.all(|object| !object.is_closed || !object.is_cancelled) {
+                break;
+            }
+        }
         let mut gone = Vec::with_capacity(OBJECTS_MAX);
-        let mut tree = self.tree.lock();
-        while let Some(at) = tree
-            .objects
-            .iter()
-            .position(|object| object.run.hull(run) == run && !object.is_cancelled)
-        {
+        let is_gone = |object: &Object| object.is_closed && is_inside(object);
+        while let Some(at) = tree.objects.iter().position(is_gone) {
             gone.push(tree.objects.swap_remove(at));
         }
-        tree.tlb.zap(run);
         drop(tree);
     }
 

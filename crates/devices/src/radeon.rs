@@ -7,8 +7,8 @@
 //! Linux counterpart: drivers/gpu/drm/radeon/radeon_mn.c, version 4.19
 
 use crate::engine::{
-    Buffer, Counters, FenceEngine, Job, Operation, Pending, Resv, Rounds, Ticket, Usage, Userptrs,
-    fetch, ranges_of, reserve, run_of, until_done,
+    Counters, FenceEngine, Job, Operation, Pending, Resv, Rounds, Ticket, Usage, Userptrs, fetch,
+    ranges_of, reserve, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError};
 use core::time::Duration;
@@ -149,7 +149,7 @@ impl Radeon {
         }
         let is_fresh = self.bugs.has(Bug::NoRetry)
             || self.rounds.lock().is_fresh(PageRun::single(page), sequence);
-        if !is_fresh {
+        if !is_fresh || !buffers.is_open(&resv) {
             return Ok(None);
         }
         if !self.engine.submit(&job)? {
@@ -182,12 +182,13 @@ impl DmaDevice for Radeon {
         if self.bugs.has(Bug::AllocUnderLock) {
             might_alloc(Gfp::Kernel);
         }
-        buffers.add(Buffer { run, resv })
+        buffers.add(run, resv)
     }
 
     fn unregister(&self, run: PageRun) {
-        let pending = self.buffers.lock().remove(run);
+        let pending = self.buffers.lock().close(run);
         pending.wait();
+        self.buffers.lock().remove(run);
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {

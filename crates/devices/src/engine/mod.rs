@@ -40,5 +40,5 @@ pub use resv::{BackOff, Reserved, Resv, SLOTS, Slot, SlotsFull, Ticket, Usage};
 pub use retry::{Retry, until_done};
 pub use rounds::Rounds;
 pub use tlb::{Tlb, interval_of, ranges_of, run_of};
-pub use userptr::{BUFFERS_MAX, Buffer, Pending, Userptrs, reserve};
+pub use userptr::{BUFFERS_MAX, Pending, Userptrs, reserve};
 pub use vcpus::{Running, Vcpus};

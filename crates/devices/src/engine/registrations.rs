@@ -34,21 +34,24 @@ impl<N: IntervalNotifier> Registrations<N> {
         self.list.lock().clone()
     }
 
-    /// Ends those that fit, waits for who uses them, and gives the subscribers back.
-    pub fn remove(&self, fits: impl Fn(&N) -> bool) -> Vec<Arc<N>> {
+    /// Takes out those that fit, waits for who uses them, has `quiesce` end what they still do, and
+    /// ends them: until then each is told of changes.
+    pub fn remove(&self, fits: impl Fn(&N) -> bool, quiesce: impl Fn(&N)) {
         let mut list = self.list.lock();
         let (gone, kept) = list.drain(..).partition(|entry| fits(entry.notifier()));
         *list = kept;
         drop(list);
         let gone: Vec<Arc<IntervalSubscription<N>>> = gone;
-        let end = |entry: Arc<IntervalSubscription<N>>| {
+        for entry in gone {
             // It is on no list any more, so nobody comes after those who have it now.
             spin_wait("devices.registrations.unused", 0, || {
                 Arc::strong_count(&entry) == 1
             });
-            Arc::into_inner(entry).map(IntervalSubscription::remove)
-        };
-        gone.into_iter().filter_map(end).collect()
+            quiesce(entry.notifier());
+            if let Some(entry) = Arc::into_inner(entry) {
+                entry.remove();
+            }
+        }
     }
 }
 

@@ -16,12 +16,11 @@ pub const BUFFERS_MAX: usize = 16;
 const PENDING_MAX: usize = 64;
 
 /// A buffer: some pages, and the jobs that use them.
-#[derive(Clone)]
-pub struct Buffer {
-    /// The pages.
-    pub run: PageRun,
-    /// The jobs.
-    pub resv: Arc<Resv>,
+struct Buffer {
+    run: PageRun,
+    resv: Arc<Resv>,
+    /// It takes no job any more. Starts still find it, for those that it has.
+    is_closed: bool,
 }
 
 /// All buffers of one device. The driver chooses the lock around it.
@@ -57,7 +56,7 @@ impl Userptrs {
     /// # Errors
     ///
     /// [`DmaError::Stopped`], and [`DmaError::LimitReached`] of [`BUFFERS_MAX`].
-    pub fn add(&mut self, buffer: Buffer) -> Result<(), DmaError> {
+    pub fn add(&mut self, run: PageRun, resv: Arc<Resv>) -> Result<(), DmaError> {
         if self.is_over {
             return Err(DmaError::Stopped);
         }
@@ -65,16 +64,29 @@ impl Userptrs {
             let limit = BUFFERS_MAX as u32;
             return Err(DmaError::LimitReached { limit });
         }
-        self.buffers.push(buffer);
+        self.buffers.push(Buffer {
+            run,
+            resv,
+            is_closed: false,
+        });
         Ok(())
     }
 
-    /// Forgets the buffers inside of `run`; their jobs may still run.
-    pub fn remove(&mut self, run: PageRun) -> Pending {
-        let pending = self.pending(run);
-        self.buffers.retain(|buffer| buffer.run.hull(run) != run);
+    /// The buffers inside of `run` take no job any more. To be [removed](Self::remove) when those
+    /// are over that they have.
+    pub fn close(&mut self, run: PageRun) -> Pending {
+        let inside = self.buffers.iter_mut();
+        inside
+            .filter(|buffer| buffer.run.hull(run) == run)
+            .for_each(|buffer| buffer.is_closed = true);
         self.tlb.zap(run);
-        pending
+        self.pending(run)
+    }
+
+    /// Forgets the buffers inside of `run` that are closed.
+    pub fn remove(&mut self, run: PageRun) {
+        self.buffers
+            .retain(|buffer| !buffer.is_closed || buffer.run.hull(run) != run);
     }
 
     /// The jobs of the buffer that has `page`.
@@ -86,11 +98,18 @@ impl Userptrs {
         if self.is_over {
             return Err(DmaError::Stopped);
         }
-        let found = self.buffers.iter().find(|buffer| buffer.run.contains(page));
-        match found {
+        let mut open = self.buffers.iter().filter(|buffer| !buffer.is_closed);
+        match open.find(|buffer| buffer.run.contains(page)) {
             Some(buffer) => Ok(Arc::clone(&buffer.resv)),
             None => Err(DmaError::Unregistered { page }),
         }
+    }
+
+    /// Whether a job may be added to `resv`, which [`find`](Self::find) has answered: its buffer
+    /// may have been closed since.
+    pub fn is_open(&self, resv: &Resv) -> bool {
+        let mut open = self.buffers.iter().filter(|buffer| !buffer.is_closed);
+        open.any(|buffer| core::ptr::eq(&*buffer.resv, resv))
     }
 
     /// The jobs that use buffers which overlap `run`. Allocates nothing.

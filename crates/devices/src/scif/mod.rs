@@ -80,6 +80,12 @@ struct Rma {
 struct Window {
     offset: Offset,
     run: PageRun,
+    /// Copies under way have it, too: the pages stay pinned until the last one is over.
+    pages: Arc<Pages>,
+}
+
+/// The pages of a window.
+struct Pages {
     at: Vec<BusAddr>,
     /// Held for its destructor.
     _pinned: Pinned,
@@ -166,6 +172,10 @@ impl Scif {
             .pin(run, Access::Write)
             .map_err(DmaError::Pin)?;
         let at = fetch_run(&*self.memory, run, Access::Write).map_err(DmaError::Fault)?;
+        let pages = Arc::new(Pages {
+            at,
+            _pinned: pinned,
+        });
         let unit = if self.bugs.has(Bug::BytesForPages) {
             Unit::Bytes
         } else {
@@ -181,12 +191,7 @@ impl Scif {
             return Err(full);
         }
         let offset = rma.offsets.take(run.nr, unit).ok_or(full)?;
-        rma.windows.push(Window {
-            offset,
-            run,
-            at,
-            _pinned: pinned,
-        });
+        rma.windows.push(Window { offset, run, pages });
         drop(rma);
         if let Err(error) = self.ask(What::Register(offset)) {
             // In order: whenever it answers, the mirror is gone in the end.
@@ -247,14 +252,17 @@ impl Scif {
         }
     }
 
-    /// The address of a page in a registered window, if one has it.
-    fn registered(&self, page: PageIndex) -> Result<Option<BusAddr>, DmaError> {
+    /// The pages of a registered window that has `page`, and its address there, if there is one.
+    fn registered(&self, page: PageIndex) -> Result<Option<(Arc<Pages>, BusAddr)>, DmaError> {
         let rma = self.rma.lock();
         if rma.is_over {
             return Err(DmaError::Stopped);
         }
         let found = rma.windows.iter().find(|window| window.run.contains(page));
-        Ok(found.map(|window| window.at[(page - window.run.first) as usize]))
+        Ok(found.map(|window| {
+            let at = window.pages.at[(page - window.run.first) as usize];
+            (Arc::clone(&window.pages), at)
+        }))
     }
 
     /// The cached window that has a page, made now if there is none.
@@ -287,7 +295,7 @@ impl Scif {
         offset: usize,
         operation: Operation<'_>,
     ) -> Result<(), DmaError> {
-        if let Some(at) = self.registered(page)? {
+        if let Some((_pinned, at)) = self.registered(page)? {
             return self.copy(at, offset, operation);
         }
         let using = until_done(|| self.cached(page, operation.access()))?;
