@@ -170,6 +170,7 @@ impl Sequence {
 
     /// Nobody sleeps any more. The caller holds the lock under which wake-ups are given.
     pub(super) fn forget_waits(&self) {
+        self.point();
         self.0.fetch_and(!WAITED, Ordering::Relaxed);
     }
 

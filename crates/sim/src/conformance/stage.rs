@@ -213,8 +213,13 @@ impl Stage {
 
     /// From now on accesses and starts may fail, or no longer.
     pub(super) fn excuse(&self, is_excused: bool) {
-        self.may_fail.store(is_excused, Relaxed);
+        self.excuse_accesses(is_excused);
         self.memory.excuse(is_excused);
+    }
+
+    /// From now on accesses may fail, or no longer; starts may not.
+    pub(super) fn excuse_accesses(&self, is_excused: bool) {
+        self.may_fail.store(is_excused, Relaxed);
     }
 
     /// Opens a bracket, and counts how long that takes where it may not block.

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// How long a user waits for a page that nobody changes, in virtual time.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How often somebody waits for the end of a bracket.
+const WAITS: u32 = 2;
+
 /// How long a device hangs that hangs for long, in virtual time.
 const HANG: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,8 @@ pub(super) const STALL: Scene = Scene {
     },
 };
 
-/// Somebody else refuses: what was started gets its end, and everybody goes on.
+/// Others are told, too, and perhaps one of them refuses: what was started gets its end, and
+/// everybody goes on.
 pub(super) const REFUSED: Scene = Scene {
     name: "refused",
     judges: &[P4, P6],
@@ -79,8 +83,9 @@ pub(super) const REFUSED: Scene = Scene {
         let (spy, _listed) = Spy::on_list(stage);
         let (single, interval) = Spy::on_interval(stage);
         let _is_used = stage.write(0, 0, 1);
-        for _ in 0..stage.nr("brackets") {
-            spy.refuses.store(true, Relaxed);
+        for nr in 0..stage.nr("brackets") {
+            let is_refused = (stage.nr("choice") + nr) % 2 == 0;
+            spy.refuses.store(is_refused, Relaxed);
             let ask = Ask::new(page(0), Event::Clear, Mode::NonBlock);
             stage.take_back(ask, Change::Move);
             spy.refuses.store(false, Relaxed);
@@ -94,6 +99,34 @@ pub(super) const REFUSED: Scene = Scene {
             stage.judge(spy.seen.lock().finish());
         }
         interval.remove();
+        stage.finish();
+    },
+};
+
+/// Somebody waits for the ends of brackets that follow each other closely.
+pub(super) const WOKEN: Scene = Scene {
+    name: "woken",
+    judges: &[P6],
+    stuck: P6,
+    play: |stage| {
+        let (_spy, interval) = Spy::on_interval(stage);
+        let interval = Arc::new(interval);
+        let waiting = Arc::clone(&interval);
+        stage.spawn("user", move |_| {
+            for _ in 0..WAITS {
+                let _seen = waiting.read_begin();
+            }
+        });
+        for _ in 0..2 {
+            stage.spawn("taker", |stage| {
+                let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
+                stage.take_back(ask, Change::Move);
+            });
+        }
+        stage.sim.join_all();
+        if let Some(interval) = Arc::into_inner(interval) {
+            interval.remove();
+        }
         stage.finish();
     },
 };

@@ -1,7 +1,8 @@
 //! Events of each kind, forks, and the end of memory and of devices.
 
 use super::{Change, Scene, page};
-use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P6, P7, P10, R1, R2, R4, R8};
+use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P5, P6, P7, P10, R1, R2, R4, R8};
+use crate::conformance::books::NR_BYTES;
 use crate::conformance::memory::Ask;
 use pinless_mm::addr::PageRun;
 use pinless_mm::mmu_notifier::{Event, Mode, Owner};
@@ -78,13 +79,15 @@ pub(super) const LATE: Scene = Scene {
     },
 };
 
-/// The memory goes while devices use it.
+/// The memory goes while devices use it, or begin to.
 pub(super) const RELEASE: Scene = Scene {
     name: "release",
     judges: &[P10, R8],
     stuck: P10,
     play: |stage| {
-        let _is_used = stage.write(0, 0, 1);
+        if stage.nr("choice") % 2 == 0 {
+            let _is_used = stage.write(0, 0, 1);
+        }
         stage.excuse(true);
         stage.spawn_users();
         if stage.nr("choice") > 2 {
@@ -102,6 +105,31 @@ pub(super) const RELEASE: Scene = Scene {
     },
 };
 
+/// What was registered is given up in the middle of its use: others go on, and so does whoever
+/// registers it again. Each has a byte of its own.
+pub(super) const GIVEN_UP: Scene = Scene {
+    name: "given-up",
+    judges: &[P5, R2, R4, R8],
+    stuck: P5,
+    play: |stage| {
+        let last = stage.nr_pages() - 1;
+        for nr in 0..=last {
+            let _is_registered = stage.device.register(page(nr));
+        }
+        if stage.nr("choice") % 2 == 0 {
+            let _is_used = stage.write(0, 0, 1);
+        }
+        stage.spawn_users();
+        stage.device.unregister(page(0));
+        if stage.nr("choice") > 2 {
+            let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
+            stage.take_back(ask, Change::Move);
+        }
+        let _is_used = stage.read(last, NR_BYTES - 1);
+        stage.finish();
+    },
+};
+
 /// Devices come and go while memory changes.
 pub(super) const LIFE: Scene = Scene {
     name: "life",
@@ -114,11 +142,18 @@ pub(super) const LIFE: Scene = Scene {
                 stage.take_back(Ask::new(all, Event::Clear, Mode::Blockable), Change::Move);
             }
         });
-        if stage.nr("choice") > 2 {
-            stage.use_another();
-        } else {
-            let _is_used = stage.write(0, 0, 1);
-            stage.detach();
+        match stage.nr("choice") {
+            0 | 1 => {
+                let _is_used = stage.write(0, 0, 1);
+                stage.detach();
+            }
+            2 | 3 => {
+                // In the middle of its work: who uses it is told, and starts go on as ever.
+                stage.excuse_accesses(true);
+                stage.spawn_users();
+                stage.detach();
+            }
+            _ => stage.use_another(),
         }
         stage.finish();
     },
