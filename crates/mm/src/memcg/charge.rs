@@ -142,6 +142,24 @@ impl Memcg {
         }
     }
 
+    /// Holds what the store may need for `nr_pages` of the total at every level, or nothing: a frame
+    /// that is used again must leave as much of the total as one that is charged.
+    pub(crate) fn hold_total(&self, nr_pages: u64) -> Option<HeldTotal<'_>> {
+        // A slot is never twice as large as a page.
+        let bytes = 2 * nr_pages * PAGE_BYTES;
+        let mut held = HeldTotal {
+            memcg: self,
+            bytes,
+            nr_levels: 0,
+        };
+        for level in self.levels() {
+            let total = &level.store_charges.total_bytes;
+            total.try_charge_leaving(bytes, total_reserve(total.max()))?;
+            held.nr_levels += 1;
+        }
+        Some(held)
+    }
+
     /// `n` frames came free and were used again at once.
     pub(crate) fn note_reused(&self, n: u64) {
         for level in self.levels() {
@@ -183,6 +201,22 @@ impl Memcg {
             let _ = level
                 .frames
                 .wait(WaitFor::Room, (clock, until_ns), is_over, kick);
+        }
+    }
+}
+
+/// A part of the total, until dropped.
+pub(crate) struct HeldTotal<'a> {
+    memcg: &'a Memcg,
+    bytes: u64,
+    nr_levels: usize,
+}
+
+impl Drop for HeldTotal<'_> {
+    fn drop(&mut self) {
+        for level in self.memcg.levels().take(self.nr_levels) {
+            level.store_charges.total_bytes.uncharge(self.bytes);
+            level.frames.tell_of_room();
         }
     }
 }

@@ -147,6 +147,7 @@ impl Vma {
         let spare = Spare::new(self, self.primary().reuse()?);
         let memcg = self.memcg();
         let level = memcg.level_with_few()?;
+        let _held = memcg.hold_total(u64::from(nr))?;
         let began_ns = memcg.clock.now_ns();
         let spare = level.fill_spare(spare, nr, effort);
         memcg.kick_if_few();
