@@ -51,6 +51,17 @@ impl PageRun {
         Self::new(page, 1)
     }
 
+    /// The run that `pages` begin with: as far as each is the neighbour of the one before it.
+    pub(crate) fn leading(mut pages: impl Iterator<Item = PageIndex>) -> Self {
+        let Some(first) = pages.next() else {
+            return Self::new(0, 0);
+        };
+        let nr_more = (first + 1..)
+            .zip(pages)
+            .take_while(|(next, page)| next == page);
+        Self::new(first, 1 + nr_more.count() as u32)
+    }
+
     /// One past the last page.
     pub const fn end(self) -> PageIndex {
         self.first + self.nr

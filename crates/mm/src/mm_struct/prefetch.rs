@@ -13,7 +13,7 @@ use super::Vma;
 use super::fault::FrameCharge;
 use super::stored::in_file;
 use super::vma::Owned;
-use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
+use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::memcg::stat::{add, count};
 use crate::page::{State, Word};
 use crate::primary_mmu::Access;
@@ -29,6 +29,9 @@ const STREAMS: usize = 4;
 
 /// The most pages that are filled with one fault.
 const AHEAD_MAX: u32 = 32;
+
+/// And no more than this share of all frames.
+const FRAMES_SHARE: u64 = 4;
 
 /// What is filled ahead of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,19 +89,20 @@ impl Trend {
         }
     }
 
-    /// Notes a hard fault on `page`; tells what to fill ahead of it.
-    fn note(&self, page: PageIndex) -> Option<Ahead> {
+    /// Notes a hard fault on `page`; tells what to fill ahead of it, at most `nr_max` pages.
+    fn note(&self, page: PageIndex, nr_max: u32) -> Option<Ahead> {
         for slot in &self.streams {
             let stream = Stream::unpack(slot.load(Ordering::Relaxed));
             if let Some(stream) = stream.filter(|stream| stream.expected == page) {
-                let nr = (stream.ahead.nr * 2).min(AHEAD_MAX);
+                let nr = (stream.ahead.nr * 2).min(nr_max);
                 return Self::follow(slot, page, Ahead { nr, ..stream.ahead });
             }
         }
         let stride = self.majority(page)?;
         let nth = self.nr_begun.fetch_add(1, Ordering::Relaxed) as usize;
         let slot = &self.streams[nth % STREAMS];
-        Self::follow(slot, page, Ahead { stride, nr: 2 })
+        let nr = nr_max.min(2);
+        Self::follow(slot, page, Ahead { stride, nr })
     }
 
     /// The stream goes on after what is filled ahead of `page`; it ends at the end of numbers.
@@ -147,51 +151,84 @@ impl Vma {
     /// A hard fault on `page` was resolved in this thread: fills what is ahead of it, as far as
     /// frames can be had without calling or waiting for anybody.
     pub(super) fn prefetch(&self, page: PageIndex, access: Access, effort: Effort) {
-        let Some(ahead) = self.trend.note(page) else {
+        // Else what was filled first would make room for what is filled last.
+        let share = self.memcg().frames().max() / FRAMES_SHARE;
+        let nr_max = share.clamp(1, u64::from(AHEAD_MAX)) as u32;
+        let Some(ahead) = self.trend.note(page, nr_max) else {
             return;
         };
-        if self.primary().reuse().is_none() {
+        let steps = (1..=ahead.nr).map_while(|steps| ahead.page_after(page, steps));
+        let pages = steps.take_while(|&next| next < self.nr_pages());
+        if self.primary().reuse().is_some() {
+            self.fetch_together(pages.clone(), access, effort);
+        } else {
             self.memcg().make_room_for(u64::from(ahead.nr), effort);
         }
-        let mut steps = 1;
-        while steps <= ahead.nr {
-            let next = ahead.page_after(page, steps);
-            let Some(next) = next.filter(|&next| next < self.nr_pages()) else {
+        // What is left.
+        for next in pages {
+            if self.fetch(next, access, effort).is_none() {
                 return;
-            };
-            let nr_left = ahead.nr + 1 - steps;
-            let nr = match ahead.stride {
-                1 => nr_left.min(self.nr_pages() - next),
-                _ => 1,
-            };
-            steps += match self.fetch_run(PageRun::new(next, nr), access, effort) {
-                0 if self.fetch(next, access, effort).is_some() => 1,
-                0 => return,
-                nr_fetched => nr_fetched,
-            };
+            }
         }
     }
 
-    /// Fills neighbours from the compressed store in frames that come free for it, by one operation
-    /// of the machine. How many, from the start of `run` on.
-    fn fetch_run(&self, run: PageRun, access: Access, effort: Effort) -> u32 {
-        let is_plain = |page| self.stored_plainly(self.pages.load(page), access).is_some();
-        if run.nr == 1 || !is_plain(run.first) {
-            return 0;
+    /// Fills pages from the compressed store in frames that come free for it, neighbours by one
+    /// operation of the machine, as far as there are any.
+    fn fetch_together(
+        &self,
+        pages: impl Iterator<Item = PageIndex> + Clone,
+        access: Access,
+        effort: Effort,
+    ) {
+        let mut pages =
+            pages.filter(|&page| self.stored_plainly(self.pages.load(page), access).is_some());
+        let mut nr_left = pages.clone().count() as u32;
+        while nr_left > 0 {
+            let Some(spare) = self.take_spare::<{ AHEAD_MAX as usize }>(nr_left, effort) else {
+                return;
+            };
+            let nr_wanted = spare.nr();
+            nr_left = nr_left.saturating_sub(nr_wanted);
+            let nr = self.fetch_into(spare, &mut pages, access);
+            add(&self.stat().prefetched, u64::from(nr));
+            if nr < nr_wanted {
+                return;
+            }
         }
-        let Some(mut spare) = self.take_spare::<{ AHEAD_MAX as usize }>(run.nr, effort) else {
-            return 0;
-        };
+    }
+
+    /// Fills the next of `pages` in the frames of `spare`; how many.
+    fn fetch_into(
+        &self,
+        mut spare: Spare<'_, { AHEAD_MAX as usize }>,
+        pages: &mut impl Iterator<Item = PageIndex>,
+        access: Access,
+    ) -> u32 {
         let _in_flight = InFlight::new(&self.memcg().reclaim);
-        let mut words = [Word::EMPTY; AHEAD_MAX as usize];
-        let read = self.read_ahead(&spare, (run, access), &mut words);
-        let nr_mapped = match read.nr {
-            0 => 0,
-            nr => spare
-                .map(read)
-                .map_or_else(|stopped| stopped.nr_done, |()| nr),
-        };
-        for (nth, (page, was)) in (0..).zip(read.pages().zip(words)) {
+        let mut read = [(0, Word::EMPTY); AHEAD_MAX as usize];
+        let mut nr = 0;
+        let mut contents = [0; PAGE_SIZE];
+        while nr < spare.nr() {
+            let Some(page) = pages.next() else { break };
+            if let Some(owned) = self.read_owned(page, access, &mut contents) {
+                spare.write(nr, &contents);
+                read[nr as usize] = (owned.page, owned.was);
+                nr += 1;
+            }
+        }
+        let read = &read[..nr as usize];
+        let mut nr_mapped = 0;
+        while nr_mapped < nr {
+            let left = read[nr_mapped as usize..].iter();
+            match spare.map(PageRun::leading(left.map(|&(page, _)| page))) {
+                Ok(nr) => nr_mapped += nr,
+                Err(stopped) => {
+                    nr_mapped += stopped.nr_done;
+                    break;
+                }
+            }
+        }
+        for (nth, &(page, was)) in (0..).zip(read) {
             let owned = Owned { page, was };
             if nth < nr_mapped {
                 self.mm().rss.frames.fetch_add(1, Ordering::Relaxed);
@@ -200,40 +237,21 @@ impl Vma {
                 self.restore(owned);
             }
         }
-        add(&self.stat().prefetched, u64::from(nr_mapped));
         nr_mapped
     }
 
-    /// Reads pages at the start of `run` into the frames of `spare`, and owns them: which, and as
-    /// what they were found.
-    fn read_ahead<const N: usize>(
-        &self,
-        spare: &Spare<'_, N>,
-        (run, access): (PageRun, Access),
-        words: &mut [Word],
-    ) -> PageRun {
-        let mut nr = 0;
-        let mut contents = [0; PAGE_SIZE];
-        for page in run.pages().take(spare.nr() as usize) {
-            let seen = self.pages.load(page);
-            let Some(stored) = self.stored_plainly(seen, access) else {
-                break;
-            };
-            let Some(owned) = self.try_own(page, seen) else {
-                break;
-            };
-            let zswap = &self.memcg().zswap;
-            let read = zswap.load(self.owner(page), stored, &mut contents);
-            // What is wrong with its contents is told to whoever asks for them.
-            if read.is_err() || self.gone().is_some() {
-                self.restore(owned);
-                break;
-            }
-            spare.write(nr, &contents);
-            words[nr as usize] = owned.was;
-            nr += 1;
+    /// Owns a page and reads it from the store, if it is stored plainly. What is wrong with its
+    /// contents is told to whoever asks for them.
+    fn read_owned(&self, page: PageIndex, access: Access, contents: &mut PageBuf) -> Option<Owned> {
+        let seen = self.pages.load(page);
+        let stored = self.stored_plainly(seen, access)?;
+        let owned = self.try_own(page, seen)?;
+        let read = self.memcg().zswap.load(self.owner(page), stored, contents);
+        if read.is_err() || self.gone().is_some() {
+            self.restore(owned);
+            return None;
         }
-        PageRun::new(run.first, nr)
+        Some(owned)
     }
 
     /// The stored copy of a page that comes from the compressed store, and leaves it then.
@@ -278,7 +296,11 @@ mod tests {
         let trend = Trend::new();
         let told: Vec<_> = pages
             .into_iter()
-            .map(|page| trend.note(page).map(|ahead| (ahead.stride, ahead.nr)))
+            .map(|page| {
+                trend
+                    .note(page, AHEAD_MAX)
+                    .map(|ahead| (ahead.stride, ahead.nr))
+            })
             .collect();
         let from = told.len() - wanted.len();
         assert_eq!(&told[from..], wanted, "{told:?}");
@@ -309,9 +331,22 @@ mod tests {
     }
 
     #[test]
+    fn few_frames_are_left_to_their_pages() {
+        let trend = Trend::new();
+        let told: Vec<_> = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11]
+            .map(|page| trend.note(page, 1))
+            .into();
+        let one = Some(Ahead { stride: 1, nr: 1 });
+        assert_eq!(told[7..], [one; 3]);
+    }
+
+    #[test]
     fn a_stream_ends_with_the_pages() {
         let trend = Trend::new();
-        let told: Vec<_> = (0..8).rev().map(|page| trend.note(page)).collect();
+        let told: Vec<_> = (0..8)
+            .rev()
+            .map(|page| trend.note(page, AHEAD_MAX))
+            .collect();
         assert_eq!(told[7], Some(Ahead { stride: -1, nr: 2 }));
         assert!(told[7].is_some_and(|ahead| ahead.page_after(0, 1).is_none()));
     }
@@ -328,7 +363,7 @@ mod tests {
                 return;
             }
             nr_faults += 1;
-            let ahead = trend.note(thread as u32 * 10_000 + page);
+            let ahead = trend.note(thread as u32 * 10_000 + page, AHEAD_MAX);
             filled[thread] = page + 1 + ahead.map_or(0, |ahead| ahead.nr);
         };
         for thread in 0..3 {

@@ -17,29 +17,42 @@ use crate::primary_mmu::{MapStopped, MmuError, ReuseFrames};
 use crate::swap::Stored;
 use core::sync::atomic::Ordering;
 
-/// Up to `N` frames in neighbouring slots of a mapping, charged, whose contents are in the store.
+/// Up to `N` frames in slots of a mapping, charged, whose contents are in the store.
 ///
 /// Their pages are owned: whoever has this waits for nobody, and drops it soon. Then the pages are
 /// seen as stored, and what was not used is given back.
 pub(crate) struct Spare<'a, const N: usize> {
     vma: &'a Vma,
     machine: &'a dyn ReuseFrames,
-    slots: PageRun,
-    /// The pages of the slots as they were found, and as what they are seen afterwards.
-    words: [(Word, Word); N],
+    frames: [Frame; N],
+    nr: u32,
     /// Frames at the start that have left their slots.
     nr_moved: u32,
     /// Charges that were taken over, with or without a frame.
     nr_taken: u32,
 }
 
+/// A frame in the slot of `page`.
+#[derive(Clone, Copy)]
+struct Frame {
+    page: PageIndex,
+    /// The page as it was found, and as what it is seen afterwards.
+    was: Word,
+    next: Word,
+}
+
 impl<'a, const N: usize> Spare<'a, N> {
     fn new(vma: &'a Vma, machine: &'a dyn ReuseFrames) -> Self {
+        let none = Frame {
+            page: 0,
+            was: Word::EMPTY,
+            next: Word::EMPTY,
+        };
         Self {
             vma,
             machine,
-            slots: PageRun::new(0, 0),
-            words: [(Word::EMPTY, Word::EMPTY); N],
+            frames: [none; N],
+            nr: 0,
             nr_moved: 0,
             nr_taken: 0,
         }
@@ -47,93 +60,98 @@ impl<'a, const N: usize> Spare<'a, N> {
 
     /// How many frames there are.
     pub(crate) fn nr(&self) -> u32 {
-        self.slots.nr
+        self.nr
     }
 
-    /// Whether the frame of `page` fits, of which no more than `nr` are wanted.
-    pub(super) fn has_room_for(&self, page: PageIndex, nr: u32) -> bool {
-        let is_next = self.slots.nr == 0 || self.slots.end() == page;
-        is_next && self.slots.nr < nr.min(N as u32)
+    /// Whether one more fits, of which no more than `nr` are wanted.
+    pub(super) fn has_room(&self, nr: u32) -> bool {
+        self.nr < nr.min(N as u32)
     }
 
     /// Takes the frame of a page that is in the store.
     pub(super) fn push(&mut self, owned: Owned, stored: Option<Stored>) {
-        let vma = self.vma;
+        let (vma, Owned { page, was }) = (self.vma, owned);
         // Before the page is seen as swapped: a fault takes it away again.
         vma.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
         let shadow = vma.memcg().domain.evict(1);
-        let next = vma.note_stored(owned.was, stored, shadow);
+        let next = vma.note_stored(was, stored, shadow);
         if stored.is_some() {
-            vma.free_copy(owned.was.copy());
+            vma.free_copy(was.copy());
         }
-        if self.slots.nr == 0 {
-            self.slots.first = owned.page;
-        }
-        self.words[self.slots.nr as usize] = (owned.was, next);
-        self.slots.nr += 1;
+        self.frames[self.nr as usize] = Frame { page, was, next };
+        self.nr += 1;
     }
 
     /// Nothing, where no frame was kept.
     pub(super) fn if_any(self) -> Option<Self> {
-        (self.slots.nr > 0).then_some(self)
+        (self.nr > 0).then_some(self)
     }
 
     /// Puts contents into the frame with this number.
     pub(crate) fn write(&self, nth: u32, contents: &PageBuf) {
-        assert!(nth < self.slots.nr, "there is no frame number {nth}");
-        self.machine
-            .write_detached(self.slots.first + nth, contents);
+        assert!(nth < self.nr, "there is no frame number {nth}");
+        let slot = self.frames[nth as usize].page;
+        self.machine.write_detached(slot, contents);
     }
 
-    /// Moves the first frames to the addresses of `run`, whose pages the caller owns: they hold
-    /// what was written, and their charge goes with them.
-    pub(crate) fn map(&mut self, run: PageRun) -> Result<(), MapStopped> {
-        assert!(
-            self.nr_moved == 0 && run.nr <= self.slots.nr,
-            "frames are used once"
-        );
-        let mapped = self.machine.map_detached(run, self.slots.first);
-        self.nr_moved = match mapped {
-            Ok(()) => run.nr,
-            Err(stopped) => stopped.nr_done,
-        };
-        self.nr_taken = self.nr_moved;
-        mapped
+    /// Moves the first frames that were not moved yet to the addresses of `run`, whose pages the
+    /// caller owns: they hold what was written, and their charge goes with them. As many as are
+    /// neighbours, at least one: how many.
+    pub(crate) fn map(&mut self, run: PageRun) -> Result<u32, MapStopped> {
+        let slots = neighbours(&self.frames[self.nr_moved as usize..self.nr as usize]);
+        assert!(slots.nr > 0 && run.nr > 0, "a frame for each page");
+        let run = PageRun::new(run.first, run.nr.min(slots.nr));
+        let mapped = self.machine.map_detached(run, slots.first);
+        let nr_moved = mapped.map_or_else(|stopped| stopped.nr_done, |()| run.nr);
+        self.nr_moved += nr_moved;
+        self.nr_taken += nr_moved;
+        mapped.map(|()| run.nr)
     }
 
     /// Puts a page with `contents` at its address, in the only frame that is here.
     pub(crate) fn fill(&mut self, page: PageIndex, contents: &PageBuf) -> Result<(), MmuError> {
         self.write(0, contents);
-        self.map(PageRun::single(page))
-            .map_err(|stopped| stopped.error)
+        let mapped = self.map(PageRun::single(page));
+        mapped.map(drop).map_err(|stopped| stopped.error)
     }
 
     /// Gives the frames back, and keeps the charge of one.
     pub(crate) fn into_charge(mut self) {
         self.nr_taken = 1;
     }
+
+    fn give_back_slots(&self) {
+        let mut left = &self.frames[self.nr_moved as usize..self.nr as usize];
+        while !left.is_empty() {
+            let slots = neighbours(left);
+            if self.vma.primary().free_detached(slots).is_err() {
+                // Something else changed the slots. What was stored is as good as what is there.
+                count(&self.vma.stat().foreign_changes);
+            }
+            left = &left[slots.nr as usize..];
+        }
+    }
 }
 
 impl<const N: usize> Drop for Spare<'_, N> {
     fn drop(&mut self) {
-        let (vma, slots) = (self.vma, self.slots);
-        let nr_left = slots.nr - self.nr_moved;
-        let left = PageRun::new(slots.first + self.nr_moved, nr_left);
-        if nr_left > 0 && vma.primary().free_detached(left).is_err() {
-            // Something else changed the slots. What was stored is as good as what is there.
-            count(&vma.stat().foreign_changes);
-        }
-        for (page, &(was, next)) in slots.pages().zip(&self.words) {
+        let vma = self.vma;
+        self.give_back_slots();
+        for &Frame { page, was, next } in &self.frames[..self.nr as usize] {
             vma.publish(Owned { page, was }, next);
         }
-        let nr = u64::from(slots.nr);
+        let (nr, nr_taken) = (u64::from(self.nr), u64::from(self.nr_taken));
         add(&vma.stat().pgsteal, nr);
-        vma.mm().rss.frames.fetch_sub(nr, Ordering::Relaxed);
-        let nr_taken = u64::from(self.nr_taken);
         add(&vma.stat().pgreuse, u64::from(self.nr_moved));
+        vma.mm().rss.frames.fetch_sub(nr, Ordering::Relaxed);
         vma.memcg().note_reused(nr_taken);
         vma.memcg().uncharge_frames(nr - nr_taken);
     }
+}
+
+/// The slots at the start of `frames` that are neighbours.
+fn neighbours(frames: &[Frame]) -> PageRun {
+    PageRun::leading(frames.iter().map(|frame| frame.page))
 }
 
 impl Vma {

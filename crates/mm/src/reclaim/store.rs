@@ -3,7 +3,7 @@
 use super::Effort;
 use super::detach::PageSet;
 use super::reuse::Spare;
-use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
+use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::stat::{add, count};
 use crate::mm_struct::{Owned, Vma};
@@ -34,7 +34,7 @@ impl Vma {
         self.free_ready(run, &ready)
     }
 
-    /// The same, and keeps up to `nr` frames of neighbours for another fill.
+    /// The same, and keeps up to `nr` of the frames for other pages.
     pub(super) fn store_window_for<'a, const N: usize>(
         &'a self,
         mut spare: Spare<'a, N>,
@@ -43,7 +43,7 @@ impl Vma {
     ) -> Option<Spare<'a, N>> {
         let mut ready = self.prepare_window(run, scratch, effort);
         for (index, page) in (0..).zip(run.pages()) {
-            if !ready.pages.contains(index) || !spare.has_room_for(page, nr) {
+            if !ready.pages.contains(index) || !spare.has_room(nr) {
                 continue;
             }
             ready.pages.remove(index);
@@ -64,8 +64,9 @@ impl Vma {
             stored: [None; WINDOW_PAGES as usize],
             generations: [0; WINDOW_PAGES as usize],
         };
+        let mut contents = [0; PAGE_SIZE];
         for (index, page) in (0..).zip(run.pages()) {
-            if let Some(prepared) = self.prepare(page, scratch, effort) {
+            if let Some(prepared) = self.prepare(page, &mut contents, (scratch, effort)) {
                 ready.pages.insert(index);
                 ready.stored[index as usize] = prepared.stored;
                 ready.generations[index as usize] = prepared.generation;
@@ -76,7 +77,12 @@ impl Vma {
 
     /// Makes sure that the contents of a page that stands by are in the store. The page can be
     /// rescued until [`Vma::free_ready`].
-    fn prepare(&self, page: PageIndex, scratch: &mut Scratch, effort: Effort) -> Option<Prepared> {
+    fn prepare(
+        &self,
+        page: PageIndex,
+        contents: &mut PageBuf,
+        (scratch, effort): (&mut Scratch, Effort),
+    ) -> Option<Prepared> {
         let seen = self.pages.load(page);
         if seen.state() != State::Standby {
             return None;
@@ -95,12 +101,11 @@ impl Vma {
         // Read while it is owned: the word alone does not tell this detach from an earlier one, and
         // who publishes `Storing` must be the one who finds his own generation again.
         let generation = self.generation(page);
-        let mut contents = [0; PAGE_SIZE];
-        self.primary().read_detached(page, &mut contents);
+        self.primary().read_detached(page, contents);
         self.publish(owned, seen.with_state(State::Storing));
-        let mut stored = memcg.store(self.owner(page), &contents, scratch);
+        let mut stored = memcg.store(self.owner(page), contents, scratch);
         if stored.is_err() && memcg.shed(effort) {
-            stored = memcg.store(self.owner(page), &contents, scratch);
+            stored = memcg.store(self.owner(page), contents, scratch);
         }
         match stored {
             Ok(stored) => Some(Prepared {
