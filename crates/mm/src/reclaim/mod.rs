@@ -385,9 +385,7 @@ impl Memcg {
             return Pass::Done;
         }
         let _inside = Reclaiming::enter();
-        let _sitting = effort
-            .calls_notifiers()
-            .then(|| self.watch.sit_as_program());
+        let _sitting = self.sit_for(effort);
         for _ in 0..SHRINK_ROUNDS {
             if self.reclaim_pages(missing, effort) == Pass::Done {
                 return Pass::Done;
@@ -399,6 +397,13 @@ impl Memcg {
         }
         count(&self.stat.stalls);
         Pass::Stalled
+    }
+
+    /// Has the calling thread watched while it may call notifiers.
+    fn sit_for(&self, effort: Effort) -> Option<watch::Sitting> {
+        effort
+            .calls_notifiers()
+            .then(|| self.watch.sit_as_program())
     }
 
     /// The same with the hands alone. What `low` protects goes when there is nothing else.

@@ -203,6 +203,7 @@ impl Memcg {
         // Not one by one: an operation of the machine on some neighbours costs little more than on
         // one page.
         if missing > 0 || lacking >= at_once {
+            let _sitting = self.sit_for(effort);
             self.advance(Hand::Front, lacking.min(at_once).max(missing), how);
         }
         let mut lap = self.start_lap(Hand::Back, effort, Protection::LowAndMin);
