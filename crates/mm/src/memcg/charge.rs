@@ -142,8 +142,8 @@ impl Memcg {
         }
     }
 
-    /// Holds what the store may need for `nr_pages` of the total at every level, or nothing: a frame
-    /// that is used again must leave as much of the total as one that is charged.
+    /// Holds what the store may need for `nr_pages` of the total at every level, or nothing: a
+    /// frame that is used again must leave as much of the total as one that is charged.
     pub(crate) fn hold_total(&self, nr_pages: u64) -> Option<HeldTotal<'_>> {
         // A slot is never twice as large as a page.
         let bytes = 2 * nr_pages * PAGE_BYTES;
