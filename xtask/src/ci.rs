@@ -86,6 +86,11 @@ const STEPS: &[Step] = &[
         env: &[("PINLESS_WITHOUT_NOTIFIERS", "1")],
     },
     Step {
+        title: "locks that nothing watches",
+        cargo: &["test", "-p", "lockdep", "--no-default-features", "--tests"],
+        env: &[],
+    },
+    Step {
         title: "teardown on cgroup v2",
         cargo: &["run", "--quiet", "--package", "xtask", "--", "vm-test"],
         env: &[],

