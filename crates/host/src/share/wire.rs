@@ -15,7 +15,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"pinless\x01");
 /// Bytes of a message: the magic word and a number.
 const LEN: usize = 16;
 
-/// Room for one descriptor beside the bytes.
+/// Room for one descriptor beside the bytes; the kernel's padding makes it two.
 const CONTROL_LEN: usize = 64;
 
 /// Aligned as the kernel's header of such data.
@@ -47,10 +47,10 @@ pub(super) fn send(stream: &UnixStream, value: u64, fd: BorrowedFd<'_>) -> Resul
         (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
         let place = libc::CMSG_DATA(header).cast::<RawFd>();
         place.write_unaligned(fd.as_raw_fd());
-        libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+        uninterrupted(|| libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL))
     };
-    match Errno::check(sent as i64)? {
-        sent if sent == LEN as i64 => Ok(()),
+    match sent? {
+        LEN => Ok(()),
         // So few bytes go as a whole, unless the other side has nowhere to put them.
         _ => Err(Errno(libc::EAGAIN)),
     }
@@ -59,7 +59,7 @@ pub(super) fn send(stream: &UnixStream, value: u64, fd: BorrowedFd<'_>) -> Resul
 /// Receives a number and a descriptor. `EPROTO` for anything else.
 pub(super) fn receive(mut stream: &UnixStream) -> Result<(u64, OwnedFd), Errno> {
     let mut bytes = [0; LEN];
-    let (nr, fd) = receive_some(stream, &mut bytes)?;
+    let (nr, fds) = receive_some(stream, &mut bytes)?;
     let rest = stream.read_exact(&mut bytes[nr..]);
     rest.map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EPROTO)))?;
     let word = |at: usize| {
@@ -67,17 +67,18 @@ pub(super) fn receive(mut stream: &UnixStream) -> Result<(u64, OwnedFd), Errno> 
         word.copy_from_slice(&bytes[at..at + 8]);
         u64::from_le_bytes(word)
     };
-    match fd {
-        Some(fd) if word(0) == MAGIC => Ok((word(8), fd)),
+    match <[OwnedFd; 1]>::try_from(fds) {
+        Ok([fd]) if word(0) == MAGIC => Ok((word(8), fd)),
         _ => Err(Errno(libc::EPROTO)),
     }
 }
 
-/// Receives the first bytes, and the descriptor that comes with them.
+/// Receives the first bytes, and the descriptors that come with them: all of them, for they are
+/// this process's now, whatever the other one was to send.
 fn receive_some(
     stream: &UnixStream,
     bytes: &mut [u8; LEN],
-) -> Result<(usize, Option<OwnedFd>), Errno> {
+) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: LEN,
@@ -94,21 +95,36 @@ fn receive_some(
         message.msg_iovlen = 1;
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as usize;
-        let nr = libc::recvmsg(
-            stream.as_raw_fd(),
-            &raw mut *message,
-            libc::MSG_CMSG_CLOEXEC,
-        );
-        let nr = Errno::check(nr as i64)? as usize;
-        let header = libc::CMSG_FIRSTHDR(&raw const *message);
-        let is_fd = !header.is_null()
-            && (*header).cmsg_level == libc::SOL_SOCKET
-            && (*header).cmsg_type == libc::SCM_RIGHTS
-            && (*header).cmsg_len == libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
-        let fd = is_fd.then(|| {
-            let place = libc::CMSG_DATA(header).cast::<RawFd>();
-            OwnedFd::from_raw_fd(place.read_unaligned())
-        });
-        Ok((nr, fd))
+        let nr = uninterrupted(|| {
+            libc::recvmsg(
+                stream.as_raw_fd(),
+                &raw mut *message,
+                libc::MSG_CMSG_CLOEXEC,
+            )
+        })?;
+        let mut fds = Vec::new();
+        let mut header = libc::CMSG_FIRSTHDR(&raw const *message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let len = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let place = libc::CMSG_DATA(header).cast::<RawFd>();
+                for nth in 0..len / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(place.add(nth).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const *message, header);
+        }
+        Ok((nr, fds))
+    }
+}
+
+/// A call that a signal may interrupt before it has done anything, as those to a socket with a time
+/// limit always can be.
+fn uninterrupted(mut call: impl FnMut() -> isize) -> Result<usize, Errno> {
+    loop {
+        match Errno::check(call() as i64) {
+            Err(Errno(libc::EINTR)) => {}
+            done => return done.map(|nr| nr as usize),
+        }
     }
 }

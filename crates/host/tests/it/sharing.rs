@@ -2,7 +2,7 @@
 //!
 //! The processes tell each other things through words of that memory.
 
-use crate::child::start;
+use crate::child::{assert_ended_well, run, start};
 use crate::fake::{Fake, Memory, Side, managed, mapping, pattern, word_of};
 use pinless_host::{
     AccessError, Client, FaultMode, FaultService, HostMapping, Share, ShareError, attach_thread,
@@ -10,10 +10,12 @@ use pinless_host::{
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::fault::{FaultError, StoreError};
 use pinless_mm::primary_mmu::{Access, MmuError, PrimaryMmu};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::thread::JoinHandleExt;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NR_PAGES: u32 = 64;
 const ALL: PageRun = PageRun {
@@ -333,7 +335,6 @@ fn without_a_client_a_process_reads_zeros_and_the_owner_notices() {
     };
     let stolen = stolen_file(NR_OWN);
     let mut child = start(test, "thief", stolen, || {
-        use std::os::fd::AsRawFd;
         let file = inherited();
         // SAFETY: a new mapping at an address of the kernel's choice, of which one word is read.
         let found = unsafe {
@@ -410,7 +411,7 @@ fn what_cannot_be_shared_says_why() {
     let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     for base in [0, 1, 1 << 40] {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        answer(&theirs, base, &file);
+        answer(&theirs, base, &[file.as_fd()]);
         let nonsense = attached.share(ours, &service).map(drop);
         assert_eq!(nonsense, Err(ShareError::Nonsense), "{base:#x}");
     }
@@ -419,29 +420,97 @@ fn what_cannot_be_shared_says_why() {
     assert_eq!(Client::join(ours).map(drop), Err(ShareError::Nonsense));
 }
 
-/// Says what a client says, with that address and descriptor.
-fn answer(stream: &UnixStream, base: u64, descriptor: &OwnedFd) {
-    use std::os::fd::AsRawFd;
+/// What a client sends beside the one descriptor that it should is not kept.
+#[test]
+fn a_client_that_sends_several_descriptors_leaves_none_behind() {
+    let test = "sharing::a_client_that_sends_several_descriptors_leaves_none_behind";
+    // In a process of its own, where nobody else opens any.
+    let output = run(test, "several", || {
+        let Some((mapping, _fake)) = managed(1, shared(FaultMode::InThread)) else {
+            return;
+        };
+        let service = FaultService::start(1).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let nr_open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        for nr in [1, 2, 3, 12] {
+            let before = nr_open();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            answer(&theirs, 0, &vec![file.as_fd(); nr]);
+            let nonsense = mapping.share(ours, &service).map(drop);
+            assert_eq!(nonsense, Err(ShareError::Nonsense), "{nr} descriptors");
+            drop(theirs);
+            assert_eq!(nr_open(), before, "{nr} descriptors");
+        }
+    });
+    assert_ended_well(&output);
+}
+
+/// A signal that the program handles is no reason to give up, however often it comes.
+#[test]
+fn a_signal_ends_no_wait_for_the_other_process() {
+    let test = "sharing::a_signal_ends_no_wait_for_the_other_process";
+    const NR_SIGNALS: usize = 1000;
+    static NR_HANDLED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count(_signal: i32) {
+        NR_HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+    // In a process of its own, whose signals are nobody else's.
+    let output = run(test, "signals", || {
+        let Some(probed) = mapping(1, shared(FaultMode::Service)) else {
+            return;
+        };
+        drop(probed);
+        // SAFETY: zero is a valid value of the action, whose handler only counts.
+        unsafe {
+            let mut action: libc::sigaction = core::mem::zeroed();
+            action.sa_sigaction = count as *const () as usize;
+            assert_eq!(
+                libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
+                0
+            );
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let joining = std::thread::spawn(|| Client::join(theirs).map(drop));
+        for nth in 1..=NR_SIGNALS {
+            // SAFETY: the thread is not joined yet, so its name is good.
+            unsafe { libc::pthread_kill(joining.as_pthread_t(), libc::SIGUSR1) };
+            while NR_HANDLED.load(Ordering::Relaxed) < nth && !joining.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        drop(ours);
+        // What it was told: nothing, and that nobody is there.
+        assert_eq!(joining.join().unwrap(), Err(ShareError::Nonsense));
+    });
+    assert_ended_well(&output);
+}
+
+/// Says what a client says, with that address and at most twelve descriptors.
+fn answer(stream: &UnixStream, base: u64, descriptors: &[BorrowedFd<'_>]) {
     let mut words = [u64::from_be_bytes(*b"pinless\x01").to_le(), base.to_le()];
     let mut part = libc::iovec {
         iov_base: words.as_mut_ptr().cast(),
         iov_len: size_of_val(&words),
     };
     let mut control = [0_u64; 8];
+    let len = 4 * descriptors.len() as u32;
     // SAFETY: zero is a valid value of the header; what it points to outlives the call, and the
-    // control data has room for one descriptor, which the macros place.
+    // control data has room for so many descriptors (asserted), which the macros place.
     let sent = unsafe {
         let mut message: libc::msghdr = core::mem::zeroed();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        message.msg_controllen = libc::CMSG_SPACE(len) as usize;
+        assert!(message.msg_controllen <= size_of_val(&control));
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
+        (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
         let place = libc::CMSG_DATA(header).cast::<i32>();
-        place.write_unaligned(descriptor.as_raw_fd());
+        for (nth, descriptor) in descriptors.iter().enumerate() {
+            place.add(nth).write_unaligned(descriptor.as_raw_fd());
+        }
         libc::sendmsg(stream.as_raw_fd(), &raw const message, 0)
     };
     assert_eq!(sent, 16);
