@@ -37,13 +37,18 @@ pub(crate) fn mark_owner() -> Result<(), Errno> {
     }
     // SAFETY: the page is the mapping made above; a failure leaves it as it is.
     let wiped = unsafe { libc::madvise(page, PAGE_SIZE, libc::MADV_WIPEONFORK) };
+    if let Err(errno) = Errno::check(wiped.into()) {
+        // SAFETY: the page is the mapping made above, which nobody else knows.
+        unsafe { libc::munmap(page, PAGE_SIZE) };
+        return Err(errno);
+    }
     let mark = page.cast::<AtomicU8>();
     // SAFETY: the page is ours, aligned, and never unmapped.
     unsafe { &*mark }.store(1, Ordering::Relaxed);
     // Release: whoever finds the pointer finds the mark; pairs with the Acquire in
     // `is_forked_child`.
     MARK.store(mark, Ordering::Release);
-    Errno::check(wiped.into()).map(drop)
+    Ok(())
 }
 
 /// Whether this process is the child of one that has managed memory. One load of a page.

@@ -17,6 +17,7 @@ mod context;
 mod stderr;
 
 use crate::errno::Errno;
+use crate::fork::is_forked_child;
 use crate::primary_mmu::{FaultMode, HostMmu};
 use crate::registry::{self, InFlight, Kind};
 use crate::thread;
@@ -75,6 +76,11 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut c
 }
 
 fn judge(trap: &mut Trap<'_>) -> Verdict {
+    if is_forked_child() {
+        // None of the memory is here. What is at its addresses now is the child's own, and the
+        // locks of the library may be held by threads that are not here either.
+        return Verdict::HandOn;
+    }
     if let Some(address) = trap.queued {
         return judge_queued(trap, address);
     }

@@ -1,9 +1,14 @@
 //! A child process has none of the managed memory, and the parent does not notice the fork.
 
-use crate::fake::{MODES, managed, word_of};
-use pinless_host::{AccessError, Client, CreateError, FaultService, ShareError, attach_thread};
-use pinless_mm::addr::PageRun;
+use crate::child::{assert_ended_well, run};
+use crate::fake::{MODES, managed, skip, word_of};
+use pinless_host::{
+    AccessError, Client, CreateError, Errno, FaultService, HostMapping, Resolver, ShareError,
+    attach_thread,
+};
+use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::primary_mmu::{Access, Detached, MmuError, PrimaryMmu};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 #[test]
@@ -174,4 +179,116 @@ fn a_child_ends_nothing_of_its_parent() {
     drop(ManuallyDrop::into_inner(service));
     drop(ManuallyDrop::into_inner(spare));
     assert_eq!(mapping.load_u64(5 * 4096), Ok(word_of(5, 0)));
+}
+
+/// What a child maps where its parent has managed memory, or slots, is the child's own: a file that
+/// ends too early raises the SIGBUS there that it would raise anywhere.
+#[test]
+fn a_sigbus_of_a_childs_own_mapping_is_the_childs() {
+    // As many pages as no other mapping of these tests has.
+    const NR_OWN: u32 = 59;
+    const LEN: usize = NR_OWN as usize * PAGE_SIZE;
+    let Some((mapping, _fake)) = managed(NR_OWN, MODES[1]) else {
+        return;
+    };
+    let _attached = attach_thread().unwrap();
+    mapping.load_u64(0).unwrap();
+    let areas = areas_of_len(LEN);
+    assert!(
+        areas.contains(&mapping.as_ptr().addr()) && areas.len() == 2,
+        "the mapping and its slots: {areas:x?}"
+    );
+    // SAFETY: the name is a C string, and what is made belongs to nobody else.
+    let empty = unsafe {
+        let made = libc::memfd_create(c"empty".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(made >= 0);
+        OwnedFd::from_raw_fd(made)
+    };
+    for area in areas {
+        // SAFETY: the child makes only calls that a child of a threaded program may make. The
+        // range is the parent's, and in the child there is nothing.
+        let status = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+                let address = area as *mut libc::c_void;
+                let mapped = libc::mmap(address, LEN, libc::PROT_READ, flags, empty.as_raw_fd(), 0);
+                if mapped != address {
+                    libc::_exit(1);
+                }
+                mapped.cast::<u8>().read_volatile();
+                libc::_exit(2);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            status
+        };
+        let is_sigbus = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS;
+        assert!(is_sigbus, "{area:#x}: {status:#x}");
+    }
+}
+
+/// Where anonymous memory of this process begins that is so long.
+fn areas_of_len(len: usize) -> Vec<usize> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let ranges = maps.lines().filter_map(|line| {
+        let range = line.split(' ').next()?.split_once('-')?;
+        let number = |hex| usize::from_str_radix(hex, 16).ok();
+        Some((number(range.0)?, number(range.1)?))
+    });
+    let fitting = ranges.filter(|(start, end)| end - start == len);
+    fitting.map(|(start, _)| start).collect()
+}
+
+/// Where the kernel does not wipe the mark in a child, nobody could tell that it is one: so there
+/// is no managed memory, however often it is asked for.
+#[test]
+fn without_the_mark_there_is_no_managed_memory() {
+    let test = "forks::without_the_mark_there_is_no_managed_memory";
+    let output = run(test, "no-mark", || {
+        if !refuse_wipe_on_fork() {
+            return skip("filter of system calls");
+        }
+        let refused = CreateError::Os {
+            operation: "madvise(MADV_WIPEONFORK)",
+            errno: Errno(libc::EINVAL),
+        };
+        for nth in 0..3 {
+            let made = HostMapping::create(1, Resolver::InThread).map(drop);
+            assert_eq!(made, Err(refused), "{nth}");
+        }
+    });
+    assert_ended_well(&output);
+}
+
+/// Has this thread's `madvise` fail for that one advice. Whether the kernel has filters.
+fn refuse_wipe_on_fork() -> bool {
+    // Where the number and the third argument lie in what a filter sees.
+    const NUMBER: u32 = 0;
+    const ADVICE: u32 = 32;
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let is_equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
+    let mut steps = [
+        step(load, NUMBER, 0),
+        step(is_equal, libc::SYS_madvise as u32, 3),
+        step(load, ADVICE, 0),
+        step(is_equal, libc::MADV_WIPEONFORK as u32, 1),
+        step(answer, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32, 0),
+        step(answer, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the program is valid and outlives the call, which copies it.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            ) == 0
+    }
 }
