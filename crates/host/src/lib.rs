@@ -22,6 +22,8 @@ mod fault_thread;
 mod fork;
 mod guard;
 pub mod io_uring;
+#[cfg(any(feature = "kvm", feature = "vm-memory"))]
+mod kept;
 pub mod kmsg;
 #[cfg(feature = "kvm")]
 pub mod kvm;

@@ -48,7 +48,9 @@ pub struct HostMapping {
     resolver: Resolver,
 }
 
-/// Whatever has a mapping, in shares: for those who keep it as long as they use it.
+/// Whatever has a mapping, in shares: for those who keep it as long as they use it. It answers with
+/// the same mapping each time. Should it not, the memory of the first answer is what is used, and
+/// kept; accesses that are carried out for somebody go to what is answered then.
 pub type SharedMapping = Arc<dyn AsRef<HostMapping> + Send + Sync>;
 
 /// What resolves the faults, in the order in which it is taken down: first no new fault reaches
@@ -168,8 +170,7 @@ impl HostMapping {
 
     /// Whether the pages of the mapping are those of `vma`.
     pub fn is_over(&self, vma: &Vma) -> bool {
-        vma.base().0 == self.as_ptr().addr() as u64
-            && vma.nr_pages() as usize * PAGE_SIZE == self.len_bytes()
+        self.mmu.is_over(vma)
     }
 
     /// Bytes in the mapping.

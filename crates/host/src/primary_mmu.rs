@@ -23,6 +23,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 use pinless_mm::fault::FaultError;
+use pinless_mm::mm_struct::Vma;
 use pinless_mm::primary_mmu::{Access, Detached, DmaFault, MmuError, PrimaryMmu, ReuseFrames};
 use private::Staging;
 
@@ -231,6 +232,11 @@ impl HostMmu {
     /// The address range of the mapping: first byte and length.
     pub(crate) fn mapping_range(&self) -> (usize, usize) {
         (self.mapping.base(), self.mapping.len())
+    }
+
+    /// Whether the pages of the mapping are those of `vma`.
+    pub(crate) fn is_over(&self, vma: &Vma) -> bool {
+        vma.base() == self.base() && vma.nr_pages() == self.nr_pages
     }
 
     /// The address range of the slots.

@@ -12,7 +12,8 @@
 //! longer than the limit. A slice may not.
 
 use crate::fork::is_forked_child;
-use crate::mapping::{AccessError, HostMapping, SharedMapping};
+use crate::kept::Kept;
+use crate::mapping::{AccessError, SharedMapping};
 use ::vm_memory::bitmap::{BS, Bitmap, BitmapSlice, WithBitmapSlice};
 pub use ::vm_memory::guest_memory::Result;
 pub use ::vm_memory::{self, GuestAddress};
@@ -38,7 +39,7 @@ pub type GuestMemory = GuestRegionCollection<Region>;
 /// A mapping at an address of the guest's.
 pub struct Region {
     start: GuestAddress,
-    memory: SharedMapping,
+    memory: Kept,
     vma: Arc<Vma>,
 }
 
@@ -83,11 +84,11 @@ impl Region {
     /// [`GuestMemoryError::HostAddressNotAvailable`] when the pages are not the same, and
     /// [`GuestMemoryError::GuestAddressOverflow`] when the guest has no such addresses.
     pub fn new(start: GuestAddress, memory: SharedMapping, vma: &Arc<Vma>) -> Result<Self> {
-        let mapping = (*memory).as_ref();
-        if !mapping.is_over(vma) {
+        let memory = Kept::new(memory);
+        if !memory.mmu().is_over(vma) {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
-        if start.checked_add(mapping.len_bytes() as u64 - 1).is_none() {
+        if start.checked_add(memory.len_bytes() - 1).is_none() {
             return Err(GuestMemoryError::GuestAddressOverflow);
         }
         Ok(Self {
@@ -95,10 +96,6 @@ impl Region {
             memory,
             vma: Arc::clone(vma),
         })
-    }
-
-    fn mapping(&self) -> &HostMapping {
-        (*self.memory).as_ref()
     }
 
     /// What an access that may end early can have at once, at least one byte.
@@ -153,7 +150,7 @@ impl GuestMemoryRegion for Region {
     type B = Held;
 
     fn len(&self) -> GuestUsize {
-        self.mapping().len_bytes() as u64
+        self.memory.len_bytes()
     }
 
     fn start_addr(&self) -> GuestAddress {
@@ -168,7 +165,7 @@ impl GuestMemoryRegion for Region {
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
         let addr = self.check_address(addr);
         let addr = addr.ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        Ok(self.mapping().as_ptr().wrapping_add(addr.0 as usize))
+        Ok(self.memory.as_ptr().wrapping_add(addr.0 as usize))
     }
 
     /// The pages stay while the slice, or one that was cut from it, lives. More than the limit of
@@ -191,8 +188,8 @@ impl GuestMemoryRegion for Region {
         let held = Held {
             _pin: Some(Arc::new(pin)),
         };
-        let address = self.mapping().as_ptr().wrapping_add(offset.0 as usize);
-        // SAFETY: the bytes lie in the mapping (checked above), which lives as long as `self` and
+        let address = self.memory.as_ptr().wrapping_add(offset.0 as usize);
+        // SAFETY: the bytes lie in the memory (checked above), which lives as long as `self` and
         // so as long as the slice, and which this process has (checked above). Its pages are
         // resident and writable while `held` lives, which the slice owns and hands on to each that
         // is cut from it. No Rust reference into a mapping is ever made; others use it through

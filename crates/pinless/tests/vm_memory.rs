@@ -4,9 +4,13 @@
 
 #![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
 
-use pinless::vm_memory::{GuestMemory, PIECE_BYTES};
+mod turncoat;
+
+use pinless::vm_memory::{GuestMemory, PIECE_BYTES, Region};
 use pinless::{Advice, MapOptions, Mapping, MmHandle, PAGE_SIZE, Pinless};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use turncoat::Turncoat;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
     MemoryRegionAddress, VolatileMemory,
@@ -196,4 +200,25 @@ fn a_slice_holds_its_pages() {
     assert!(words.contains("pin fewer"), "{words}");
     drop(part);
     assert_eq!(mm.nr_pins(), 0);
+}
+
+/// What has the mapping is asked for it once.
+#[test]
+fn a_region_is_of_the_mapping_that_it_was_made_of() {
+    const NR_PAGES: u32 = 4;
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("turncoat");
+    let mappings = [NR_PAGES, 2 * NR_PAGES].map(|nr_pages| {
+        let mapping = pinless.map(&mm, MapOptions::of_pages(nr_pages));
+        mapping.expect("a mapping")
+    });
+    let vma = Arc::clone(mappings[0].vma());
+    let region = Region::new(GuestAddress(0), Turncoat::new(mappings), &vma);
+    let region = region.expect("they are the same pages");
+    let len = u64::from(NR_PAGES) * PAGE;
+    assert_eq!(region.len(), len);
+    assert!(region.get_slice(MemoryRegionAddress(len), 1).is_err());
+    let last = region.get_slice(MemoryRegionAddress(len - 1), 1);
+    let last = last.expect("it is inside").ptr_guard().as_ptr() as u64;
+    assert_eq!(last, vma.address(NR_PAGES).0 - 1);
 }

@@ -3,8 +3,9 @@
 use super::error::KvmError;
 use super::vcpu::Vcpu;
 use crate::errno::Errno;
+use crate::kept::Kept;
 use crate::lock_order;
-use crate::mapping::{HostMapping, SharedMapping};
+use crate::mapping::SharedMapping;
 use core::fmt;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -19,16 +20,12 @@ pub struct SlotId(u32);
 struct Slot {
     id: SlotId,
     gpa: u64,
-    memory: SharedMapping,
+    memory: Kept,
 }
 
 impl Slot {
-    fn mapping(&self) -> &HostMapping {
-        (*self.memory).as_ref()
-    }
-
     fn end(&self) -> u64 {
-        self.gpa + self.mapping().len_bytes() as u64
+        self.gpa + self.memory.len_bytes()
     }
 }
 
@@ -88,7 +85,8 @@ impl Vm {
         if !gpa.is_multiple_of(PAGE_SIZE as u64) {
             return Err(KvmError::Misaligned { gpa });
         }
-        let len_bytes = (*memory).as_ref().len_bytes() as u64;
+        let memory = Kept::new(memory);
+        let len_bytes = memory.len_bytes();
         let end = gpa.checked_add(len_bytes);
         let end = end.ok_or(KvmError::Overlap { gpa })?;
         let mut slots = self.slots.write();
@@ -139,23 +137,22 @@ impl Vm {
     }
 
     /// The memory at `gpa`, and how far into it that is.
-    pub(super) fn find(&self, gpa: u64) -> Option<(SharedMapping, u64)> {
+    pub(super) fn find(&self, gpa: u64) -> Option<(Kept, u64)> {
         let slots = self.slots.read();
         let mut holding = slots
             .iter()
             .filter(|slot| (slot.gpa..slot.end()).contains(&gpa));
         let slot = holding.next()?;
-        Some((Arc::clone(&slot.memory), gpa - slot.gpa))
+        Some((slot.memory.clone(), gpa - slot.gpa))
     }
 
     /// The guest's address of what the program has at `address`.
     pub(super) fn gpa_of(&self, address: Vaddr) -> Option<u64> {
         let slots = self.slots.read();
         let mut found = slots.iter().filter_map(|slot| {
-            let offset = address
-                .0
-                .checked_sub(slot.mapping().as_ptr().addr() as u64)?;
-            (offset < slot.mapping().len_bytes() as u64).then_some(slot.gpa + offset)
+            let base = slot.memory.as_ptr().addr() as u64;
+            let offset = address.0.checked_sub(base)?;
+            (offset < slot.memory.len_bytes()).then_some(slot.gpa + offset)
         });
         found.next()
     }
@@ -166,10 +163,10 @@ impl Vm {
             flags: 0,
             guest_phys_addr: slot.gpa,
             memory_size: len_bytes,
-            userspace_addr: slot.mapping().as_ptr().addr() as u64,
+            userspace_addr: slot.memory.as_ptr().addr() as u64,
         };
-        // SAFETY: the addresses are a mapping's, which the slot keeps until the kernel has let go
-        // of it: it is dropped after a call with length zero, or after the descriptor. No Rust
+        // SAFETY: the addresses are of memory that the slot keeps until the kernel has let go of
+        // it: it is dropped after a call with length zero, or after the descriptor. No Rust
         // reference into a mapping is ever made, so the guest may write there at any time.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(refused("KVM_SET_USER_MEMORY_REGION"))

@@ -148,7 +148,7 @@ impl Vcpu {
             // SAFETY: this field of the union is the one in use: the last run ended in such an
             // access (only then is there an unfinished one), and there was no run since.
             let mmio = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.mmio };
-            let (mapping, bytes) = ((*memory).as_ref(), &mut mmio.data[..len]);
+            let (mapping, bytes) = (memory.mapping(), &mut mmio.data[..len]);
             let done = match access {
                 Access::Read => mapping.read_at(offset, bytes),
                 Access::Write => mapping.write_at(offset, bytes),
@@ -179,10 +179,8 @@ impl Vcpu {
         let Some((memory, offset)) = self.vm.find(gpa) else {
             return Err(RunError::Refused(Errno(libc::EFAULT)));
         };
-        (*memory)
-            .as_ref()
-            .fault_in(offset, access)
-            .map_err(|error| RunError::Memory { gpa, error })
+        let filled = memory.mapping().fault_in(offset, access);
+        filled.map_err(|error| RunError::Memory { gpa, error })
     }
 
     /// Fills the pages of an instruction that could not be emulated, as it may be that it could not
