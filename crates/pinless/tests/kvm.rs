@@ -8,23 +8,30 @@
 
 #[path = "../examples/vmm/guest.rs"]
 mod guest;
+mod turncoat;
 
 use guest::{Ended, FIRST_PAGE, Guest, Machine, Pass};
 use pinless::kvm::{KvmError, RunError, VcpuStats, Vm};
 use pinless::swap::Inject;
+use pinless::sync::{Mutex, MutexGuard};
 use pinless::{
-    AccessError, Advice, AttachedThread, FaultError, FaultMode, MapOptions, PAGE_SIZE, PageRun,
-    Pinless, attach_thread,
+    AccessError, Advice, AttachedThread, FaultError, FaultMode, MapOptions, Mapping, PAGE_SIZE,
+    PageRun, Pinless, attach_thread,
 };
 use pinless_host::tracefs::{Trace, Wanted};
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use turncoat::Turncoat;
 
 const MODES: [FaultMode; 2] = [FaultMode::Service, FaultMode::InThread];
 
-/// Says what is missing for a guest here, if anything is.
-fn lacks_something() -> bool {
+/// One test at a time: what changes in this process is told to each machine that lives.
+static MACHINES: Mutex<()> = Mutex::new("test.machines", ());
+
+/// The right to have machines, unless something is missing for that here, which this says.
+fn machines() -> Option<MutexGuard<'static, ()>> {
     let kvm = Vm::new().map(drop).map_err(|error| match error {
         KvmError::NoKvm(_) => format!("no KVM: {error}"),
         other => panic!("{other}"),
@@ -32,9 +39,8 @@ fn lacks_something() -> bool {
     let uffd = Pinless::builder(1 << 20).require_kernel_faults().build();
     let uffd = uffd.map(drop);
     let uffd = uffd.map_err(|error| format!("no userfaultfd: {error}"));
-    kvm.and(uffd)
-        .inspect_err(|why| println!("skipped: {why}"))
-        .is_err()
+    let there = kvm.and(uffd).inspect_err(|why| println!("skipped: {why}"));
+    there.ok().map(|()| MACHINES.lock())
 }
 
 /// A guest of `nr_pages` under a limit of `nr_frames`.
@@ -99,7 +105,7 @@ fn offset_of(page: u32) -> u64 {
 
 /// Two processors write, each in a thread of its own, while a third thread has pages taken away.
 #[track_caller]
-fn check_writes(mode: FaultMode, nr_evictions: u64) {
+fn check_writes(mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
     const NR_PAGES: u32 = 1024;
     let pinless = system(NR_PAGES / 4);
     let _attached = attach_thread().expect("a thread can be attached");
@@ -133,6 +139,9 @@ fn check_writes(mode: FaultMode, nr_evictions: u64) {
                     let run = PageRun::new(first, 64);
                     machine.memory().advise(run, advice).expect("no device");
                 }
+                // Often, for the kernel keeps so many.
+                told.iter_mut()
+                    .for_each(|told| told.count(machine.memory()));
             }
         });
         let ends = vcpus.map(|vcpu| vcpu.join());
@@ -154,37 +163,79 @@ fn check_writes(mode: FaultMode, nr_evictions: u64) {
     let in_thread: u64 = ends.iter().map(|(_, stats)| resolved(stats)).sum();
     assert_eq!(in_thread > 0, mode == FaultMode::InThread, "{ends:?}");
     println!("{mode:?}: {} evictions, {ends:?}", memcg.stat().pgsteal);
+    if let Some(mut told) = told {
+        told.count(machine.memory());
+        told.check(memcg.stat().pgdeactivate);
+    }
 }
 
-/// G10: what the guest reads is what it has written, whatever is taken away meanwhile; and the
-/// kernel has told KVM of it each time.
-#[test]
-fn no_guest_write_is_lost() {
-    if lacks_something() {
-        return;
-    }
-    let asked = std::env::var("PINLESS_KVM_EVICTIONS");
-    let nr_evictions = asked.map_or(10_000, |nr| nr.parse().expect("a number"));
-    for mode in MODES {
+/// What the kernel tells KVM of pages of one mapping.
+struct Told {
+    trace: Trace,
+    pages: u64,
+}
+
+impl Told {
+    /// Begins to listen, if this kernel lets one.
+    fn start() -> Option<Self> {
         let wanted = Wanted {
             system: "kvm",
             event: "kvm_unmap_hva_range",
             filter: "",
         };
         let name = format!("pinless-kvm-{}", std::process::id());
-        let trace = Trace::start(&name, &[wanted]);
-        check_writes(mode, nr_evictions);
-        match trace {
+        match Trace::start(&name, &[wanted]) {
             Err(error) => println!("skipped: no trace events: {error}"),
             Ok(trace) if !trace.absent().is_empty() => {
                 println!("skipped: no trace events: {:?}", trace.absent());
             }
-            Ok(mut trace) => {
-                let told = trace.drain().len() as u64 + trace.lost();
-                assert!(told > 0, "the kernel has told KVM of nothing");
-                println!("{mode:?}: {told} times kvm_unmap_hva_range");
-            }
+            Ok(trace) => return Some(Self { trace, pages: 0 }),
         }
+        None
+    }
+
+    /// Counts the pages of the mapping that KVM has been told of since the last call.
+    fn count(&mut self, memory: &Mapping) {
+        let (start, end) = (
+            memory.vma().base().0,
+            memory.vma().address(memory.nr_pages()).0,
+        );
+        for event in self.trace.drain() {
+            // The only words in hexadecimal are the first address and that after the last.
+            let words = event.fields.split_whitespace();
+            let numbers = words.filter_map(|word| word.strip_prefix("0x"));
+            let mut numbers = numbers.map(|word| u64::from_str_radix(word, 16).expect("a number"));
+            let (Some(from), Some(to)) = (numbers.next(), numbers.next()) else {
+                panic!("two addresses: {event:?}");
+            };
+            let (from, to) = (from.clamp(start, end), to.clamp(start, end));
+            self.pages += (to - from) / PAGE_SIZE as u64;
+        }
+    }
+
+    /// Each page that was taken from its address is one that KVM was told of.
+    fn check(&self, nr_taken: u64) {
+        if self.trace.lost() > 0 {
+            println!("skipped: {} trace events were lost", self.trace.lost());
+            return;
+        }
+        let told = self.pages;
+        assert!(told >= nr_taken, "{nr_taken} were taken, {told} told of");
+        println!("{nr_taken} pages were taken, KVM was told of {told}");
+    }
+}
+
+/// G10: what the guest reads is what it has written, whatever is taken away meanwhile; and the
+/// kernel has told KVM of as many pages as were taken away, at least.
+#[test]
+fn no_guest_write_is_lost() {
+    let Some(_machines) = machines() else {
+        return;
+    };
+    let asked = std::env::var("PINLESS_KVM_EVICTIONS");
+    let nr_evictions = asked.map_or(10_000, |nr| nr.parse().expect("a number"));
+    for mode in MODES {
+        check_writes(mode, nr_evictions, Told::start());
     }
 }
 
@@ -194,9 +245,9 @@ fn no_guest_write_is_lost() {
 fn a_guest_survives_a_page_that_the_store_lost() {
     const NR_PAGES: u32 = 64;
     const LOST: u32 = 40;
-    if lacks_something() {
+    let Some(_machines) = machines() else {
         return;
-    }
+    };
     for mode in MODES {
         let pinless = system(2 * NR_PAGES);
         let thread = attach_thread().expect("a thread can be attached");
@@ -254,16 +305,16 @@ fn a_guest_survives_a_page_that_the_store_lost() {
 /// why, again and again.
 #[test]
 fn an_oom_kill_ends_the_guest_with_an_error() {
-    if lacks_something() {
+    let Some(_machines) = machines() else {
         return;
-    }
+    };
     for mode in MODES {
         let pinless = Pinless::builder(64 * PAGE_SIZE as u64).zswap_max(16 << 10);
         let pinless = pinless.build().expect("looked at already");
         let _attached = attach_thread().expect("a thread can be attached");
         let machine = machine(&pinless, "killed", 4096, mode);
-        let is_told = std::sync::Arc::new(AtomicBool::new(false));
-        let tells = std::sync::Arc::clone(&is_told);
+        let is_told = Arc::new(AtomicBool::new(false));
+        let tells = Arc::clone(&is_told);
         let mm = machine.memory().vma().mm();
         mm.set_on_kill(move || tells.store(true, Ordering::Relaxed));
         let ends = thread::scope(|scope| {
@@ -306,4 +357,28 @@ fn an_oom_kill_ends_the_guest_with_an_error() {
         };
         assert!(after.is_err_and(is_killed), "{after:?}");
     }
+}
+
+/// What has the memory is asked for it once: the guest has the pages of that answer, and no more.
+#[test]
+fn a_slot_is_of_the_mapping_that_it_was_made_of() {
+    const NR_PAGES: u32 = 4;
+    let Some(_machines) = machines() else {
+        return;
+    };
+    let pinless = system(64);
+    let mm = pinless.new_mm("turncoat");
+    let [first, then, next] = [NR_PAGES, 2 * NR_PAGES, 1].map(|nr_pages| {
+        let mapping = pinless.map(&mm, MapOptions::of_pages(nr_pages));
+        mapping.expect("a mapping")
+    });
+    let vm = Vm::new().expect("looked at already");
+    let (memory, next) = (Turncoat::new([first, then]), Arc::new(next));
+    vm.add_memory(0, memory).expect("it is the first");
+    // A page earlier there is memory, right behind there is none.
+    let overlaps = vm.add_memory(offset_of(NR_PAGES - 1), next.clone());
+    let gpa = offset_of(NR_PAGES - 1);
+    assert_eq!(overlaps, Err(KvmError::Overlap { gpa }));
+    vm.add_memory(offset_of(NR_PAGES), next)
+        .expect("nothing is there");
 }
