@@ -536,17 +536,10 @@ impl PrimaryMmu for HostMmu {
 
     fn read_detached(&self, page: PageIndex, into: &mut PageBuf) {
         self.assert_inside(PageRun::single(page));
-        // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`. 2. The
-        // caller owns the page and says that it is in its slot (trait contract), so nobody
-        // writes there; if it is not, the access is a SIGBUS and not another page's data.
-        // 3. `into` is memory of the caller's, apart from the slots.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                self.slot(page) as *const u8,
-                into.as_mut_ptr(),
-                PAGE_SIZE,
-            );
-        }
+        // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`; if it is
+        // empty, the access is a SIGBUS and not another page's data. 2. `into` is memory of the
+        // caller's, apart from the slots.
+        unsafe { uaccess::copy_page(into.as_mut_ptr(), self.slot(page) as *const u8) };
     }
 
     fn free_detached(&self, run: PageRun) -> Result<(), MmuError> {

@@ -13,9 +13,9 @@
 //! Linux counterpart: `copy_from_user`, `arch/x86/lib/copy_user_64.S`, `arch/x86/mm/extable.c`.
 
 use crate::thread;
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::fmt;
-use pinless_mm::addr::Vaddr;
+use pinless_mm::addr::{PAGE_SIZE, Vaddr};
 use pinless_mm::fault::FaultError;
 
 /// A page that a copy, or another access, could not be given.
@@ -131,6 +131,56 @@ pub unsafe fn store_u64(dst: *mut u64, value: u64) -> Result<(), UserFault> {
     debug_assert!(dst.is_aligned());
     // SAFETY: by this function's contract.
     outcome(unsafe { pinless_uaccess_store(dst, value) })
+}
+
+/// Copies a page that is there, or ends the process: not one of the copies above, so a fault does
+/// not come back as an error. May race with whoever else uses the bytes.
+///
+/// # Safety
+///
+/// The page from `src` on lies in a mapping of this crate that stays during the call, or can be
+/// read otherwise; the page from `dst` on likewise, to be written, and no Rust reference to it is
+/// used meanwhile. They do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) unsafe fn copy_page(dst: *mut u8, src: *const u8) {
+    // SAFETY: the instruction reads and writes these bytes and nothing else. The direction flag is
+    // clear wherever Rust code runs.
+    unsafe {
+        asm!(
+            "rep movsb",
+            inout("rcx") PAGE_SIZE => _,
+            inout("rsi") src => _,
+            inout("rdi") dst => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// As on x86-64.
+///
+/// # Safety
+///
+/// As on x86-64.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub(crate) unsafe fn copy_page(dst: *mut u8, src: *const u8) {
+    // SAFETY: the loop reads and writes these bytes, 16 at a time, and nothing else.
+    unsafe {
+        asm!(
+            "2:",
+            "ldp {low}, {high}, [{src}], #16",
+            "stp {low}, {high}, [{dst}], #16",
+            "subs {left}, {left}, #16",
+            "b.ne 2b",
+            low = out(reg) _,
+            high = out(reg) _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            left = inout(reg) PAGE_SIZE => _,
+            options(nostack),
+        );
+    }
 }
 
 #[inline]

@@ -10,6 +10,7 @@
 
 use super::{Backing, CreateError, HostMmu, moving};
 use crate::region::Region;
+use crate::uaccess;
 use crate::uffd::{Track, Uffd, feature};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use pinless_mm::primary_mmu::{MapStopped, ReuseFrames};
@@ -50,12 +51,9 @@ impl ReuseFrames for HostMmu {
         self.assert_inside(PageRun::single(page));
         let slot = self.private().slot(page);
         // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`, and is
-        // memory of a kind that can be written. 2. The caller owns the page and says that it is in
-        // its slot (trait contract), so nobody else looks there; if it is not, the access is a
-        // SIGBUS. 3. `contents` is memory of the caller's, apart from the slots.
-        unsafe {
-            core::ptr::copy_nonoverlapping(contents.as_ptr(), slot as *mut u8, PAGE_SIZE);
-        }
+        // memory of a kind that can be written; no Rust reference to it exists. If it is empty, the
+        // access is a SIGBUS. 2. `contents` is memory of the caller's, apart from the slots.
+        unsafe { uaccess::copy_page(slot as *mut u8, contents.as_ptr()) };
     }
 
     fn map_detached(&self, run: PageRun, from: PageIndex) -> Result<(), MapStopped> {
