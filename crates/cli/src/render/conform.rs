@@ -1,6 +1,6 @@
 //! The report of a conformance run as a table.
 
-use crate::cmd::conform::report::{Bug, Driver, Report};
+use crate::cmd::conform::report::{Bug, Driver, Lengths, Report, STEPS_SHORT};
 use core::fmt::Write;
 use pinless_sim::conformance::{Grade, Invariant};
 
@@ -18,6 +18,19 @@ pub(crate) fn table(report: &Report) -> String {
     }
     if !report.zoo.bugs.is_empty() {
         bugs(&mut text, report);
+    }
+    let Lengths {
+        shown,
+        short,
+        median,
+        longest,
+    } = report.zoo.lengths;
+    if shown > 1 {
+        let _ = writeln!(
+            text,
+            "\n{short} of {shown} schedules have at most {STEPS_SHORT} steps, half of them at most \
+             {median}, the longest {longest}"
+        );
     }
     // One fault was asked for: its schedule is what people want to see.
     if let [bug] = &report.zoo.bugs[..] {
@@ -118,9 +131,9 @@ fn verdicts(text: &mut String, bug: &Bug) {
     }
     for verdict in &bug.verdicts {
         let found = verdict.found.map_or("NOT FOUND", |found| found.name());
-        let (scene, steps) = match &verdict.conviction {
-            Some(one) if verdict.found == Some(one.invariant) => (one.scene, one.steps.to_string()),
-            _ => ("-", "-".to_owned()),
+        let (scene, steps) = match verdict.shown() {
+            Some(one) => (one.scene, one.steps.to_string()),
+            None => ("-", "-".to_owned()),
         };
         let also: Vec<&str> = verdict.also.iter().map(|one| one.name()).collect();
         let also = match also.is_empty() {

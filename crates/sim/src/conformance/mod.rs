@@ -28,6 +28,7 @@ mod stage;
 pub use invariant::{Invariant, Need, Pattern};
 pub use report::{Conviction, Grade, Graded, Report};
 
+use crate::Knob;
 use crate::checker::Locks;
 use crate::scheduler::{End, Explore, Run, Strategy};
 use core::fmt;
@@ -272,51 +273,100 @@ impl Kit {
         conviction.is_stuck && self.pattern.map_or(Need::Must, need) != Need::Must
     }
 
-    /// Little first, so that what is found is short. What is found and is not short is looked for
-    /// with less.
+    /// Little first, so that what is found is short.
     #[track_caller]
     fn search(&self, nth: usize, setting: &Setting) -> (u64, Option<Run>) {
-        let part = self.nr_schedules.div_ceil(3);
+        let part = self.part();
         let pct = Strategy::Pct { depth: 3, steps: 0 };
-        let seeds = |from: u64, nr: u64, strategy| {
-            let from = self.seed + from;
-            Explore::new(from..from + nr).strategy(strategy)
-        };
         let mut nr_runs = 0;
         for (at, (strategy, size)) in (0..).zip([
             (Strategy::Drawn, Size::Small),
             (pct, Size::Small),
             (Strategy::Drawn, Size::Grown),
         ]) {
-            let all = seeds(at * part, part, strategy);
-            let (nr, found) = explore(all, Shown::AsFound, nth, size, setting);
+            let knobs = scene::knobs(nth as u64, size);
+            let all = self.seeds(at * part, part, strategy);
+            let (nr, found) = explore(all, Shown::AsFound, nth, &knobs, setting);
             nr_runs += nr;
             let Some(found) = found else { continue };
             if !self.is_shown(nth, &found) {
                 return (nr_runs, Some(found));
             }
-            let again = Explore::new(found.seed..found.seed + 1).strategy(found.strategy);
-            let (_, shorter) = explore(again, Shown::Shortened, nth, size, setting);
-            let found = shorter.unwrap_or(found);
-            if report::nr_shown(&found) <= STEPS_WANTED {
-                return (nr_runs, Some(found));
-            }
-            let tiny = seeds(3 * part, 2 * part, Strategy::Drawn);
-            let small = seeds(5 * part, 3 * part, Strategy::Drawn);
-            let less = [(tiny, Size::Tiny), (small, Size::Small)];
-            let mut best = found;
-            for (seeds, size) in less {
-                let (_, found) = explore(seeds, Shown::Shortened, nth, size, setting);
-                let is_better = |run: &Run| {
-                    let shorter = report::nr_shown(run) < report::nr_shown(&best);
-                    shorter && invariant_of(run) == invariant_of(&best)
-                };
-                best = found.filter(is_better).unwrap_or(best);
-            }
-            return (nr_runs, Some(best));
+            return (nr_runs, Some(self.shortest(nth, found, setting)));
         }
         (nr_runs, None)
     }
+
+    /// Schedules of a scene that are tried with one strategy.
+    fn part(&self) -> u64 {
+        self.nr_schedules.div_ceil(3)
+    }
+
+    fn seeds(&self, from: u64, nr: u64, strategy: Strategy) -> Explore {
+        let from = self.seed + from;
+        Explore::new(from..from + nr).strategy(strategy)
+    }
+
+    /// The shortest failure like this one that is found: with as little happening as it needs, or
+    /// in a small scene from the start.
+    #[track_caller]
+    fn shortest(&self, nth: usize, found: Run, setting: &Setting) -> Run {
+        let part = self.part();
+        let found = self.with_less(nth, found, setting);
+        let again = Explore::new(found.seed..found.seed + 1).strategy(found.strategy);
+        let knobs = knobs_of(&found);
+        let (_, shorter) = explore(again, Shown::Shortened, nth, &knobs, setting);
+        let mut best = shorter.unwrap_or(found);
+        for (from, nr, size) in [
+            (3 * part, 2 * part, Size::Tiny),
+            (5 * part, 3 * part, Size::Small),
+        ] {
+            if report::shown(&best).len() <= STEPS_WANTED {
+                break;
+            }
+            let seeds = self.seeds(from, nr, Strategy::Drawn);
+            let knobs = scene::knobs(nth as u64, size);
+            let (_, found) = explore(seeds, Shown::Shortened, nth, &knobs, setting);
+            let is_better = |run: &Run| {
+                let shorter = report::shown(run).len() < report::shown(&best).len();
+                shorter && invariant_of(run) == invariant_of(&best)
+            };
+            best = found.filter(is_better).unwrap_or(best);
+        }
+        best
+    }
+
+    /// The same failure with fewer users, uses and brackets, as far as it still comes.
+    #[track_caller]
+    fn with_less(&self, nth: usize, mut best: Run, setting: &Setting) -> Run {
+        let pct = Strategy::Pct { depth: 3, steps: 0 };
+        for name in scene::COUNTS {
+            loop {
+                let mut knobs = knobs_of(&best);
+                let count = knobs.iter_mut().find(|knob| knob.name == name);
+                let Some(count) = count.filter(|knob| knob.max > 1) else {
+                    break;
+                };
+                *count = Knob::number(name, 1, count.max - 1);
+                let less = [Strategy::Drawn, pct].into_iter().find_map(|strategy| {
+                    let seeds = self.seeds(0, self.part(), strategy);
+                    let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
+                    found.filter(|run| invariant_of(run) == invariant_of(&best))
+                });
+                match less {
+                    Some(less) => best = less,
+                    None => break,
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Options that have the values of a run, and no others.
+fn knobs_of(run: &Run) -> Vec<Knob> {
+    let fixed = |&(name, value): &(&'static str, u64)| Knob::number(name, value, value);
+    run.knobs.iter().map(fixed).collect()
 }
 
 /// What becomes of a run that failed.
@@ -332,7 +382,7 @@ fn explore(
     seeds: Explore,
     shown: Shown,
     nth: usize,
-    size: Size,
+    knobs: &[Knob],
     setting: &Setting,
 ) -> (u64, Option<Run>) {
     let (scene, setting) = (&SCENES[nth], setting.clone());
@@ -340,18 +390,15 @@ fn explore(
         Shown::AsFound => seeds.as_found(),
         Shown::Shortened => seeds.failures_max(SHORTENED_MAX),
     };
-    let explored = seeds
-        .knobs(&scene::knobs(nth as u64, size))
-        .steps_max(STEPS_MAX)
-        .find(move |sim| {
-            // The environment may ask for another scene than this one.
-            if sim.knob("scene") == nth as u64 {
-                setting.locks.reset();
-                let _watched = setting.locks.watch();
-                let nr_pages = sim.knob("pages") as u32;
-                (scene.play)(&Stage::set(sim, &setting, nr_pages));
-            }
-        });
+    let explored = seeds.knobs(knobs).steps_max(STEPS_MAX).find(move |sim| {
+        // The environment may ask for another scene than this one.
+        if sim.knob("scene") == nth as u64 {
+            setting.locks.reset();
+            let _watched = setting.locks.watch();
+            let nr_pages = sim.knob("pages") as u32;
+            (scene.play)(&Stage::set(sim, &setting, nr_pages));
+        }
+    });
     (explored.nr_runs, explored.failure)
 }
 

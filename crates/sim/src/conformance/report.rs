@@ -3,7 +3,7 @@
 use super::scene::Scene;
 use super::stage::{BEGIN, Figures, JUDGED, OVER};
 use super::{Invariant, Need, Pattern, breach_of};
-use crate::scheduler::{End, Run};
+use crate::scheduler::{End, Run, Step};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Serialize, Serializer};
@@ -76,7 +76,8 @@ pub struct Conviction {
     /// What was seen.
     pub what: String,
     /// Steps that are shown, from where the device was set up: before, there is nothing to choose.
-    /// Where nobody gets any further, the first ones.
+    /// A lock that is taken and let go of with nothing between is one step. Where nobody gets any
+    /// further, the first ones.
     pub steps: u64,
     /// How often another task went on in it.
     pub switches: usize,
@@ -105,7 +106,7 @@ impl Conviction {
             // A panic of the device, or nobody gets any further.
             None => (scene.stuck, run.end.to_string()),
         };
-        let steps = &run.steps_after(BEGIN)[..nr_shown(run)];
+        let steps = shown(run);
         Self {
             invariant,
             guarantee: invariant.guarantee(),
@@ -116,7 +117,7 @@ impl Conviction {
             seed: run.seed,
             options: run.knobs.iter().copied().collect(),
             replay: run.replay_command().unwrap_or_default(),
-            timeline: run.timeline_of(steps),
+            timeline: run.timeline_of(&steps),
             is_stuck: is_stuck(run),
         }
     }
@@ -126,17 +127,21 @@ fn is_stuck(run: &Run) -> bool {
     !matches!(run.end, End::Panicked { .. })
 }
 
-/// How many steps of a run are shown, from where the device was set up.
-pub(super) fn nr_shown(run: &Run) -> usize {
+/// The steps of a run that are shown, from where the device was set up.
+pub(super) fn shown(run: &Run) -> Vec<Step> {
     let steps = run.steps_after(BEGIN);
     let place = |class| steps.iter().position(|step| step.class == class);
-    match (place(OVER), place(JUDGED)) {
+    let nr = match (place(OVER), place(JUDGED)) {
         // What is wrong is what is left: how the device was detached has no part in it.
         (Some(over), Some(_)) => over + 1,
-        // What goes round and round is the same from some step on.
-        _ if is_stuck(run) => steps.len().min(STUCK_STEPS_MAX),
         _ => steps.len(),
+    };
+    let mut folded = run.folded(&steps[..nr]);
+    if is_stuck(run) {
+        // What goes round and round is the same from some step on.
+        folded.truncate(STUCK_STEPS_MAX);
     }
+    folded
 }
 
 impl Report {

@@ -135,6 +135,12 @@ impl Run {
         &self.steps[named.map_or(0, |named| named + 1)..]
     }
 
+    /// Some of the steps, with what is one to a reader as one: a lock that is taken and let go of
+    /// with nothing between, and a wait that begins at once.
+    pub fn folded(&self, steps: &[Step]) -> Vec<Step> {
+        timeline::folded(steps)
+    }
+
     /// Some of the steps as text, one column a task.
     pub fn timeline_of(&self, steps: &[Step]) -> String {
         timeline::render(&self.task_names, steps)

@@ -25,6 +25,9 @@ pub struct Step {
 pub enum Event {
     /// It passed a point.
     Point(PointKind),
+    /// It took a lock and let go of it, and nobody did anything in between: a line of a timeline
+    /// that is [folded](super::Run::folded).
+    Section(PointKind),
     /// It began to wait.
     Block(PointKind),
     /// It ended.
@@ -37,6 +40,7 @@ impl Event {
         match self {
             Self::Point(kind) => kind as u64,
             Self::Block(kind) => 64 + kind as u64,
+            Self::Section(kind) => 192 + kind as u64,
             Self::End => 128,
         }
     }
@@ -79,6 +83,36 @@ pub(super) fn word(kind: PointKind) -> &'static str {
         PointKind::Unpark => "unpark",
         PointKind::User => "at",
         _ => "point",
+    }
+}
+
+/// See [`Run::folded`](super::Run::folded).
+pub(super) fn folded(steps: &[Step]) -> Vec<Step> {
+    let mut lines: Vec<Step> = Vec::with_capacity(steps.len());
+    for &step in steps {
+        let same = |line: &&mut Step| {
+            (line.task, line.class, line.object) == (step.task, step.class, step.object)
+        };
+        let last = lines.last_mut().filter(same);
+        let joined = last.and_then(|line| Some((joined(line.event, step.event)?, line)));
+        match joined {
+            Some((event, line)) => line.event = event,
+            None => lines.push(step),
+        }
+    }
+    lines
+}
+
+/// Two steps of one task at one object as one, if they are that to a reader.
+fn joined(first: Event, second: Event) -> Option<Event> {
+    use PointKind::{Lock, Read, TryLock, TryRead, TryWrite, Unlock, Write};
+    match (first, second) {
+        (
+            Event::Point(kind @ (Lock | Read | TryLock | TryRead | TryWrite | Write)),
+            Event::Point(Unlock),
+        ) => Some(Event::Section(kind)),
+        (Event::Point(kind), Event::Block(waits)) if kind == waits => Some(second),
+        _ => None,
     }
 }
 
@@ -149,6 +183,43 @@ fn cell((step, nr_more): &(Step, usize)) -> String {
     match step.event {
         Event::End => "ends".to_owned(),
         Event::Point(kind) => format!("{} {class}#{object}", word(kind)),
+        Event::Section(kind) => format!("{}, unlock {class}#{object}", word(kind)),
         Event::Block(kind) => format!("... {} {class}#{object}", word(kind)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_comes_between_is_one_step() {
+        use PointKind::{Lock, Unlock, Wait};
+        let step = |task, event, object| Step {
+            task,
+            event,
+            class: "it",
+            object,
+            at_ns: 0,
+        };
+        let (lock, unlock) = (Event::Point(Lock), Event::Point(Unlock));
+        let (wait, waits) = (Event::Point(Wait), Event::Block(Wait));
+        let steps = [
+            step(0, lock, 0),
+            step(0, unlock, 0),
+            // Another lock, and another task, in between.
+            step(0, lock, 0),
+            step(0, lock, 1),
+            step(0, unlock, 1),
+            step(0, unlock, 0),
+            step(0, lock, 2),
+            step(1, unlock, 2),
+            step(1, wait, 3),
+            step(1, waits, 3),
+        ];
+        let events: Vec<Event> = folded(&steps).iter().map(|step| step.event).collect();
+        let section = Event::Section(Lock);
+        let expected = [section, lock, section, unlock, lock, unlock, waits];
+        assert_eq!(events, expected);
     }
 }

@@ -30,8 +30,24 @@ pub(crate) struct Zoo {
     pub(crate) accounted: usize,
     /// Drivers without a fault that were convicted.
     pub(crate) false_convictions: usize,
+    /// How long the schedules are that show them.
+    pub(crate) lengths: Lengths,
     pub(crate) bugs: Vec<Bug>,
 }
+
+/// Steps of the schedules that show faults.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Lengths {
+    /// Faults in drivers that are shown by a schedule.
+    pub(crate) shown: usize,
+    /// Those whose schedule has at most [`STEPS_SHORT`] steps.
+    pub(crate) short: usize,
+    pub(crate) median: u64,
+    pub(crate) longest: u64,
+}
+
+/// Steps of a schedule that can be read at a glance.
+pub(crate) const STEPS_SHORT: u64 = 60;
 
 /// One fault.
 #[derive(Debug, Serialize)]
@@ -93,10 +109,34 @@ impl Report {
                 total: bugs.len(),
                 accounted,
                 false_convictions,
+                lengths: Lengths::of(&bugs),
                 bugs,
             },
             drivers,
         }
+    }
+}
+
+impl Lengths {
+    fn of(bugs: &[Bug]) -> Self {
+        let verdicts = bugs.iter().flat_map(|bug| &bug.verdicts);
+        let shown = verdicts.filter_map(Verdict::shown);
+        let mut steps: Vec<u64> = shown.map(|one| one.steps).collect();
+        steps.sort_unstable();
+        Self {
+            shown: steps.len(),
+            short: steps.partition_point(|&nr| nr <= STEPS_SHORT),
+            median: steps.get(steps.len() / 2).copied().unwrap_or(0),
+            longest: steps.last().copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Verdict {
+    /// The conviction, if it is of what was found.
+    pub(crate) fn shown(&self) -> Option<&Conviction> {
+        let conviction = self.conviction.as_ref();
+        conviction.filter(|one| self.found == Some(one.invariant))
     }
 }
 

@@ -64,6 +64,9 @@ pub(super) enum Size {
     Grown,
 }
 
+/// The options that say how much happens.
+pub(super) const COUNTS: [&str; 4] = ["users", "ops", "brackets", "uses"];
+
 /// What is drawn for each run.
 pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
     let (is_tiny, is_grown) = (size == Size::Tiny, size == Size::Grown);
