@@ -21,6 +21,7 @@ use lockdep::sync::{Condvar, Mutex};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::primary_mmu::Access;
+use pinless_mm::watch::prepare_thread;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -260,6 +261,7 @@ impl Shard {
     /// The life of a service thread. Allocates nothing after its start.
     fn run(&self) {
         block_signals();
+        prepare_thread();
         // For as long as it lives: a fault of this thread in managed memory is a bug.
         let _depth = thread::enter_handler();
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; NR_EVENTS_MAX];

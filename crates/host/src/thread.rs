@@ -10,6 +10,7 @@ use core::cell::Cell;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use pinless_mm::addr::PAGE_SIZE;
+use pinless_mm::watch::prepare_thread;
 
 /// Bytes of alternate stack that the fill of a page may use.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
@@ -361,6 +362,7 @@ pub struct AttachedThread {
 /// The error number of the system call that failed.
 pub fn attach_thread() -> Result<AttachedThread, Errno> {
     thread_id();
+    prepare_thread();
     let stack = match current_signal_stack()? {
         old if old.ss_flags & libc::SS_DISABLE == 0 && old.ss_size >= SIGNAL_STACK_BYTES => None,
         old => {

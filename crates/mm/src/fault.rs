@@ -54,6 +54,9 @@ pub enum FaultError {
         /// How long the fault waited.
         waited: Duration,
     },
+    /// Whoever walks the page table has not returned from an earlier change of it, and would have
+    /// to be told of this one.
+    Overdue,
     /// The machine refused.
     Machine(MmuError),
 }
@@ -97,6 +100,11 @@ impl fmt::Display for FaultError {
                 f,
                 "no frame came free within {} ms; raise `max`, or pin less",
                 waited.as_millis()
+            ),
+            Self::Overdue => write!(
+                f,
+                "a device that walks the page table does not return from a flush; \
+                 `Memcg::convictions` has its name"
             ),
             Self::Machine(error) => write!(f, "the machine refused: {error}"),
         }

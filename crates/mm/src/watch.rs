@@ -273,6 +273,14 @@ fn with_watch(act: impl FnOnce(&Watch, usize)) {
     });
 }
 
+/// Sets aside what the calling thread needs to be watched: afterwards a fault in it allocates
+/// nothing, also where somebody who walks the page table is told. The machine calls this for each
+/// thread whose faults it resolves, and for those that resolve them.
+pub fn prepare_thread() {
+    // An error says that the thread is at its end, and has no faults any more.
+    let _ = SITTING.try_with(|_| ());
+}
+
 /// The calling thread sits where it is watched; where it sat before, it sits again afterwards.
 #[must_use = "the seat is given back when this is dropped"]
 pub(crate) struct Sitting {

@@ -372,6 +372,10 @@ impl Vma {
     /// Lets writes through to a mapped page; it is dirty from now on.
     pub(crate) fn unprotect(&self, owned: Owned) -> Result<(), FaultError> {
         let was = owned.was.with_state(State::Resident);
+        if self.mm().notifiers().has_overdue_tlb_user() {
+            self.publish(owned, was);
+            return Err(FaultError::Overdue);
+        }
         if let Err(error) = self
             .primary()
             .protect(PageRun::single(owned.page), Access::Write)

@@ -274,6 +274,11 @@ impl Mm {
         })
     }
 
+    /// Whether nothing of it is in memory or in a store.
+    pub(crate) fn is_back(&self) -> bool {
+        self.nr_frames() + self.nr_swapped() == 0
+    }
+
     /// The mapping with the lowest number above `last`. Neither allocates nor waits: an error says
     /// that somebody is changing the list.
     pub(crate) fn try_vma_after(&self, last: VmaId) -> Result<Option<Arc<Vma>>, Busy> {

@@ -195,8 +195,12 @@ impl Vma {
     }
 
     /// Tells those who walk the page table that the entries of `run`, which the caller owns, were
-    /// changed.
+    /// changed. The thread is watched meanwhile, whosever it is.
     pub(crate) fn flush_tlb_users(&self, run: PageRun, event: Event) {
+        if !self.mm().notifiers().has_tlb_users() {
+            return;
+        }
+        let _sitting = self.memcg().watch.sit_as_program();
         let (start, end) = (self.address(run.first), self.address(run.end()));
         self.mm().notifiers().flush_tlb_users(start, end, event);
     }

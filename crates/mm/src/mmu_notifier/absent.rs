@@ -105,6 +105,11 @@ impl Notifiers {
     }
 
     #[inline]
+    pub(crate) fn has_overdue_tlb_user(&self) -> bool {
+        false
+    }
+
+    #[inline]
     pub(crate) fn flush_tlb_users(&self, _start: Vaddr, _end: Vaddr, _event: Event) {}
 
     #[inline]

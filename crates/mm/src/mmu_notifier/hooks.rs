@@ -225,6 +225,15 @@ impl Notifiers {
         }
     }
 
+    /// Whether one that walks the page table does not return from a flush: nothing of it may be
+    /// changed then.
+    pub(crate) fn has_overdue_tlb_user(&self) -> bool {
+        self.registry().has_tlb_users()
+            && (self.registry().look().version())
+                .overdue_tlb_user()
+                .is_some()
+    }
+
     fn ask_all(
         &self,
         start: Vaddr,

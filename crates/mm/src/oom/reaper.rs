@@ -108,8 +108,10 @@ impl Memcg {
         let is_clean = pass.skipped.is_empty();
         self.finish_victim();
         let mut state = self.oom.state.lock();
-        // Whoever tears the address space down later takes it out again; see `forget`.
-        let is_left = !is_clean && victim.nr_frames() + victim.nr_swapped() > 0;
+        // Whoever tears the address space down later takes it out again; see `forget`. Who has done
+        // so already will not: what is pinned then goes with its last pin.
+        let has_mappings = !matches!(victim.try_vma_after(VmaId(0)), Ok(None));
+        let is_left = !is_clean && has_mappings && !victim.is_back();
         if is_left && state.leftovers.len() < state.leftovers.capacity() {
             state.leftovers.push(Arc::clone(victim));
         }
@@ -123,7 +125,8 @@ impl Memcg {
 
     /// Somebody let go of a page of a victim that was reaped before.
     fn reap_leftovers(&self, pass: &mut ReapPass, holders: &Holders) {
-        for index in 0.. {
+        let mut index = 0;
+        loop {
             let victim = self.oom.state.lock().leftovers.get(index).cloned();
             let Some(victim) = victim else { break };
             self.reap_pass(&victim, pass, holders);
@@ -131,11 +134,17 @@ impl Memcg {
                 return;
             }
             let mut state = self.oom.state.lock();
-            let is_back = victim.nr_frames() + victim.nr_swapped() == 0;
+            let is_back = victim.is_back();
             let now_ns = self.clock.now_ns();
             if let Some(report) = state.reports.last_of(victim.id()) {
                 let after_ns = now_ns.saturating_sub(report.killed_at_ns);
                 report.back_ns = report.back_ns.or(is_back.then_some(after_ns));
+            }
+            if is_back {
+                // The next one moves up.
+                state.leftovers.retain(|left| !Arc::ptr_eq(left, &victim));
+            } else {
+                index += 1;
             }
         }
     }

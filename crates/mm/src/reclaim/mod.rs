@@ -241,7 +241,7 @@ impl Control {
                 }
             };
         }
-        // SeqCst fence: pairs with those in `kick` and `charge_wait`.
+        // SeqCst fence: pairs with those in `kick` and `Frames::wait`.
         fence(Ordering::SeqCst);
     }
 }

@@ -4,7 +4,7 @@ use super::oom::{leak, limits};
 use super::{Machine, Mapping, Rng, World, linger, offset_of, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::bus::{Bus, BusAddr};
-use crate::fault::FaultError;
+use crate::fault::{FaultError, FaultHandler};
 use crate::gfp::Gfp;
 use crate::limits::Limits;
 use crate::mm_struct::{Advice, MmHandle};
@@ -234,6 +234,39 @@ pub(super) fn a_stuck_flush_is_left_behind(machine: &dyn Machine) {
     rude.open();
     wait_for_return(&world);
     world.wait_until("what it held comes back", || nr_pages_of(&walked) == 0);
+    drop(walks);
+}
+
+/// G8: the same in a fault, which changes what may be done with a page. Nobody else is led into it.
+pub(super) fn a_stuck_flush_in_a_fault_is_named(machine: &dyn Machine) {
+    let world = World::with_limits(machine, hasty(32));
+    let mm = world.memcg.new_mm("walked");
+    let mapping = world.map(&mm, 8);
+    fill(&*mapping, 8, 121);
+    let vma = mapping.vma();
+    vma.advise(vma.all(), Advice::PageOut)
+        .expect("nobody refuses");
+    for page in 0..8 {
+        // A page that was only read is write-protected.
+        mapping.read(offset_of(page), &mut [0]).expect("a frame");
+    }
+    let rude = Rude::new(Callback::FlushTlb, Event::ProtectionPage);
+    let walks = mm.notifiers().subscribe_tlb("rude", Arc::clone(&rude) as _);
+    let writer = {
+        let mapping = Arc::clone(&mapping);
+        world.spawn("writer", move || {
+            mapping.write(offset_of(0), &[1]).expect("once it returns");
+        })
+    };
+    let convict = wait_for_conviction(&world, None, Callback::FlushTlb);
+    assert_eq!(&*convict.holder, "rude");
+    let other = Access::Write;
+    assert_eq!(vma.fault(1, other), Err(FaultError::Overdue));
+    assert_eq!(vma.fault(2, Access::Read), Ok(()), "nothing changes");
+    rude.open();
+    writer();
+    wait_for_return(&world);
+    assert_eq!(vma.fault(1, other), Ok(()));
     drop(walks);
 }
 

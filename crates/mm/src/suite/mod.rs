@@ -251,6 +251,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     convicts::a_stuck_flush_is_left_behind,
     #[cfg(feature = "notifiers")]
+    convicts::a_stuck_flush_in_a_fault_is_named,
+    #[cfg(feature = "notifiers")]
     convicts::a_stuck_direct_reclaim_is_named,
     #[cfg(feature = "notifiers")]
     convicts::a_stuck_settler_is_left_behind,

@@ -145,12 +145,20 @@ fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of the functions in a source.
-fn functions(source: &str) -> impl Iterator<Item = &str> {
-    source.lines().filter_map(|line| {
-        let (_, after) = line.trim_start().split_once("fn ")?;
-        let end = after.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))?;
-        Some(&after[..end])
+/// The names of the tests in a source: functions with the attribute, and rows of a table of cases.
+fn tests_in(source: &str) -> impl Iterator<Item = &str> {
+    let mut is_test = false;
+    source.lines().map(str::trim).filter_map(move |line| {
+        if line.starts_with("#[") {
+            is_test |= line == "#[test]";
+            return None;
+        }
+        let function = line.split_once("fn ").filter(|_| is_test);
+        is_test &= line.starts_with("//");
+        let case = || line.strip_suffix(',')?.split_once("::");
+        let name = function.or_else(case)?.1;
+        let end = name.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        Some(&name[..end.unwrap_or(name.len())])
     })
 }
 
@@ -234,14 +242,14 @@ fn findings(tests: &BTreeSet<String>, table: &str, holds_it: impl Fn(&str) -> bo
     findings
 }
 
-/// The names of all functions that may be tests.
+/// The names of all tests.
 fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in TESTS {
         rust_files(&root().join(folder), &mut files);
     }
     let sources: Vec<String> = files.iter().map(|path| read(path)).collect();
-    let names = sources.iter().flat_map(|source| functions(source));
+    let names = sources.iter().flat_map(|source| tests_in(source));
     names.map(str::to_owned).collect()
 }
 
@@ -281,7 +289,19 @@ fn what_is_not_shown_is_found() {
     assert_eq!(findings(&fewer, row, nowhere), Vec::<String>::new());
     let bad = "| 54 | that | this | `gone` |\n| 55 | that | this | |";
     assert_eq!(findings(&all, bad, nowhere).len(), 2);
-    assert!(functions("    pub(super) fn n28_n41_a(machine: &M) {").eq(["n28_n41_a"]));
+    let source = "
+        #[test]
+        #[cfg(unix)]
+        fn n28_n41_a() {
+            let other = n1();
+        }
+        fn n2_not_called() {}
+        #[cfg(unix)]
+        fn n3_nor_this() {}
+        cases! {
+            of::n5_another,
+        }";
+    assert!(tests_in(source).eq(["n28_n41_a", "n5_another"]));
     assert!(numbers("n28_n41_not_n42").eq([28, 41]));
     assert!(INVARIANTS.windows(2).all(|two| two[0].0 < two[1].0));
 }
