@@ -47,7 +47,7 @@ pub trait Process {
 /// The story of the kill of a process. Times are nanoseconds after the signal.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProcessReport {
-    /// The last answer.
+    /// The last answer; or [`Release::Gone`], when its end came before another.
     pub outcome: Release,
     /// How often its memory was asked for.
     pub passes: u32,
@@ -101,16 +101,17 @@ pub fn kill_process<P: Process>(
     while report.passes < limits.reap_passes {
         report.passes += 1;
         report.outcome = process.release();
-        let is_back = match report.outcome {
-            Release::Released | Release::Gone => true,
-            Release::Refused => {
-                report.nr_refused += 1;
-                false
-            }
-            Release::NotDying | Release::Unsupported => false,
-        };
+        report.nr_refused += u32::from(report.outcome == Release::Refused);
+        let mut is_back = matches!(report.outcome, Release::Released | Release::Gone);
         // Its end is as good, and cuts the pause short.
-        if is_back || process.wait_dead(limits.reap_interval) {
+        if !is_back && process.wait_dead(limits.reap_interval) {
+            is_back = true;
+            // What the machine cannot is worth knowing all the same.
+            if report.outcome != Release::Unsupported {
+                report.outcome = Release::Gone;
+            }
+        }
+        if is_back {
             let back_ns = clock.now_ns().saturating_sub(killed_at_ns);
             report.back_ns = Some(back_ns);
             break;
@@ -209,7 +210,8 @@ mod tests {
         check(&[NotDying, Released], None, (Released, 2, 0, Some(110)));
         check(&[NotDying], None, (NotDying, 10, 0, None));
         check(&[Unsupported], Some(3), (Unsupported, 3, 0, Some(315)));
-        check(&[Refused], Some(1), (Refused, 1, 1, Some(105)));
+        check(&[Refused], Some(1), (Gone, 1, 1, Some(105)));
+        check(&[NotDying], Some(2), (Gone, 2, 0, Some(210)));
     }
 
     #[test]
