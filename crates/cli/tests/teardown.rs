@@ -330,6 +330,9 @@ fn what_cannot_be_tested_is_told_in_one_line() {
     let leaker = program("leaker");
     check_refused(&[], &["/no/program"], "cannot start /no/program");
     check_refused(&[], &["true"], "ended by itself (exit status 0)");
+    if has_kernel_faults() {
+        check_refused(&["--hold"], &["true"], "ended by itself (exit status 0)");
+    }
     check_refused(&[], &[text(&leaker), "8", "end"], "give a lower --limit");
     let short = ["--patience", "1"];
     check_refused(&short, &[text(&leaker), "8"], "never hit the limit");

@@ -43,10 +43,9 @@ fn machines() -> Option<MutexGuard<'static, ()>> {
     there.ok().map(|()| MACHINES.lock())
 }
 
-/// A guest of `nr_pages` under a limit of `nr_frames`.
-fn machine(pinless: &Pinless, name: &str, nr_pages: u32, mode: FaultMode) -> Machine {
+/// A guest with such memory.
+fn machine(pinless: &Pinless, name: &str, options: MapOptions) -> Machine {
     let mm = pinless.new_mm(name);
-    let options = MapOptions::of_pages(nr_pages).fault_mode(mode);
     let memory = pinless.map(&mm, options).expect("a mapping");
     // It is torn down when the mapping is gone; until then the handle would only be in the way.
     std::mem::forget(mm);
@@ -103,15 +102,17 @@ fn offset_of(page: u32) -> u64 {
     u64::from(page) * PAGE_SIZE as u64
 }
 
+/// Of a guest that writes all the time; a quarter of it is there.
+const WRITTEN_PAGES: u32 = 1024;
+
 /// Two processors write, each in a thread of its own, while a third thread has pages taken away.
 #[track_caller]
-fn check_writes(mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
-    const NR_PAGES: u32 = 1024;
-    let pinless = system(NR_PAGES / 4);
+fn check_writes(kind: MapOptions, mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
+    let pinless = system(WRITTEN_PAGES / 4);
     let _attached = attach_thread().expect("a thread can be attached");
-    let machine = machine(&pinless, "writing", NR_PAGES, mode);
-    let middle = NR_PAGES / 2;
-    let shares = [(FIRST_PAGE, middle), (middle, NR_PAGES)].map(|(first, end)| Share {
+    let machine = machine(&pinless, "writing", kind.fault_mode(mode));
+    let middle = WRITTEN_PAGES / 2;
+    let shares = [(FIRST_PAGE, middle), (middle, WRITTEN_PAGES)].map(|(first, end)| Share {
         kept: first..end - 64,
         ballooned: PageRun::new(end - 64, 64),
     });
@@ -134,7 +135,7 @@ fn check_writes(mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
         });
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                for first in (0..NR_PAGES).step_by(64) {
+                for first in (0..WRITTEN_PAGES).step_by(64) {
                     let advice = [Advice::PageOut, Advice::Cold][(first / 64 % 2) as usize];
                     let run = PageRun::new(first, 64);
                     machine.memory().advise(run, advice).expect("no device");
@@ -158,11 +159,14 @@ fn check_writes(mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
     }
     let memcg = pinless.memcg();
     assert!(memcg.stat().pgsteal >= nr_evictions);
-    assert!(memcg.frames().peak() <= u64::from(NR_PAGES / 4));
+    assert!(memcg.frames().peak() <= u64::from(WRITTEN_PAGES / 4));
     let resolved = |stats: &VcpuStats| stats.mmio_in_ram + stats.memory_faults;
     let in_thread: u64 = ends.iter().map(|(_, stats)| resolved(stats)).sum();
     assert_eq!(in_thread > 0, mode == FaultMode::InThread, "{ends:?}");
-    println!("{mode:?}: {} evictions, {ends:?}", memcg.stat().pgsteal);
+    println!(
+        "{kind:?}, {mode:?}: {} evictions, {ends:?}",
+        memcg.stat().pgsteal
+    );
     if let Some(mut told) = told {
         told.count(machine.memory());
         told.check(memcg.stat().pgdeactivate);
@@ -235,7 +239,10 @@ fn no_guest_write_is_lost() {
     let asked = std::env::var("PINLESS_KVM_EVICTIONS");
     let nr_evictions = asked.map_or(10_000, |nr| nr.parse().expect("a number"));
     for mode in MODES {
-        check_writes(mode, nr_evictions, Told::start());
+        let private = MapOptions::of_pages(WRITTEN_PAGES);
+        check_writes(private, mode, nr_evictions, Told::start());
+        // Other processes could map it: reclaim goes another way, KVM is told all the same.
+        check_writes(private.shared(), mode, nr_evictions / 4, Told::start());
     }
 }
 
@@ -251,7 +258,11 @@ fn a_guest_survives_a_page_that_the_store_lost() {
     for mode in MODES {
         let pinless = system(2 * NR_PAGES);
         let thread = attach_thread().expect("a thread can be attached");
-        let machine = machine(&pinless, "losing", NR_PAGES, mode);
+        let machine = machine(
+            &pinless,
+            "losing",
+            MapOptions::of_pages(NR_PAGES).fault_mode(mode),
+        );
         let mut guest = machine.guest(0).expect("a processor");
         let mut pass = |pages, expects, writes| {
             guest.pass(
@@ -308,11 +319,13 @@ fn an_oom_kill_ends_the_guest_with_an_error() {
     let Some(_machines) = machines() else {
         return;
     };
-    for mode in MODES {
+    let private = MapOptions::of_pages(4096);
+    let kinds = [private, private.shared()];
+    for (kind, mode) in kinds.iter().flat_map(|kind| MODES.map(|mode| (kind, mode))) {
         let pinless = Pinless::builder(64 * PAGE_SIZE as u64).zswap_max(16 << 10);
         let pinless = pinless.build().expect("looked at already");
         let _attached = attach_thread().expect("a thread can be attached");
-        let machine = machine(&pinless, "killed", 4096, mode);
+        let machine = machine(&pinless, "killed", kind.fault_mode(mode));
         let is_told = Arc::new(AtomicBool::new(false));
         let tells = Arc::clone(&is_told);
         let mm = machine.memory().vma().mm();

@@ -177,8 +177,7 @@ impl Round<'_> {
     fn play(mut self) -> Result<Option<Story>, TeardownError> {
         let mut program = self.start()?;
         let hold = if self.args.hold {
-            let held = Hold::of(program.child.id());
-            Some(held.map_err(TeardownError::Hold)?)
+            Some(self.hold(&mut program)?)
         } else {
             None
         };
@@ -240,6 +239,16 @@ impl Round<'_> {
             pidfd,
             ready,
         })
+    }
+
+    fn hold(&mut self, program: &mut Program) -> Result<Hold, TeardownError> {
+        let held = Hold::of(program.child.id());
+        if held.is_err() {
+            // Of a program that has ended there is nothing to hold.
+            self.tick(program, "holding its memory");
+            self.check_alive()?;
+        }
+        held.map_err(TeardownError::Hold)
     }
 
     /// Waits until the limit is to be set; false when interrupted.
