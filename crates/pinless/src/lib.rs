@@ -58,21 +58,24 @@ pub use mapping::{MapError, Mapping};
 pub use metrics::{Metric, MetricKind, Metrics};
 pub use options::{MAPPING_BYTES_MAX, MapOptions};
 
+pub use lockdep::Class as LockClass;
 pub use lockdep::sync::{self, Fence};
 #[cfg(feature = "kvm")]
 pub use pinless_host::kvm;
-pub use pinless_host::process::PidFd;
+pub use pinless_host::process::{Mrelease, PidFd};
 #[cfg(feature = "vm-memory")]
 pub use pinless_host::vm_memory;
 pub use pinless_host::{
-    AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, Feature,
-    GuardError, HostMapping, ProbeError, Share, ShareError, SharedMapping, Source, SwapFileError,
-    Unavailable, UnknownFaultMode, attach_thread, io_uring,
+    AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, FaultService,
+    Feature, Guard as HostGuard, GuardError, HostMapping, HostMmu, MonotonicClock, ProbeError,
+    Resolver, Share, ShareError, SharedMapping, Source, SwapFileError, Unavailable,
+    UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
 pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
+pub use pinless_mm::env::Clock;
 pub use pinless_mm::event;
-pub use pinless_mm::fault::{FaultError, StoreError};
+pub use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
 pub use pinless_mm::gfp::Gfp;
 pub use pinless_mm::histogram::Summary;
 pub use pinless_mm::limits::{LimitError, Limits};
@@ -81,19 +84,22 @@ pub use pinless_mm::memcg::{
     StatSnapshot,
 };
 pub use pinless_mm::mm_struct::{
-    AdviseError, Building, MapError as BooksError, Mlock, MlockError, PinError, UnmapError,
+    AdviseError, Building, MapError as BooksError, Mlock, MlockError, Pin as BooksPin, PinError,
+    UnmapError, VmaId,
 };
 pub use pinless_mm::mmu_notifier;
 pub use pinless_mm::oom::{self, OomReport};
 pub use pinless_mm::page::State;
-pub use pinless_mm::primary_mmu::{Access, DmaFault, MmuError, PrimaryMmu};
+pub use pinless_mm::primary_mmu::{
+    Access, Detached, DmaFault, MapStopped, MmuError, PrimaryMmu, ReuseFrames,
+};
 pub use pinless_mm::swap;
-pub use pinless_mm::watch::Conviction;
+pub use pinless_mm::watch::{Callback, Conviction, Post};
 pub use pinless_mm::{Advice, Memcg, Mm, MmHandle, Vma};
 
 use events::{Events, span};
 use io_count::IoCount;
-use pinless_host::{FaultService, MonotonicClock, Resolver, is_forked_child};
+use pinless_host::is_forked_child;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
