@@ -28,7 +28,7 @@ fn bench() -> Option<Bench> {
     let ring = Ring::new(4, 4, Kind::Shared).ok()?;
     let mut mapping = match HostMapping::create(4, Resolver::InThread) {
         Ok(mapping) => mapping,
-        Err(CreateError::Unavailable(_)) => return None,
+        Err(CreateError::Unavailable(_) | CreateError::Features(_)) => return None,
         Err(error) => panic!("{error}"),
     };
     let limits = Limits::new(16 * PAGE_SIZE as u64);

@@ -45,7 +45,9 @@ impl Field {
         let resolver = Resolver::Service(Arc::clone(&service));
         let mut mapping = match HostMapping::create(nr_pages, resolver) {
             Ok(mapping) => mapping,
-            Err(CreateError::Unavailable(why)) => return skip(&format!("userfaultfd: {why}")),
+            Err(why @ (CreateError::Unavailable(_) | CreateError::Features(_))) => {
+                return skip(&format!("userfaultfd: {why}"));
+            }
             Err(error) => panic!("{error}"),
         };
         let mut limits = Limits::new(frames * PAGE_SIZE as u64);

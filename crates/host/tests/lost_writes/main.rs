@@ -561,7 +561,7 @@ const PATHS: [&str; 12] = [
 fn check(side: &Side) {
     match side.create(1) {
         Ok(_) => {}
-        Err(CreateError::Unavailable(why)) => {
+        Err(why @ (CreateError::Unavailable(_) | CreateError::Features(_))) => {
             println!("skipped: no userfaultfd: {why}");
             return;
         }
