@@ -115,11 +115,22 @@ fn offset(page: PageIndex) -> u64 {
     u64::from(page) * PAGE_SIZE as u64
 }
 
+/// Every page once, in an order without a stride: else all but a few would be prefetched.
+fn scattered() -> impl Iterator<Item = PageIndex> {
+    const { assert!(NR_PAGES.is_power_of_two()) };
+    // Each step can be undone in as many bits as a page number has, so no page comes twice.
+    let mix = |nth: u32| {
+        let spread = nth.wrapping_mul(0x9e37_79b1) % NR_PAGES;
+        (spread ^ spread >> 6).wrapping_mul(0x85eb_ca6b) % NR_PAGES
+    };
+    (0..NR_PAGES).map(mix).map(|page| page ^ page >> 7)
+}
+
 /// Nanoseconds for a page: the median, so that what else the machine does counts little.
 fn time(mut each: impl FnMut(PageIndex) -> Result<(), BenchError>) -> Result<Vec<f64>, BenchError> {
     let mut times = Vec::with_capacity(NR_PAGES as usize);
     let mut last = Instant::now();
-    for page in ALL.pages() {
+    for page in scattered() {
         each(page)?;
         let now = Instant::now();
         times.push(now.duration_since(last).as_nanos() as f64);
@@ -221,7 +232,8 @@ fn rate(managed: &Managed, way: Way, nr_threads: u32) -> Result<f64, BenchError>
         let run = |me: u32| {
             let _attached = attach_thread().map_err(|e| failed("attach a thread", e))?;
             go.wait();
-            (me * part..(me + 1) * part).try_for_each(|page| (way.ask)(managed, page))
+            let mut mine = scattered().filter(|page| page / part == me);
+            mine.try_for_each(|page| (way.ask)(managed, page))
         };
         let threads: Vec<_> = (0..nr_threads)
             .map(|me| scope.spawn(move || run(me)))
