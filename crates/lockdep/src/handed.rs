@@ -26,9 +26,6 @@ impl Token {
     /// That of the calling thread.
     pub(crate) fn mine() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        thread_local! {
-            static MINE: Cell<u32> = const { Cell::new(0) };
-        }
         let mine = MINE.try_with(|mine| {
             if mine.get() == 0 {
                 mine.set(NEXT.fetch_add(1, Ordering::Relaxed));
@@ -37,6 +34,17 @@ impl Token {
         });
         Self(mine.unwrap_or(Self::ANY.0))
     }
+
+    /// Gives the calling thread another number, or none yet; returns the one that it had.
+    pub(crate) fn exchange(self) -> Self {
+        let before = MINE.try_with(|mine| mine.replace(self.0));
+        Self(before.unwrap_or(Self::ANY.0))
+    }
+}
+
+thread_local! {
+    /// 0 until somebody asks.
+    static MINE: Cell<u32> = const { Cell::new(0) };
 }
 
 #[derive(Clone, Copy)]

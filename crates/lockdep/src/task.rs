@@ -442,6 +442,12 @@ impl Task {
         self.limit.get() == 0
     }
 
+    /// Whether the validator is at work here from now on; says whether it was.
+    pub(crate) fn set_busy(&self, is_busy: bool) -> bool {
+        let limit = if is_busy { 0 } else { NR_INLINE };
+        self.limit.replace(limit) == 0
+    }
+
     /// Keeps the validator from entering itself until the guard is dropped; `None` if it has.
     pub(crate) fn begin_work(&self) -> Option<Work<'_>> {
         if self.is_busy() {
@@ -527,6 +533,9 @@ impl Drop for Work<'_> {
 #[derive(Default)]
 pub struct TaskState {
     held: Vec<Held>,
+    /// The chain of what is held, as it was in this epoch.
+    chain: ChainId,
+    epoch: u32,
     context: Context,
     sections: Sections,
     recent: Vec<Recent>,
@@ -538,6 +547,8 @@ impl TaskState {
     pub const fn new() -> Self {
         Self {
             held: Vec::new(),
+            chain: 0,
+            epoch: 0,
             context: Context(0),
             sections: Sections::NONE,
             recent: Vec::new(),
@@ -552,34 +563,80 @@ impl TaskState {
 
     /// Puts this task on the calling thread, and what was there into `self`.
     ///
-    /// Allocates if a task that held locks leaves the thread for the first time.
+    /// Allocates if a task leaves the thread with more than it ever left with before.
     pub fn exchange(&mut self) {
         with(|task| {
             let Some(_work) = task.begin_work() else {
                 return;
             };
-            let outgoing: Vec<Held> = task.iter().collect();
-            let mut recent: Vec<Recent> = task.recent().collect();
-            recent.reverse();
-            task.truncate(0);
-            task.forget_recent();
-            // The chain is found out again at the next event, like after a change of epoch.
-            task.epoch.set(task.epoch().wrapping_sub(1));
-            for held in &self.held {
-                if !task.push(*held, 0) {
-                    task.nr_lost.set(task.nr_lost.get() + 1);
-                }
-            }
-            for past in &self.recent {
-                task.remember(past.word, past.site, past.generation);
-            }
-            self.held = outgoing;
-            self.recent = recent;
-            let context = task.context();
-            task.set_context(self.context);
-            self.context = context;
-            self.sections = task.sections.replace(self.sections);
+            task.exchange(self);
+            // The chain is found out again at the next event, like after a change of epoch: the
+            // task may come from a thread of another validator.
+            task.slow_down();
         });
+    }
+
+    /// Files what is on the thread behind what is to come there, in the same vectors.
+    fn file(&mut self, task: &Task) {
+        self.held.extend(task.iter());
+        let nr_coming = self.recent.len();
+        for past in task.recent() {
+            // The latest comes first, and says all that an earlier one of its kind would.
+            if !self.recent[nr_coming..]
+                .iter()
+                .any(|kept| kept.is_like(&past))
+            {
+                self.recent.push(past);
+            }
+        }
+        self.recent[nr_coming..].reverse();
+    }
+}
+
+impl Recent {
+    fn is_like(&self, other: &Self) -> bool {
+        let is_same_place = match (self.site, other.site) {
+            (Site::Place(one), Site::Place(other)) => std::ptr::eq(one, other),
+            (one, other) => one == other,
+        };
+        is_same_place && self.word == other.word
+    }
+}
+
+impl Task {
+    /// Swaps what the thread holds and is in with `other`, and the chain that was found of it.
+    ///
+    /// Chains of another validator than that of the thread are the caller's affair.
+    pub(crate) fn exchange(&self, other: &mut TaskState) {
+        let (nr_held, nr_recent) = (other.held.len(), other.recent.len());
+        other.file(self);
+        let chain = std::mem::replace(&mut other.chain, self.chain());
+        let epoch = std::mem::replace(&mut other.epoch, self.epoch());
+        self.truncate(0);
+        self.forget_recent();
+        for nth in 0..nr_held {
+            let is_last = nth + 1 == nr_held;
+            let above = if is_last {
+                chain
+            } else {
+                other.held[nth + 1].before
+            };
+            if !self.push(other.held[nth], above) {
+                self.nr_lost.set(self.nr_lost.get() + 1);
+            }
+        }
+        // Who holds nothing has the empty chain, whatever the epoch.
+        if nr_held == 0 {
+            self.set_chain(0);
+        } else if epoch != self.epoch() {
+            self.slow_down();
+        }
+        for past in other.recent.drain(..nr_recent) {
+            self.remember(past.word, past.site, past.generation);
+        }
+        other.held.drain(..nr_held);
+        other.context = self.context.replace(other.context);
+        other.sections = self.sections.replace(other.sections);
     }
 }
 

@@ -25,10 +25,21 @@ use std::thread;
 
 use crate::class::Class;
 use crate::event::{self, Acquire};
+use crate::handed::Token;
 use crate::registry::Attributes;
 use crate::task::Site;
 use crate::validator::Validator;
 use crate::word::Mode;
+
+/// A number that no other thread has, simulated ones included: see [`ThreadState`].
+///
+/// Callable from everywhere, also in a signal handler; 0 at the very end of a thread.
+///
+/// [`ThreadState`]: crate::ThreadState
+#[must_use]
+pub fn number() -> u32 {
+    Token::mine().0
+}
 
 /// A thread that can be joined; see [`std::thread::JoinHandle`].
 #[derive(Debug)]

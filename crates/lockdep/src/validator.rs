@@ -85,6 +85,13 @@ pub(crate) fn is_private() -> bool {
         .unwrap_or(false)
 }
 
+/// Gives the calling thread another validator; returns the one that it had.
+pub(crate) fn exchange_current(other: Option<Arc<Inner>>) -> Option<Arc<Inner>> {
+    // An error says that the thread is at its end.
+    let before = CURRENT.try_with(|current| current.replace(other));
+    before.ok().flatten()
+}
+
 /// Tells the validator of the calling thread that the thread has ended, as far as it is concerned.
 pub(crate) fn end_thread() {
     task::with(|task| {

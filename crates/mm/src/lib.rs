@@ -37,6 +37,8 @@ pub mod swap;
 pub mod histogram;
 #[doc(hidden)]
 pub mod suite;
+mod switch;
 
 pub use memcg::Memcg;
 pub use mm_struct::{Advice, Mm, MmHandle, Pin, Vma};
+pub use switch::ThreadState;

@@ -196,6 +196,23 @@ std::thread_local! {
     static SITTING: RefCell<Option<(Arc<Watch>, usize)>> = const { RefCell::new(None) };
 }
 
+/// Where a thread sits that does not run, and how it is watched.
+#[derive(Default)]
+pub(crate) struct Place {
+    marks: u8,
+    sitting: Option<(Arc<Watch>, usize)>,
+}
+
+impl Place {
+    /// Puts this one on the calling thread, and what was there into `self`.
+    pub(crate) fn exchange(&mut self) {
+        // An error says that the thread is at its end.
+        let _ = MARKS.try_with(|marks| self.marks = marks.replace(self.marks));
+        let _ = SITTING
+            .try_with(|sitting| core::mem::swap(&mut *sitting.borrow_mut(), &mut self.sitting));
+    }
+}
+
 /// The thread sits somewhere.
 const WATCHED: u8 = 1;
 
@@ -266,11 +283,11 @@ impl Drop for Paused {
 #[cold]
 fn with_watch(act: impl FnOnce(&Watch, usize)) {
     // An error says that the thread is at its end.
-    let _ = SITTING.try_with(|sitting| {
-        if let Some((watch, seat)) = &*sitting.borrow() {
-            act(watch, *seat);
-        }
-    });
+    let here = SITTING.try_with(|sitting| sitting.borrow().clone());
+    // Not while it is borrowed: a simulator may exchange it at any lock that is taken.
+    if let Some((watch, seat)) = here.ok().flatten() {
+        act(&watch, seat);
+    }
 }
 
 /// Sets aside what the calling thread needs to be watched: afterwards a fault in it allocates

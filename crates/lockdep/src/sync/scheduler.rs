@@ -1,7 +1,8 @@
 //! The hook by which a simulator decides who runs.
 //!
-//! A simulator runs its tasks on real threads but lets one at a time go on: it hands a baton
-//! around inside [`Scheduler::point`] and [`Scheduler::block`]. What makes this sound is that
+//! A simulator runs its tasks on real threads, or on stacks of their own with
+//! [`ThreadState`](crate::ThreadState), but lets one at a time go on: it hands a baton around
+//! inside [`Scheduler::point`] and [`Scheduler::block`]. What makes this sound is that
 //! nothing in this crate calls a scheduler while it holds a lock of its own that another scheduled
 //! task could need: a lock is only ever tried, and given up before its waiters are woken.
 //!
@@ -158,6 +159,14 @@ impl fmt::Debug for Installed {
             .field("nested", &self.before.is_some())
             .finish()
     }
+}
+
+/// Gives the calling thread another scheduler, or none; returns the one that it had.
+///
+/// There is none while it is being called.
+pub(crate) fn exchange(other: Option<Arc<dyn Scheduler>>) -> Option<Arc<dyn Scheduler>> {
+    // An error says that the thread is at its end.
+    HOOK.try_with(|hook| hook.replace(other)).ok().flatten()
 }
 
 /// Tells the calling thread's scheduler that another task may run here; nothing without one.

@@ -45,6 +45,19 @@ fn set_word(word: usize) {
     let _ = RUNNING.try_with(|running| running.set(word));
 }
 
+/// What a thread is in the middle of that does not run.
+#[derive(Default)]
+pub(crate) struct Place(usize);
+
+impl Place {
+    /// Puts this one on the calling thread, and what was there into `self`.
+    pub(crate) fn exchange(&mut self) {
+        let going = word();
+        set_word(self.0);
+        self.0 = going;
+    }
+}
+
 /// The mode of the callback that the calling thread runs; `None` outside of callbacks.
 ///
 /// For whoever may be called from everywhere and must not be called from a callback: a fault on

@@ -94,6 +94,7 @@ mod wait;
 
 pub use ability::{Ability, Attached, Immovable};
 pub use bracket::Invalidation;
+pub(crate) use callback::Place;
 pub use callback::running_callback;
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
 pub use error::{BracketError, Cause, Refused};

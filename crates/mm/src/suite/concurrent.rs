@@ -5,8 +5,7 @@ use crate::addr::{PAGE_SIZE, PageRun};
 use crate::gfp::Gfp;
 use crate::mm_struct::{Advice, PinError};
 use crate::primary_mmu::Access;
-use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
 const WRITERS: u32 = 3;
@@ -165,17 +164,20 @@ pub(super) fn counts_stay_in_range(machine: &dyn Machine) {
     adviser();
 }
 
-std::thread_local! {
-    static IN_FAULT: Cell<bool> = const { Cell::new(false) };
+/// Who is in a fault, 0 for nobody, and what was destroyed there.
+#[derive(Default)]
+struct InFault {
+    who: AtomicU32,
+    nr_destroyed: AtomicU64,
 }
 
 /// Something of the program's that goes with its address space.
-struct Canary(Arc<AtomicU64>);
+struct Canary(Arc<InFault>);
 
 impl Drop for Canary {
     fn drop(&mut self) {
-        if IN_FAULT.get() {
-            self.0.fetch_add(1, Ordering::Relaxed);
+        if self.0.who.load(Ordering::Relaxed) == lockdep::thread::number() {
+            self.0.nr_destroyed.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -183,26 +185,28 @@ impl Drop for Canary {
 /// A fault that reclaims uses mappings of others, and may be their last user.
 pub(super) fn no_address_space_is_destroyed_in_a_fault(machine: &dyn Machine) {
     let world = World::new(machine, 16);
-    let nr_in_fault = Arc::new(AtomicU64::new(0));
+    let in_fault = Arc::new(InFault::default());
     let mm = world.memcg.new_mm("faults");
     let mapping = world.map(&mm, 64);
     let stop = Arc::new(AtomicBool::new(false));
     let faulter = {
         let (mapping, stop) = (Arc::clone(&mapping), Arc::clone(&stop));
+        let in_fault = Arc::clone(&in_fault);
         world.spawn("faulter", move || {
             let mut rng = Rng(92);
+            let me = lockdep::thread::number();
             while !stop.load(Ordering::Relaxed) {
                 let page = rng.below(64) as u32;
-                IN_FAULT.set(true);
+                in_fault.who.store(me, Ordering::Relaxed);
                 let written = mapping.write(offset_of(page), &[1]);
-                IN_FAULT.set(false);
+                in_fault.who.store(0, Ordering::Relaxed);
                 written.expect("a frame");
             }
         })
     };
     for _ in 0..400 {
         let other = world.memcg.new_mm("other");
-        let canary = Canary(Arc::clone(&nr_in_fault));
+        let canary = Canary(Arc::clone(&in_fault));
         other.set_on_kill(move || {
             let _ = &canary;
         });
@@ -212,12 +216,12 @@ pub(super) fn no_address_space_is_destroyed_in_a_fault(machine: &dyn Machine) {
         }
         drop(other);
         drop(gone);
-        if nr_in_fault.load(Ordering::Relaxed) > 0 {
+        if in_fault.nr_destroyed.load(Ordering::Relaxed) > 0 {
             break;
         }
     }
     stop.store(true, Ordering::Relaxed);
     faulter();
-    let nr = nr_in_fault.load(Ordering::Relaxed);
+    let nr = in_fault.nr_destroyed.load(Ordering::Relaxed);
     assert_eq!(nr, 0, "a foreign destructor ran in a fault");
 }

@@ -15,8 +15,7 @@ use crate::mmu_notifier::{
 use crate::oom::Held;
 use crate::primary_mmu::Access;
 use crate::watch::{Callback, Conviction, Post};
-use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -270,18 +269,17 @@ pub(super) fn a_stuck_flush_in_a_fault_is_named(machine: &dyn Machine) {
     drop(walks);
 }
 
-std::thread_local! {
-    /// The thread pins pages.
-    static PINS: Cell<bool> = const { Cell::new(false) };
+/// Lets go of everything at once, but for the thread that pins pages.
+struct RudeToPins {
+    rude: Arc<Rude>,
+    /// The number of that thread, 0 before it begins.
+    pinner: AtomicU32,
 }
-
-/// Lets go of everything at once, but for threads that pin pages.
-struct RudeToPins(Arc<Rude>);
 
 impl Notifier for RudeToPins {
     fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
-        if PINS.get() {
-            self.0.stay();
+        if self.pinner.load(Ordering::Relaxed) == lockdep::thread::number() {
+            self.rude.stay();
         }
         Ok(())
     }
@@ -294,12 +292,17 @@ pub(super) fn a_stuck_direct_reclaim_is_named(machine: &dyn Machine) {
     let [held, other] = ["held", "other"].map(|name| world.memcg.new_mm(name));
     let (pinned, filled) = (world.map(&held, 512), world.map(&other, 48));
     let rude = Rude::new(Callback::StartNonBlock, Event::Clear);
-    let device = Arc::new(RudeToPins(Arc::clone(&rude)));
-    let subscription = held.notifiers().subscribe("rude", Ranges::WholeMm, device);
+    let device = Arc::new(RudeToPins {
+        rude: Arc::clone(&rude),
+        pinner: AtomicU32::new(0),
+    });
+    let notifiers = held.notifiers();
+    let subscription = notifiers.subscribe("rude", Ranges::WholeMm, Arc::clone(&device));
     let pinner = {
         let (rude, pinned) = (Arc::clone(&rude), Arc::clone(&pinned));
         world.spawn("pinner", move || {
-            PINS.set(true);
+            let me = lockdep::thread::number();
+            device.pinner.store(me, Ordering::Relaxed);
             let is_closed = || rude.is_closed.load(Ordering::Relaxed);
             for page in (0..512).cycle().take_while(|_| is_closed()) {
                 let run = PageRun::single(page);

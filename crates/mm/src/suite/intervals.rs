@@ -17,8 +17,7 @@ use crate::mmu_notifier::{
 };
 use crate::page::State;
 use crate::primary_mmu::Access;
-use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use lockdep::sync::ShortLock;
 use std::sync::Arc;
@@ -621,21 +620,18 @@ pub(super) fn n83_of_pinned_pages_nobody_is_told(machine: &dyn Machine) {
     check_clean(&mm);
 }
 
-std::thread_local! {
-    /// Whether the thread is one that must run no callbacks.
-    static IS_FAULTING: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Remembers whether it was called by a thread that faults.
 #[derive(Default)]
 struct CalledBy {
+    /// The thread that must run no callbacks, 0 for none.
+    faults: AtomicU32,
     by_it: AtomicU64,
     by_others: AtomicU64,
 }
 
 impl Notifier for CalledBy {
     fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
-        let is_it = IS_FAULTING.get();
+        let is_it = self.faults.load(Ordering::Relaxed) == lockdep::thread::number();
         let count = if is_it { &self.by_it } else { &self.by_others };
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -651,13 +647,14 @@ pub(super) fn n88_a_fault_runs_no_callbacks(machine: &dyn Machine) {
     let subscription = mm
         .notifiers()
         .subscribe("gpu", Ranges::WholeMm, Arc::clone(&called));
-    IS_FAULTING.set(true);
+    let me = lockdep::thread::number();
+    called.faults.store(me, Ordering::Relaxed);
     for _ in 0..2 {
         for page in 0..64 {
             set_word_in(&*mapping, page, u64::from(page));
         }
     }
-    IS_FAULTING.set(false);
+    called.faults.store(0, Ordering::Relaxed);
     subscription.synchronize();
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     assert_eq!(get(&called.by_it), 0);
