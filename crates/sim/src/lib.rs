@@ -1,7 +1,7 @@
 //! The simulated machine and the scheduler that explores it.
 //!
 //! The production memory manager runs here unchanged, on [`SimMmu`]s instead of the kernel, and on
-//! the threads of a [`Sim`], of which one at a time runs. Time is virtual, chance comes from a
+//! the tasks of a [`Sim`], of which one at a time runs. Time is virtual, chance comes from a
 //! seed, and a run with the same seed is the same run.
 //!
 //! What judges a run are assertions in its tasks and the contract that [`SimMmu`] checks: a broken

@@ -2,7 +2,8 @@
 //!
 //! The program: threads that each take a lock, add one, and give it back, a few times; the first
 //! task waits for all. Both choose at random at every point, or by priorities (PCT) of the same
-//! depth. Our tasks are threads of the system, shuttle's are coroutines in one.
+//! depth. The tasks of both are coroutines in one thread. Ours pass a point at each lock and at
+//! each release, under the lock validator.
 
 use super::report::{BenchError, Budget, Contender, Outcome, Row, interleave};
 use core::ops::RangeInclusive;
@@ -20,7 +21,7 @@ const THREADS: RangeInclusive<usize> = 2..=4;
 const ADDS: usize = 8;
 
 /// Schedules in one timing.
-const SCHEDULES: u32 = 500;
+const SCHEDULES: u32 = 2_000;
 
 /// Ordering constraints of the bugs that PCT looks for.
 const PCT_DEPTH: u32 = 3;

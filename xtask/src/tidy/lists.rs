@@ -83,8 +83,4 @@ pub(super) const STD_LOCKS: &[(&str, &str)] = &[
         "crates/sim/src/scheduler/baton.rs",
         "decides for the locks of lockdep::sync, so it cannot pass through them",
     ),
-    (
-        "crates/sim/src/scheduler/worker.rs",
-        "threads between runs, started by tasks that have a scheduler",
-    ),
 ];

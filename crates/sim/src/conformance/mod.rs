@@ -181,7 +181,7 @@ impl Kit {
     }
 
     /// Leaves schedules as they were found: for who asks what breaks, and not how. What a run that
-    /// failed holds is never freed, and neither are its threads.
+    /// failed holds is never freed, and neither are the stacks of its tasks.
     pub fn as_found(self) -> Self {
         Self {
             shortens: false,

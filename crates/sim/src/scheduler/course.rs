@@ -1,16 +1,16 @@
-//! Runs one after another, on one thread, until one fails.
+//! Runs one after another, on a thread of their own, until one fails.
 //!
-//! A run that fails stops where it is, perhaps in the middle of the thread that makes the runs:
-//! the thread is lost then, and the failure is told to the one who waits for the course.
+//! A run that fails stops where it is, perhaps in the middle of a panic of one of its tasks. No
+//! other run follows on its thread, which ends.
 
 use super::Sim;
-use super::baton::Baton;
+use super::baton::{Baton, Ended, Job};
+use super::fiber::Idle;
 use super::report::Run;
 use super::state::Plan;
-use super::worker::{self, Cpu, Home, Job};
 use lockdep::sync::Mutex;
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
+use std::sync::Arc;
+use std::{panic, thread};
 
 /// Plans, and what came of them.
 pub(super) trait Source: Send {
@@ -21,12 +21,14 @@ pub(super) trait Source: Send {
 /// What each run does.
 pub(super) type Body = Arc<dyn Fn(&Sim) + Send + Sync>;
 
-pub(super) struct Course {
-    caller: Thread,
-    /// Where its threads run.
-    pub(super) cpu: Cpu,
-    /// The run that failed, or `None` if there was none.
-    result: OnceLock<Option<Run>>,
+/// How far a thread got.
+enum Stop {
+    /// There is no run left.
+    Done,
+    /// This run failed.
+    Failed(Run),
+    /// This run passed, and the thread is of no more use.
+    Spent(Run),
 }
 
 /// Makes runs until one fails: that one. The lock of `source` is free between runs.
@@ -34,66 +36,67 @@ pub(super) fn first_failure(
     source: &Arc<Mutex<impl Source + 'static>>,
     body: &Body,
 ) -> Option<Run> {
-    let (source, body) = (Arc::clone(source), Arc::clone(body));
-    on_driver(move |course| {
-        let mut last = None;
-        loop {
-            let plan = source.lock().next(last.take());
-            let body = Arc::clone(&body);
-            let run = run(course, plan?, move |sim| body(sim));
-            if !run.has_passed() {
-                return Some(run);
-            }
-            last = Some(run);
+    let mut last = None;
+    loop {
+        let (source, body) = (Arc::clone(source), Arc::clone(body));
+        match on_thread(move |idle| make_runs(&source, &body, last, idle)) {
+            Stop::Done => return None,
+            Stop::Failed(run) => return Some(run),
+            Stop::Spent(run) => last = Some(run),
         }
-    })
+    }
+}
+
+fn make_runs(
+    source: &Mutex<impl Source>,
+    body: &Body,
+    mut last: Option<Run>,
+    idle: &mut Idle,
+) -> Stop {
+    loop {
+        let plan = source.lock().next(last.take());
+        let Some(plan) = plan else {
+            return Stop::Done;
+        };
+        let body = Arc::clone(body);
+        let Ended {
+            run,
+            is_thread_spent,
+        } = run(plan, move |sim| body(sim), idle);
+        match run.has_passed() {
+            false => return Stop::Failed(run),
+            true if is_thread_spent => return Stop::Spent(run),
+            true => last = Some(run),
+        }
+    }
 }
 
 /// Makes one run.
 pub(super) fn single(plan: Plan, body: impl FnOnce(&Sim) + Send + 'static) -> Run {
-    let result = on_driver(move |course| Some(run(course, plan, body)));
-    result.expect("a run was made")
+    on_thread(move |idle| run(plan, body, idle)).run
 }
 
-fn run(course: &Arc<Course>, plan: Plan, body: impl FnOnce(&Sim) + Send + 'static) -> Run {
+fn run(plan: Plan, body: impl FnOnce(&Sim) + Send + 'static, idle: &mut Idle) -> Ended {
     let (seed, knobs) = (plan.options.seed, Arc::from(plan.options.knobs.as_slice()));
-    let baton = Baton::new(plan, Arc::clone(course));
+    let baton = Baton::new(plan);
     let sim = Sim {
         baton: Arc::clone(&baton),
         seed,
         knobs,
     };
     let body: Job = Box::new(move || body(&sim));
-    baton.run(body)
+    baton.run(body, idle)
 }
 
-/// Calls `drive` on another thread, and waits for what it returns or for a run that failed.
-fn on_driver(drive: impl FnOnce(&Arc<Course>) -> Option<Run> + Send + 'static) -> Option<Run> {
+/// Calls `drive` on a thread of its own.
+fn on_thread<R: Send + 'static>(drive: impl FnOnce(&mut Idle) -> R + Send + 'static) -> R {
     assert!(!lockdep::scheduler::is_scheduled(), "a run inside a run");
-    let course = Arc::new(Course {
-        caller: thread::current(),
-        cpu: worker::next_cpu(),
-        result: OnceLock::new(),
-    });
-    let driven = Arc::clone(&course);
-    let work = move |home: &Home| {
-        let result = drive(&driven);
-        home.enter();
-        driven.report(result);
-    };
-    worker::start(course.cpu, Box::new(work));
-    loop {
-        match course.result.get() {
-            Some(result) => return result.clone(),
-            None => thread::park(),
-        }
-    }
-}
-
-impl Course {
-    pub(super) fn report(&self, result: Option<Run>) {
-        // A course that has failed is over: nobody is left who could report once more.
-        let _first = self.result.set(result);
-        self.caller.unpark();
+    let thread = thread::Builder::new()
+        .name("sim".to_owned())
+        .spawn(move || drive(&mut Idle::default()))
+        .expect("the machine has a thread for a run");
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => panic::resume_unwind(panic),
     }
 }

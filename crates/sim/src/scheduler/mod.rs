@@ -1,10 +1,9 @@
 //! Runs tasks one at a time, in an order that a strategy and its seed decide.
 //!
-//! Tasks are threads. Each lock, wait and notification of `lockdep::sync` is a *point*: there the
-//! task that runs holds the baton, draws who runs next, and hands the baton over. A task that
-//! waits takes no part in the draw until it is woken, or its timeout comes in virtual time. When
-//! nobody can run and no timeout is left, the run ends as a deadlock, and the report says who
-//! waits where, and who holds what.
+//! Each lock, wait and notification of `lockdep::sync` is a *point*: there the task that runs draws
+//! who goes on. A task that waits takes no part in the draw until it is woken, or its timeout comes
+//! in virtual time. When nobody can run and no timeout is left, the run ends as a deadlock, and the
+//! report says who waits where, and who holds what.
 //!
 //! ```
 //! use lockdep::sync::Mutex;
@@ -37,23 +36,24 @@
 //! that can run have spun in vain for long, while time went faster and faster, the run ends as a
 //! livelock.
 //!
-//! # Threads
+//! # Tasks and threads
 //!
-//! All threads of a run are on one processor, and a thread may run several tasks, one after the
-//! other, or some while its own waits in [`Sim::join_all`]: a thread-local value is not a task's
-//! own.
+//! Tasks are coroutines, all of one thread: to take turns costs no call of the system. What
+//! `lockdep` and the memory manager keep for a thread is each task's own, but a thread-local value
+//! of the tasks is shared by all. A task must not wait for another but by `lockdep::sync`.
 //!
 //! # The end of a run
 //!
 //! When all tasks have ended, daemons are unwound: each gets a panic at its next point that no
-//! hook hears of, and runs its destructors. A run that fails stops where it is: its threads sleep
-//! for ever and what they hold is never freed, since destructors of a broken state would hide, or
-//! wait for, what is broken. A failing run is meant to be the last one, or nearly.
+//! hook hears of, and runs its destructors. A run that fails stops where it is: its thread ends,
+//! and what its tasks hold, with their stacks, is never freed, since destructors of a broken state
+//! would hide, or wait for, what is broken. A failing run is meant to be the last one, or nearly.
 
 mod baton;
 mod course;
 mod decide;
 mod explore;
+mod fiber;
 mod knobs;
 mod panics;
 mod place;
@@ -63,7 +63,6 @@ mod shorten;
 mod state;
 mod strategy;
 mod timeline;
-mod worker;
 
 #[cfg(test)]
 mod tests;

@@ -332,6 +332,40 @@ fn a_panic_is_told_although_its_destructors_wait() {
     }
 }
 
+/// Two tasks wait for ever, one of them in the middle of its panic: that is told, not a panic that
+/// the other has long contained.
+#[test]
+fn a_panic_that_waits_is_told_of_no_other_task() {
+    struct WaitOnDrop(Arc<Completion>);
+    impl Drop for WaitOnDrop {
+        fn drop(&mut self) {
+            self.0.wait();
+        }
+    }
+    let contain = |body: &dyn Fn()| {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        assert!(result.is_err());
+    };
+    for seed in 0..50 {
+        let run = Sim::run(seed, move |sim| {
+            let never = Arc::new(Completion::new("never"));
+            let waits = Arc::clone(&never);
+            sim.spawn("careful", move || {
+                contain(&|| panic!("contained"));
+                waits.wait();
+            });
+            sim.spawn("broken", move || {
+                let _wait = WaitOnDrop(Arc::clone(&never));
+                panic!("broken");
+            });
+        });
+        let End::Panicked { task, .. } = &run.end else {
+            panic!("{run}");
+        };
+        assert_eq!(task, "broken");
+    }
+}
+
 /// A panic that is contained is no failure.
 #[test]
 fn a_task_may_contain_its_panic() {
@@ -400,7 +434,7 @@ fn a_timeline_has_a_column_for_each_task() {
     assert_eq!((run.nr_steps, run.now_ns), (8, 160));
 }
 
-/// Tasks that run inside another's join, on its thread, hold what is theirs and nothing else.
+/// Tasks take turns on one thread, and hold what is theirs and nothing else.
 #[test]
 fn tasks_on_one_thread_are_told_apart_by_the_validator() {
     #[track_caller]
