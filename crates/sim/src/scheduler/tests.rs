@@ -434,6 +434,27 @@ fn a_timeline_has_a_column_for_each_task() {
     assert_eq!((run.nr_steps, run.now_ns), (8, 160));
 }
 
+/// However many tasks there are, a line fits a terminal, and each task has its place in it.
+#[test]
+fn a_timeline_of_many_tasks_fits_a_terminal() {
+    let options = Options::new(1).with_timeline();
+    let run: Run = Sim::run_with(options, |sim| {
+        for _ in 0..12 {
+            let lock = Arc::new(Mutex::new("a lock with a long name", ()));
+            sim.spawn("a task with a name", move || drop(lock.lock()));
+        }
+        sim.join_all();
+    });
+    let text = run.timeline();
+    let widest = text.lines().map(str::len).max();
+    assert!(widest <= Some(100), "{text}");
+    let ends = text.lines().filter_map(|line| line.find("ends"));
+    let mut ends: Vec<_> = ends.collect();
+    ends.sort_unstable();
+    ends.dedup();
+    assert_eq!(ends.len(), 13, "{text}");
+}
+
 /// Tasks take turns on one thread, and hold what is theirs and nothing else.
 #[test]
 fn tasks_on_one_thread_are_told_apart_by_the_validator() {

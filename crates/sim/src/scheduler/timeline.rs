@@ -1,4 +1,5 @@
-//! The steps of a run as text: time goes down, one column a task.
+//! The steps of a run as text: time goes down, one column a task. Where the columns are too many
+//! for a terminal they overlap, which a line with one step can take.
 
 use lockdep::scheduler::PointKind;
 use std::collections::BTreeMap;
@@ -146,33 +147,63 @@ pub(super) fn render(task_names: &[Arc<str>], steps: &[Step]) -> String {
 
 /// A line for each step, or for as many of a task as the number says.
 fn render_lines(task_names: &[Arc<str>], lines: &[(Step, usize)]) -> String {
-    let steps = || lines.iter().map(|(step, _)| step);
     let cells: Vec<String> = lines.iter().map(cell).collect();
-    let widths: Vec<usize> = task_names
-        .iter()
-        .enumerate()
-        .map(|(task, name)| {
-            let of_task = steps().zip(&cells);
-            let of_task = of_task.filter(|(step, _)| usize::from(step.task) == task);
-            of_task
-                .map(|(_, cell)| cell.len())
-                .max()
-                .unwrap_or(0)
-                .max(name.len())
-        })
-        .collect();
-    let mut text = format!("{:>12} ", "ns");
-    for (name, &width) in task_names.iter().zip(&widths) {
-        let _ = write!(text, " {name:width$}");
+    let mut widths = vec![0; task_names.len()];
+    for ((step, _), cell) in lines.iter().zip(&cells) {
+        let (width, name) = (
+            &mut widths[usize::from(step.task)],
+            &task_names[usize::from(step.task)],
+        );
+        *width = cell.len().max(name.len()).max(*width);
     }
-    text.truncate(text.trim_end().len());
+    let columns = columns(&widths);
+    let mut text = format!("{:>12} ", "ns");
+    for (nth, column) in columns.iter().enumerate() {
+        let next = columns.get(nth + 1).map_or(usize::MAX, |next| next.start);
+        let room = next.saturating_sub(column.start + 1);
+        let (to, name) = (COLUMNS_FROM + column.start, &task_names[column.task]);
+        // Names of tasks may be anything: cut between characters.
+        let _ = write!(text, "{:1$}", "", to - text.chars().count());
+        text.extend(name.chars().take(room));
+    }
     text.push('\n');
-    for (step, cell) in steps().zip(&cells) {
+    for ((step, _), cell) in lines.iter().zip(&cells) {
         let task = usize::from(step.task);
-        let indent: usize = widths[..task].iter().map(|width| width + 1).sum();
-        let _ = writeln!(text, "{:>12}  {:indent$}{cell}", step.at_ns, "");
+        let column = columns.iter().find(|column| column.task == task);
+        let start = column.map_or(0, |column| column.start);
+        let _ = writeln!(text, "{:>12}  {:start$}{cell}", step.at_ns, "");
     }
     text
+}
+
+/// Where the steps of a task stand.
+struct Column {
+    task: usize,
+    /// Characters to the left of it, in the line after the time.
+    start: usize,
+}
+
+/// The width of a terminal, and how much of it the time takes.
+const TERMINAL: usize = 100;
+const COLUMNS_FROM: usize = 14;
+
+/// The columns of those who have any width, side by side, or as close as they have to be.
+fn columns(widths: &[usize]) -> Vec<Column> {
+    let mut columns = Vec::new();
+    let mut start = 0;
+    for (task, &width) in widths.iter().enumerate().filter(|(_, width)| **width > 0) {
+        columns.push(Column { task, start });
+        start += width + 1;
+    }
+    let widest = widths.iter().copied().max().unwrap_or(0);
+    let last = columns.last().map_or(0, |column| column.start);
+    let last_wanted = TERMINAL.saturating_sub(COLUMNS_FROM + widest);
+    if COLUMNS_FROM + start > TERMINAL + 1 && last > last_wanted {
+        for column in &mut columns {
+            column.start = column.start * last_wanted / last;
+        }
+    }
+    columns
 }
 
 fn cell((step, nr_more): &(Step, usize)) -> String {
