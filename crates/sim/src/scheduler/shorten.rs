@@ -1,9 +1,10 @@
 //! Makes the schedule of a failure as short as it can be.
 //!
-//! Delta debugging (Zeller and Hildebrandt, 2002) over the segments of a schedule: let a task take
-//! all its steps at once, leave some segments out, or make one of two, and see whether the run
-//! still fails in the same way. What counts is the number of switches, then that of steps. Whatever
-//! is tried is a real run, so a shortened schedule is as true as the first.
+//! Delta debugging (Zeller and Hildebrandt, 2002) over the segments of a schedule: leave a task
+//! out, let it take all its steps at once, leave some segments out, make one of two, or let one end
+//! earlier, and see whether the run still fails in the same way. What counts is the number of
+//! switches, then that of steps. Whatever is tried is a real run, so a shortened schedule is as
+//! true as the first.
 
 use super::Options;
 use super::course::{self, Body, Source};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 const RUNS_MAX: u32 = 2_000;
 
 /// Runs of those that may fail, unless told otherwise: what a run that failed holds is never freed.
-pub(super) const FAILURES_MAX: u32 = 40;
+pub(super) const FAILURES_MAX: u32 = 100;
 
 /// The shortest failure that is found from this one, which has a timeline.
 pub(super) fn shortest(first: Run, failures_max: u32, body: &Body) -> Run {
@@ -54,18 +55,33 @@ fn is_same_failure(a: &End, b: &End) -> bool {
     }
 }
 
-/// The changes of a schedule that are tried, in turn.
+/// The changes of a schedule that are tried, in turn: all phases, and again while that helps.
 struct Trials {
     options: Options,
     segments: Vec<Segment>,
     nr_tasks: usize,
-    /// Which task takes all its steps at once, in one of two ways.
-    gathered: usize,
-    /// How many segments are left out at once; at zero, two are made one.
-    size: usize,
-    /// Where.
+    phase: Phase,
+    /// Which change of the phase is the next one.
     at: usize,
+    /// A change has been kept since the first phase began.
+    has_helped: bool,
     nr_runs: u32,
+}
+
+/// What is tried with each task, or with each segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// A task has no turn while another can have it. Those that have nothing to do with the
+    /// failure are out of the way first.
+    LeaveOut,
+    /// A task takes all its steps at once, where it took the first or the last.
+    Gather,
+    /// So many segments are left out.
+    Cut(usize),
+    /// A segment and the next one of its task are one, in the place of either.
+    Merge,
+    /// A segment ends earlier, by half or by a step, so that what follows comes sooner.
+    Trim,
 }
 
 impl Trials {
@@ -77,56 +93,84 @@ impl Trials {
             steps_max: run.nr_steps.saturating_mul(2).max(100),
             ..Options::new(run.seed).with_timeline()
         };
-        let segments = segments::of(&run.steps);
         Self {
             options,
+            segments: segments::of(&run.steps),
             nr_tasks: run.task_names.len(),
-            gathered: 0,
-            size: segments.len() / 2,
-            segments,
+            phase: Phase::LeaveOut,
             at: 0,
+            has_helped: false,
             nr_runs: 0,
         }
     }
 
-    /// Goes on from a run that is shorter: at the same place, or all over after the last phase.
+    /// Goes on from a run that is shorter, at the same place.
     fn restart(&mut self, run: &Run) {
         self.segments = segments::of(&run.steps);
-        self.at = self.at.saturating_sub(self.size.max(1));
-        if self.size == 0 || self.gathered < 2 * self.nr_tasks {
-            self.size = self.segments.len() / 2;
-            self.at = 0;
+        self.has_helped = true;
+        if !matches!(self.phase, Phase::LeaveOut | Phase::Gather) {
+            self.at = self.at.saturating_sub(1);
         }
     }
 
-    /// The next change; `None` when all have been tried.
+    /// The next change; `None` when all have been tried in vain.
     fn next_change(&mut self) -> Option<Vec<Segment>> {
-        // Those that have nothing to do with it are out of the way first.
-        while self.gathered < 2 * self.nr_tasks {
-            let (task, later) = (self.gathered / 2, self.gathered % 2 == 1);
-            self.gathered += 1;
-            if let Some(gathered) = self.gathered(task as u16, later) {
-                return Some(gathered);
-            }
-        }
-        while self.size > 0 {
-            if self.at < self.segments.len() {
+        loop {
+            while self.at < self.nr_changes() {
                 let at = self.at;
-                self.at += self.size;
-                return Some(self.without(at..(at + self.size).min(self.segments.len())));
+                self.at += 1;
+                if let Some(changed) = self.change(at) {
+                    return Some(changed);
+                }
             }
-            self.size /= 2;
             self.at = 0;
+            self.phase = self.next_phase()?;
         }
-        // Each segment is tried in two ways: what it does later now, or what it does now later.
-        while self.at < 2 * self.segments.len() {
-            let (at, later) = (self.at / 2, self.at % 2 == 1);
-            self.at += 1;
-            if let Some(merged) = self.merged(at, later) {
-                return Some(merged);
+    }
+
+    fn next_phase(&mut self) -> Option<Phase> {
+        let phase = match self.phase {
+            Phase::LeaveOut => Phase::Gather,
+            Phase::Gather => Phase::Cut((self.segments.len() / 2).max(1)),
+            Phase::Cut(1) => Phase::Merge,
+            Phase::Cut(size) => Phase::Cut(size / 2),
+            Phase::Merge => Phase::Trim,
+            Phase::Trim if mem::take(&mut self.has_helped) => Phase::LeaveOut,
+            Phase::Trim => return None,
+        };
+        Some(phase)
+    }
+
+    fn nr_changes(&self) -> usize {
+        match self.phase {
+            Phase::LeaveOut => self.nr_tasks,
+            Phase::Gather => 2 * self.nr_tasks,
+            Phase::Cut(size) => self.segments.len().div_ceil(size),
+            Phase::Merge | Phase::Trim => 2 * self.segments.len(),
+        }
+    }
+
+    fn change(&self, at: usize) -> Option<Vec<Segment>> {
+        let (half, is_second) = (at / 2, at % 2 == 1);
+        match self.phase {
+            Phase::LeaveOut => self.without_task(at as u16),
+            Phase::Gather => self.gathered(half as u16, is_second),
+            Phase::Cut(size) => {
+                let end = (at + 1) * size;
+                Some(self.without(at * size..end.min(self.segments.len())))
             }
+            Phase::Merge => self.merged(half, is_second),
+            Phase::Trim => self.trimmed(half, is_second),
         }
-        None
+    }
+
+    /// All segments but those of `task`.
+    fn without_task(&self, task: u16) -> Option<Vec<Segment>> {
+        let mut rest = Vec::with_capacity(self.segments.len());
+        for segment in self.segments.iter().filter(|segment| segment.task != task) {
+            segments::push(&mut rest, segment.task, segment.nr_steps);
+        }
+        (rest.len() < self.segments.len()).then_some(rest)
     }
 
     /// All segments of `task` as one, at the place of the first or the last.
@@ -178,6 +222,24 @@ impl Trials {
         let (kept, gone) = if later { (next, at) } else { (at, next) };
         changed[kept].nr_steps = nr_steps;
         changed.remove(gone);
+        Some(changed)
+    }
+
+    /// The segment `at` with half of its steps, or all but the last; the next one of its task
+    /// takes the rest.
+    fn trimmed(&self, at: usize, by_one: bool) -> Option<Vec<Segment>> {
+        let mut changed = self.segments.clone();
+        let nr_steps = changed[at].nr_steps;
+        let nr_moved = if by_one { 1 } else { nr_steps / 2 };
+        if nr_steps < 2 || (by_one && nr_steps < 4) {
+            return None; // the same as half
+        }
+        changed[at].nr_steps -= nr_moved;
+        let task = changed[at].task;
+        let mut rest = changed[at + 1..].iter_mut();
+        if let Some(next) = rest.find(|segment| segment.task == task) {
+            next.nr_steps += nr_moved;
+        }
         Some(changed)
     }
 }

@@ -45,6 +45,31 @@ fn a_schedule_is_shortened_and_replays() {
     assert_eq!((again.digest, again.end), (short.digest, short.end));
 }
 
+/// A task finds that another was in the middle of something. Others do much meanwhile.
+fn noisy_panic(sim: &Sim) {
+    let noise = Arc::new(Mutex::new("noise", 0));
+    let counter = Arc::new(Mutex::new("counter", 0));
+    for name in ["noise", "adds", "noise", "looks"] {
+        let (noise, counter) = (Arc::clone(&noise), Arc::clone(&counter));
+        sim.spawn(name, move || match name {
+            "noise" => (0..20).for_each(|_| *noise.lock() += 1),
+            "adds" => (0..20).for_each(|_| *counter.lock() += 1),
+            _ => assert_eq!(*counter.lock() % 20, 0, "in the middle"),
+        });
+    }
+}
+
+#[test]
+fn a_shortened_schedule_has_no_step_that_has_nothing_to_do_with_it() {
+    let explore = Explore::new(0..1_000).strategy(Strategy::SwitchOneIn(1));
+    let run = explore.find(noisy_panic).failure.unwrap();
+    let is_noise = |task: u16| &*run.task_names[usize::from(task)] == "noise";
+    assert!(!run.steps.iter().any(|step| is_noise(step.task)), "{run}");
+    assert_eq!(run.nr_switches(), 2, "{run}");
+    // Main spawns and ends, one is added, and somebody looks.
+    assert!(run.nr_steps <= 10, "{run}");
+}
+
 const TABLE: &[Knob] = &[
     Knob::flag("hang"),
     Knob::number("tasks", 1, 4),
