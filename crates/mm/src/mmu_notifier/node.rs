@@ -1,16 +1,19 @@
 //! A node of the interval tree: up to [`FANOUT`] slots in order of their keys.
 //!
 //! A search reads neither keys nor ends, but a *sieve* that is made from them: where each slot
-//! begins and ends, counted from the node's first address in steps that are so large that 31 bits
-//! are enough. That is two cache lines, compared many at a time. In most nodes a step is one byte;
-//! where it is more, the few slots that the sieve lets through are looked at exactly.
+//! begins and ends, counted from the node's first address in steps that are so large that 14 bits
+//! are enough. That is two cache lines, compared many at a time. Where all slots begin and end at
+//! whole steps, as pages do in a node that spans little, it tells exactly who is met; elsewhere the
+//! few slots that it lets through are looked at.
 //!
 //! Linux counterpart: the nodes of lib/maple_tree.c
 
 use core::hint::black_box;
+use std::sync::Arc;
+use wide::i16x16;
 
 /// Slots in a node.
-pub(super) const FANOUT: usize = 16;
+pub(super) const FANOUT: usize = 32;
 
 /// Slots that a node other than the root keeps at least; below, it is joined with a neighbour.
 pub(super) const NR_MIN: usize = FANOUT / 4;
@@ -31,12 +34,20 @@ pub(super) struct Overlapping<'a, T> {
     left: u32,
 }
 
+impl<T> Overlapping<'_, T> {
+    /// Whether there is nothing more to look at.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.left == 0
+    }
+}
+
 impl<'a, T> Iterator for Overlapping<'a, T> {
     /// Where it stands, and what it is.
-    type Item = (usize, &'a T);
+    type Item = (usize, &'a Arc<T>);
 
     #[inline]
-    fn next(&mut self) -> Option<(usize, &'a T)> {
+    fn next(&mut self) -> Option<(usize, &'a Arc<T>)> {
         while self.left != 0 {
             let at = self.left.trailing_zeros() as usize % FANOUT;
             self.left &= self.left - 1;
@@ -52,22 +63,35 @@ impl<'a, T> Iterator for Overlapping<'a, T> {
 #[derive(Clone)]
 #[repr(C)]
 struct Sieve {
+    first: [Steps; NR_STEPS],
+    last: [Steps; NR_STEPS],
     base: u64,
     /// A step is this power of two.
     shift: u32,
-    first: [i32; FANOUT],
-    last: [i32; FANOUT],
+    /// Every slot begins and ends at a whole step.
+    is_whole: bool,
 }
 
 /// Where no search looks.
-const NOWHERE: i32 = i32::MAX;
+const NOWHERE: i16 = i16::MAX;
+
+/// Bits of a step's number. The last address of a slot must come before [`NOWHERE`].
+const STEP_BITS: u32 = i16::BITS - 2;
+
+/// As many numbers as are compared at a time.
+type Steps = [i16; NR_LANES];
+
+const NR_LANES: usize = 16;
+const LANES_MASK: u32 = (1 << NR_LANES) - 1;
+const NR_STEPS: usize = FANOUT / NR_LANES;
 
 impl Sieve {
     const EMPTY: Self = Self {
+        first: [[NOWHERE; NR_LANES]; NR_STEPS],
+        last: [[0; NR_LANES]; NR_STEPS],
         base: 0,
         shift: 0,
-        first: [NOWHERE; FANOUT],
-        last: [0; FANOUT],
+        is_whole: true,
     };
 
     /// A sieve for slots that begin and end there; the starts ascend.
@@ -77,34 +101,39 @@ impl Sieve {
             return sieve;
         };
         sieve.base = base;
-        // The last address must come before `NOWHERE`.
         let bits = u64::BITS - (end - base).leading_zeros();
-        sieve.shift = bits.saturating_sub(i32::BITS - 2);
+        sieve.shift = bits.saturating_sub(STEP_BITS);
+        let mut edges = 0;
         for (at, (&start, &end)) in starts.iter().zip(ends).enumerate() {
-            sieve.first[at] = sieve.steps(start);
-            sieve.last[at] = sieve.steps(end - 1);
+            sieve.first[at / NR_LANES][at % NR_LANES] = sieve.steps(start);
+            sieve.last[at / NR_LANES][at % NR_LANES] = sieve.steps(end - 1);
+            edges |= (start - base) | (end - base);
         }
+        sieve.is_whole = edges.trailing_zeros() >= sieve.shift;
         sieve
     }
 
     /// How many whole steps `address` is from the base; before it none, far behind it the most
     /// that is somewhere.
     #[inline]
-    fn steps(&self, address: u64) -> i32 {
+    fn steps(&self, address: u64) -> i16 {
         let steps = address.saturating_sub(self.base) >> self.shift;
-        steps.min(NOWHERE as u64 - 1) as i32
+        steps.min(NOWHERE as u64 - 1) as i16
     }
 
     /// A bit for each slot that may share an address with `start..end`, which is not empty.
-    #[inline]
+    #[inline(always)]
     fn let_through(&self, start: u64, end: u64) -> u32 {
         let (first, last) = (self.steps(start), self.steps(end - 1));
+        let (first, last) = (i16x16::splat(first), i16x16::splat(last));
         // No branch hangs on where the range is: which slot it meets is chance, and a branch that
         // is predicted wrongly costs more than looking at all.
         let mut found = 0;
-        for at in 0..FANOUT {
-            let is_met = (self.first[at] <= last) & (first <= self.last[at]);
-            found |= (1 << at) & 0_u32.wrapping_sub(u32::from(is_met));
+        for at in 0..NR_STEPS {
+            let comes_after = i16x16::new(self.first[at]).simd_gt(last);
+            let comes_before = first.simd_gt(i16x16::new(self.last[at]));
+            let is_missed = (comes_after | comes_before).to_bitmask();
+            found |= (!is_missed & LANES_MASK) << (at * NR_LANES);
         }
         found
     }
@@ -112,7 +141,7 @@ impl Sieve {
     /// Whether what it lets through for a range that ends there is met for certain.
     #[inline]
     fn is_exact(&self, end: u64) -> bool {
-        self.shift == 0 && self.base < end
+        self.is_whole && self.base < end
     }
 }
 
@@ -121,19 +150,36 @@ impl Sieve {
 pub(super) struct Slot<T> {
     pub(super) key: Key,
     pub(super) end: u64,
-    pub(super) item: T,
+    pub(super) item: Arc<T>,
 }
 
 /// Slots in ascending order of their keys. The first `nr` are in use.
-#[derive(Clone)]
 #[repr(C)]
 pub(super) struct Node<T> {
     sieve: Sieve,
-    item: [Option<T>; FANOUT],
+    item: [Option<Arc<T>>; FANOUT],
     nr: usize,
     start: [u64; FANOUT],
     end: [u64; FANOUT],
     id: [u64; FANOUT],
+}
+
+impl<T> Clone for Node<T> {
+    fn clone(&self) -> Self {
+        // Reads all counters before it raises the first: reads wait for memory together, and what
+        // is atomic waits alone.
+        for item in self.item.iter().flatten() {
+            black_box(Arc::strong_count(item));
+        }
+        Self {
+            sieve: self.sieve.clone(),
+            item: self.item.clone(),
+            nr: self.nr,
+            start: self.start,
+            end: self.end,
+            id: self.id,
+        }
+    }
 }
 
 impl<T> Node<T> {
@@ -165,12 +211,12 @@ impl<T> Node<T> {
 
     /// The item at `at`.
     #[inline]
-    pub(super) fn item(&self, at: usize) -> Option<&T> {
+    pub(super) fn item(&self, at: usize) -> Option<&Arc<T>> {
         self.item[at].as_ref()
     }
 
     /// The item at `at`, which is in use.
-    pub(super) fn item_mut(&mut self, at: usize) -> Option<&mut T> {
+    pub(super) fn item_mut(&mut self, at: usize) -> Option<&mut Arc<T>> {
         self.item[at].as_mut()
     }
 
@@ -181,11 +227,11 @@ impl<T> Node<T> {
 
     /// The items whose intervals, or whose subtrees' hulls, share an address with `start..end`,
     /// which is not empty.
-    #[inline]
+    #[inline(always)]
     pub(super) fn overlapping(&self, start: u64, end: u64) -> Overlapping<'_, T> {
         // Asks memory for the items before it is known which are wanted, else that would be a
         // second wait after that for the sieve.
-        for at in (0..FANOUT).step_by((64 / size_of::<Option<T>>()).max(1)) {
+        for at in (0..FANOUT).step_by(64 / size_of::<usize>()) {
             black_box(self.item[at].is_some());
         }
         Overlapping {
@@ -313,7 +359,7 @@ mod tests {
         .enumerate()
         {
             let key = Key { start, id: 0 };
-            let item = at;
+            let item = Arc::new(at);
             node.insert(at, Slot { key, end, item });
         }
         assert!(node.sieve.shift > 0);
@@ -338,20 +384,63 @@ mod tests {
     /// What spans as much as a sieve of single bytes can, and one byte more.
     #[test]
     fn a_step_is_as_small_as_can_be() {
-        let widest = (1 << 30) - 1;
-        for (span, shift) in [(1, 0), (widest, 0), (widest + 1, 1), (u64::MAX, 34)] {
+        let widest = (1 << STEP_BITS) - 1;
+        for (span, shift) in [
+            (1, 0),
+            (widest, 0),
+            (widest + 1, 1),
+            (u64::MAX, 64 - STEP_BITS),
+        ] {
             let sieve = Sieve::new(&[0], &[span]);
             assert_eq!(sieve.shift, shift, "{span}");
             assert!(
-                sieve.last[0] < NOWHERE - 1,
+                sieve.last[0][0] < NOWHERE - 1,
                 "nothing behind is taken for it"
             );
-            assert_eq!(sieve.is_exact(1), shift == 0);
+            assert_eq!(sieve.is_exact(1), span.trailing_zeros() >= shift, "{span}");
         }
         assert!(
             !Sieve::new(&[5], &[6]).is_exact(5),
             "all of it comes before"
         );
         assert_eq!(Sieve::EMPTY.let_through(0, u64::MAX), 0);
+    }
+
+    /// Steps of many bytes are exact where all slots are made of them, counted from the first.
+    #[test]
+    fn whole_steps_are_exact() {
+        const PAGE: u64 = 4096;
+        let at = |page: u64| 5 + page * PAGE;
+        let starts = [at(0), at(3), at(9)];
+        let whole = Sieve::new(&starts, &[at(2), at(4), at(1 << 12)]);
+        assert!(whole.shift > 0 && whole.is_exact(u64::MAX));
+        for (page, expected) in [(0, 0b1), (1, 0b1), (2, 0), (3, 0b10), (4, 0), (9, 0b100)] {
+            let found = whole.let_through(at(page), at(page) + 1);
+            assert_eq!(found, expected, "the first byte of {page}");
+            let found = whole.let_through(at(page + 1) - 1, at(page + 1));
+            assert_eq!(found, expected, "the last byte of {page}");
+        }
+        for ends in [
+            [at(2) + 1, at(4), at(1 << 12)],
+            [at(2), at(4), at(1 << 12) - 1],
+        ] {
+            assert!(!Sieve::new(&starts, &ends).is_exact(u64::MAX), "{ends:?}");
+        }
+        let starts = [at(0), at(3) - 1, at(9)];
+        let sieve = Sieve::new(&starts, &[at(2), at(4), at(1 << 12)]);
+        assert!(!sieve.is_exact(u64::MAX), "one begins within a step");
+    }
+
+    /// Each slot has a bit of its own, in its place.
+    #[test]
+    fn every_slot_is_found_where_it_is() {
+        let starts: [u64; FANOUT] = core::array::from_fn(|at| 10 + 2 * at as u64);
+        let ends = starts.map(|start| start + 1);
+        let sieve = Sieve::new(&starts, &ends);
+        for (at, start) in starts.into_iter().enumerate() {
+            assert_eq!(sieve.let_through(start, start + 1), 1 << at);
+            assert_eq!(sieve.let_through(start + 1, start + 2), 0);
+        }
+        assert_eq!(sieve.let_through(0, u64::MAX), u32::MAX);
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Intervals, each with something that belongs to it.
 pub(super) struct Tree<T> {
-    root: Link<T>,
+    root: Arc<Branch<T>>,
     /// Nodes between the root and a leaf, with the root.
     height: u32,
     nr: usize,
@@ -51,7 +51,7 @@ impl Path {
     const ROOT: Self = Self(0);
 
     /// The way goes on to the slot at `at` of a node. All ways are equally long, and shorter than
-    /// sixteen steps: a tree that is deeper has more intervals than there is memory for.
+    /// thirteen steps: a tree that is deeper has more intervals than there is memory for.
     #[inline]
     fn then(self, at: usize) -> Self {
         Self(self.0 << STEP_BITS | at as u64)
@@ -65,16 +65,16 @@ impl Path {
 }
 
 /// A subtree. All leaves are equally deep.
-enum Link<T> {
-    Leaf(Arc<Node<T>>),
-    Inner(Arc<Node<Link<T>>>),
+enum Branch<T> {
+    Leaf(Node<T>),
+    Inner(Node<Self>),
 }
 
-impl<T> Clone for Link<T> {
+impl<T> Clone for Branch<T> {
     fn clone(&self) -> Self {
         match self {
-            Self::Leaf(node) => Self::Leaf(Arc::clone(node)),
-            Self::Inner(node) => Self::Inner(Arc::clone(node)),
+            Self::Leaf(node) => Self::Leaf(node.clone()),
+            Self::Inner(node) => Self::Inner(node.clone()),
         }
     }
 }
@@ -82,18 +82,18 @@ impl<T> Clone for Link<T> {
 impl<T> Clone for Tree<T> {
     fn clone(&self) -> Self {
         Self {
-            root: self.root.clone(),
+            root: Arc::clone(&self.root),
             height: self.height,
             nr: self.nr,
         }
     }
 }
 
-impl<T: Clone> Tree<T> {
+impl<T> Tree<T> {
     /// No intervals.
     pub(super) fn new() -> Self {
         Self {
-            root: Link::Leaf(Arc::new(Node::new())),
+            root: Arc::new(Branch::Leaf(Node::new())),
             height: 0,
             nr: 0,
         }
@@ -111,7 +111,7 @@ impl<T: Clone> Tree<T> {
         &'a self,
         start: u64,
         end: u64,
-        visit: &mut impl FnMut(&'a T, Path) -> ControlFlow<B>,
+        visit: &mut impl FnMut(&'a Arc<T>, Path) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         if self.nr == 0 {
             return ControlFlow::Continue(());
@@ -121,102 +121,110 @@ impl<T: Clone> Tree<T> {
 
     /// What was found on this way; the tree is the same version.
     #[inline]
-    pub(super) fn at(&self, path: Path) -> Option<&T> {
+    pub(super) fn at(&self, path: Path) -> Option<&Arc<T>> {
         let mut left = self.height;
-        let mut link = &self.root;
+        let mut branch = &*self.root;
         loop {
-            match link {
-                Link::Leaf(node) => return node.item(path.step(0)),
-                Link::Inner(node) => link = node.item(path.step(left))?,
+            match branch {
+                Branch::Leaf(node) => return node.item(path.step(0)),
+                Branch::Inner(node) => branch = node.item(path.step(left))?,
             }
             left -= 1;
         }
     }
 
     /// Adds the interval `key.start..end`. The key is not in the tree.
-    pub(super) fn insert(&mut self, key: Key, end: u64, item: T) {
+    pub(super) fn insert(&mut self, key: Key, end: u64, item: Arc<T>) {
         self.nr += 1;
-        let Some(right) = self.root.insert(Slot { key, end, item }) else {
+        let slot = Slot { key, end, item };
+        let Some(right) = Arc::make_mut(&mut self.root).insert(slot) else {
             return;
         };
-        let left = self.root.clone();
         let mut root = Node::new();
-        root.insert(0, left.into_slot());
+        root.insert(0, Branch::slot(Arc::clone(&self.root)));
         root.insert(1, right);
-        self.root = Link::Inner(Arc::new(root));
+        self.root = Arc::new(Branch::Inner(root));
         self.height += 1;
     }
 
     /// Takes the interval with this key out, if it is there.
-    pub(super) fn remove(&mut self, key: Key) -> Option<T> {
-        let removed = self.root.remove(key)?;
+    pub(super) fn remove(&mut self, key: Key) -> Option<Arc<T>> {
+        let removed = Arc::make_mut(&mut self.root).remove(key)?;
         self.nr -= 1;
-        while let Link::Inner(node) = &mut self.root {
-            if node.len() > 1 {
-                break;
-            }
-            let Some(only) = Arc::make_mut(node).remove(0) else {
-                break;
-            };
-            self.root = only.item;
+        while let Branch::Inner(node) = &*self.root
+            && node.len() == 1
+            && let Some(only) = node.item(0)
+        {
+            self.root = Arc::clone(only);
             self.height -= 1;
         }
         Some(removed)
     }
 }
 
-impl<T: Clone> Link<T> {
+impl<T> Branch<T> {
     fn visit<'a, B>(
         &'a self,
         start: u64,
         end: u64,
-        path: Path,
-        visit: &mut impl FnMut(&'a T, Path) -> ControlFlow<B>,
+        mut path: Path,
+        visit: &mut impl FnMut(&'a Arc<T>, Path) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        match self {
-            Self::Leaf(node) => node
-                .overlapping(start, end)
-                .try_for_each(|(at, item)| visit(item, path.then(at))),
-            Self::Inner(node) => node
-                .overlapping(start, end)
-                .try_for_each(|(at, child)| child.visit(start, end, path.then(at), visit)),
+        let mut branch = self;
+        // Mostly there is one way down.
+        while let Self::Inner(node) = branch {
+            let mut found = node.overlapping(start, end);
+            loop {
+                let Some((at, child)) = found.next() else {
+                    return ControlFlow::Continue(());
+                };
+                if found.is_over() {
+                    (branch, path) = (child, path.then(at));
+                    break;
+                }
+                child.visit(start, end, path.then(at), visit)?;
+            }
         }
+        let Self::Leaf(node) = branch else {
+            return ControlFlow::Continue(());
+        };
+        let mut found = node.overlapping(start, end);
+        found.try_for_each(|(at, item)| visit(item, path.then(at)))
     }
 
     /// Returns the right half, if the subtree became too big.
     fn insert(&mut self, slot: Slot<T>) -> Option<Slot<Self>> {
         match self {
             Self::Leaf(node) => {
-                let right = insert_into(Arc::make_mut(node), slot)?;
-                Some(Self::Leaf(Arc::new(right)).into_slot())
+                let right = insert_into(node, slot)?;
+                Some(Self::slot(Arc::new(Self::Leaf(right))))
             }
             Self::Inner(node) => {
-                let node = Arc::make_mut(node);
                 // Whatever is lower than all goes to the first.
                 let at = node.rank(slot.key).saturating_sub(1);
                 let child = node.item_mut(at).expect("an inner node has subtrees");
+                let child = Arc::make_mut(child);
                 let split = child.insert(slot);
                 let (key, end) = child.bounds();
                 node.set_bounds(at, key, end);
                 let right = insert_into(node, split?)?;
-                Some(Self::Inner(Arc::new(right)).into_slot())
+                Some(Self::slot(Arc::new(Self::Inner(right))))
             }
         }
     }
 
-    fn remove(&mut self, key: Key) -> Option<T> {
+    fn remove(&mut self, key: Key) -> Option<Arc<T>> {
         match self {
             Self::Leaf(node) => {
                 let at = node.rank(key).checked_sub(1)?;
                 if node.key(at) != key {
                     return None;
                 }
-                Arc::make_mut(node).remove(at).map(|slot| slot.item)
+                node.remove(at).map(|slot| slot.item)
             }
             Self::Inner(node) => {
                 let at = node.rank(key).checked_sub(1)?;
-                let node = Arc::make_mut(node);
-                let child = node.item_mut(at)?;
+                let child = Arc::make_mut(node.item_mut(at)?);
                 let removed = child.remove(key)?;
                 let is_small = child.len() < NR_MIN;
                 let (key, end) = child.bounds();
@@ -244,22 +252,17 @@ impl<T: Clone> Link<T> {
         }
     }
 
-    fn into_slot(self) -> Slot<Self> {
-        let (key, end) = self.bounds();
-        Slot {
-            key,
-            end,
-            item: self,
-        }
+    /// The slot of a subtree in the node above.
+    fn slot(item: Arc<Self>) -> Slot<Self> {
+        let (key, end) = item.bounds();
+        Slot { key, end, item }
     }
 
     /// Moves slots of `right` over; see [`Node::join`].
     fn join(&mut self, right: &mut Self) -> bool {
         match (self, right) {
-            (Self::Leaf(left), Self::Leaf(right)) => Arc::make_mut(left).join(Arc::make_mut(right)),
-            (Self::Inner(left), Self::Inner(right)) => {
-                Arc::make_mut(left).join(Arc::make_mut(right))
-            }
+            (Self::Leaf(left), Self::Leaf(right)) => left.join(right),
+            (Self::Inner(left), Self::Inner(right)) => left.join(right),
             _ => unreachable!("neighbours are equally deep"),
         }
     }
@@ -284,7 +287,7 @@ fn insert_into<U>(node: &mut Node<U>, slot: Slot<U>) -> Option<Node<U>> {
 }
 
 /// Joins the subtree at `at`, which has become small, with a neighbour.
-fn mend<T: Clone>(node: &mut Node<Link<T>>, at: usize) {
+fn mend<T>(node: &mut Node<Branch<T>>, at: usize) {
     if node.len() < 2 {
         return;
     }
@@ -292,14 +295,14 @@ fn mend<T: Clone>(node: &mut Node<Link<T>>, at: usize) {
     let Some(mut right) = node.remove(left + 1) else {
         return;
     };
-    let Some(child) = node.item_mut(left) else {
+    let Some(child) = node.item_mut(left).map(Arc::make_mut) else {
         return;
     };
-    let is_joined = child.join(&mut right.item);
+    let is_joined = child.join(Arc::make_mut(&mut right.item));
     let (key, end) = child.bounds();
     node.set_bounds(left, key, end);
     if !is_joined {
-        node.insert(left + 1, right.item.into_slot());
+        node.insert(left + 1, Branch::slot(right.item));
     }
 }
 
@@ -339,9 +342,9 @@ mod tests {
 
     fn found(tree: &Tree<u64>, start: u64, end: u64) -> Vec<u64> {
         let mut found = Vec::new();
-        let flow: ControlFlow<()> = tree.visit(start, end, &mut |&id, path| {
-            assert_eq!(tree.at(path), Some(&id));
-            found.push(id);
+        let flow: ControlFlow<()> = tree.visit(start, end, &mut |id, path| {
+            assert!(tree.at(path).is_some_and(|at| Arc::ptr_eq(at, id)));
+            found.push(**id);
             ControlFlow::Continue(())
         });
         assert_eq!(flow, ControlFlow::Continue(()));
@@ -379,34 +382,54 @@ mod tests {
         assert_eq!(found(tree, start, end), expected, "{start}..{end}");
     }
 
+    /// The versions that were kept, and the last one, after these changes of none.
+    fn replay(changes: Vec<Change>) -> Vec<Version> {
+        let mut versions: Vec<Version> = vec![(Tree::new(), Vec::new())];
+        for (id, change) in (0..).zip(changes) {
+            let (tree, listed) = versions.last_mut().expect("one is never removed");
+            match change {
+                Change::Insert { start, len } => {
+                    let key = Key { start, id };
+                    let end = start.saturating_add(len);
+                    tree.insert(key, end, Arc::new(id));
+                    listed.push((key, end));
+                }
+                Change::Remove { nth } if !listed.is_empty() => {
+                    let (key, _) = listed.swap_remove(nth % listed.len());
+                    assert_eq!(tree.remove(key).as_deref(), Some(&key.id));
+                    assert!(tree.remove(key).is_none());
+                }
+                Change::Remove { .. } => {}
+                Change::Keep => {
+                    let kept = (tree.clone(), listed.clone());
+                    versions.push(kept);
+                }
+            }
+        }
+        versions
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 60 }))]
 
         #[test]
         fn finds_what_a_list_finds(changes in prop::collection::vec(change(), 1..400)) {
-            let mut versions: Vec<Version> = vec![(Tree::new(), Vec::new())];
-            for (id, change) in (0..).zip(changes) {
-                let (tree, listed) = versions.last_mut().expect("one is never removed");
-                match change {
-                    Change::Insert { start, len } => {
-                        let key = Key { start, id };
-                        let end = start.saturating_add(len);
-                        tree.insert(key, end, id);
-                        listed.push((key, end));
-                    }
-                    Change::Remove { nth } if !listed.is_empty() => {
-                        let (key, _) = listed.swap_remove(nth % listed.len());
-                        prop_assert_eq!(tree.remove(key), Some(key.id));
-                        prop_assert_eq!(tree.remove(key), None);
-                    }
-                    Change::Remove { .. } => {}
-                    Change::Keep => {
-                        let kept = (tree.clone(), listed.clone());
-                        versions.push(kept);
-                    }
-                }
-            }
-            check(&versions);
+            check(&replay(changes));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 8 }))]
+
+        /// So many that nodes split, and are joined again, on every level.
+        #[test]
+        fn finds_what_a_long_list_finds(
+            added in prop::collection::vec((0..4000_u64, 1..200_u64), 600..1200),
+            changes in prop::collection::vec(change(), 600..1200),
+        ) {
+            let added = added.into_iter().map(|(start, len)| Change::Insert { start, len });
+            let changes = changes.into_iter().filter(|change| !matches!(change, Change::Keep));
+            check(&replay(added.chain(changes).collect()));
         }
     }
 
@@ -418,11 +441,11 @@ mod tests {
             let order = |nr: u64| if is_ascending { nr } else { NR - 1 - nr };
             let mut tree = Tree::new();
             for id in (0..NR).map(order) {
-                tree.insert(key(id), key(id).start + 4, id);
+                tree.insert(key(id), key(id).start + 4, Arc::new(id));
             }
             assert_eq!(found(&tree, 401, 412), [100, 101, 102]);
             for id in (0..NR).map(order) {
-                assert_eq!(tree.remove(key(id)), Some(id));
+                assert_eq!(tree.remove(key(id)).as_deref(), Some(&id));
             }
             assert_eq!((tree.len(), found(&tree, 0, u64::MAX).len()), (0, 0));
         }

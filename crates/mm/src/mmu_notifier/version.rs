@@ -45,7 +45,7 @@ impl Common {
 #[derive(Clone)]
 pub(super) struct Members {
     /// Called first, in the order of their starts.
-    pub(super) tree: Tree<Arc<Member>>,
+    pub(super) tree: Tree<Member>,
     /// Called then, newest first.
     pub(super) list: Box<[Arc<Member>]>,
     /// Told outside of brackets.
