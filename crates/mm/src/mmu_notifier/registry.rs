@@ -24,13 +24,28 @@ const NR_SHARDS: usize = 8;
 /// Threads whose stacks are this far apart use different shards.
 const STACK_BITS: u32 = 21;
 
-/// A version as the brackets of one shard hold it, counted on a cache line of its own.
-#[repr(align(128))]
+/// A version as the brackets of one shard hold it.
 pub(super) struct Handle {
     version: Arc<Version>,
+    #[expect(
+        dead_code,
+        reason = "keeps the counts of two handles on different cache lines"
+    )]
+    apart: Apart,
 }
 
+/// With the counts in front of a [`Handle`], two cache lines; an alignment would do it too, but is
+/// what an allocator is slow at, and each change of the subscriptions makes one for each shard.
+type Apart = [u64; 13];
+
 impl Handle {
+    fn new(version: &Arc<Version>) -> Arc<Self> {
+        Arc::new(Self {
+            version: Arc::clone(version),
+            apart: Apart::default(),
+        })
+    }
+
     #[inline]
     pub(super) fn version(&self) -> &Version {
         &self.version
@@ -98,9 +113,7 @@ impl Registry {
             current: ShortLock::new(
                 "mmu_notifier.current",
                 Current {
-                    handle: Arc::new(Handle {
-                        version: Arc::clone(&version),
-                    }),
+                    handle: Handle::new(&version),
                     starts: Starts::default(),
                 },
             ),
@@ -363,11 +376,7 @@ impl Registry {
         });
         let nr = version.len();
         let nr_tlb_users = version.members.tlb_users.len();
-        let mut handles = core::array::from_fn(|_| {
-            Arc::new(Handle {
-                version: Arc::clone(&version),
-            })
-        });
+        let mut handles = core::array::from_fn(|_| Handle::new(&version));
         for (shard, handle) in self.shards.iter().zip(&mut handles) {
             core::mem::swap(&mut shard.current.lock().handle, handle);
         }
