@@ -457,6 +457,28 @@ fn n14_a_tlb_user_has_no_brackets() {
     listed.remove();
 }
 
+/// The end of such a subscription waits for what runs, and so is reported in a callback.
+#[test]
+fn n56_a_tlb_user_that_is_waited_for_in_a_callback_is_reported() {
+    let validator = Validator::new();
+    let _entered = validator.enter();
+    let (notifiers, log) = world();
+    let walker = notifiers.subscribe_tlb(
+        "walker",
+        Arc::new(Walker {
+            pages: AtomicU32::new(0),
+        }),
+    );
+    let listed = interval(&notifiers, &log, "a", 0..4);
+    let mut walker = Some(walker);
+    let act = move || walker.take().map_or((), TlbSubscription::synchronize);
+    *listed.notifier().act.lock() = Some(Box::new(act));
+    drop(open(&notifiers, 0..1));
+    assert_eq!(notifiers.stats().misuses, 1);
+    notifiers.flush_tlb_users(page(0), page(3), Event::Protection);
+    listed.remove();
+}
+
 /// What a misuse is reported as, and that it does not hang.
 #[test]
 fn n56_n102_n115_a_misuse_is_reported_by_name() {

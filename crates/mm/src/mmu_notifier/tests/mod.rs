@@ -3,6 +3,7 @@
 mod interval;
 mod invariants;
 mod list;
+mod member;
 mod sequence;
 #[cfg(loom)]
 pub(super) mod weak_memory;

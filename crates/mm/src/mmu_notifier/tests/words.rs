@@ -194,12 +194,54 @@ fn a_misuse_is_told_of_the_one_among_many_whose_it_is() {
     }
 }
 
+struct Walker;
+
+impl TlbUser for Walker {
+    fn flush(&self, _: &Range, _: &TlbContext<'_>) {}
+}
+
+#[test]
+fn a_failure_says_whose_it_is_and_why() {
+    let holder: Arc<str> = "gpu3".into();
+    for (cause, text) in [
+        (Cause::WouldBlock, "`gpu3` would have to wait"),
+        (Cause::Panicked, "`gpu3` panicked"),
+        (Cause::Overdue, "`gpu3` does not return"),
+    ] {
+        let holder = Arc::clone(&holder);
+        assert_eq!(Refused { holder, cause }.to_string(), text);
+    }
+    let holder = || Arc::clone(&holder);
+    let stuck = BracketError::Stuck {
+        holder: holder(),
+        fence: Fence::new("test.stuck"),
+        waited: Duration::from_millis(1500),
+    };
+    for (error, text) in [
+        (stuck, "`gpu3` still uses the range after 1500 ms"),
+        (
+            BracketError::Panicked { holder: holder() },
+            "a callback of `gpu3` panicked, and nothing was changed; mend it, or drop its \
+             subscription",
+        ),
+        (
+            BracketError::Overdue { holder: holder() },
+            "a callback of `gpu3` has not returned, so it was not called; wait for it, or mend it",
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+        assert_eq!(&**error.holder(), "gpu3");
+    }
+}
+
 #[test]
 fn everything_prints_under_its_name() {
     let notifiers = Notifiers::new(MmId(7));
     let bracket = nonblock(&notifiers);
     let subscription = notifiers.subscribe("gpu3", Ranges::WholeMm, Arc::new(Terse));
+    let walker = notifiers.subscribe_tlb("walker", Arc::new(Walker));
     let shown = [
+        (format!("{walker:?}"), "TlbSubscription { id: 1"),
         (format!("{notifiers:?}"), "MmId(7)"),
         (format!("{bracket:?}"), "Clear"),
         (format!("{subscription:?}"), "gpu3"),

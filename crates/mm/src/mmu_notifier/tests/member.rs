@@ -1,0 +1,70 @@
+//! What brackets do to a member by itself: its number, and when those who wait for it are woken.
+
+use super::super::member::{How, Member, Target};
+use super::super::misuse::Misuses;
+use super::super::sequence::{Ended, Look};
+use super::super::stats::Counters;
+use super::super::version::Common;
+use super::super::wait::Waits;
+use super::super::{Context, Inject, Notifier, Range};
+use std::sync::Arc;
+
+struct Silent;
+
+impl Notifier for Silent {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        Ok(())
+    }
+}
+
+/// An interval over which `nr_open` brackets are open, and for which somebody waits.
+fn waited(nr_open: u64) -> (Member, Common) {
+    let target = Target::Interval { start: 0, end: 1 };
+    let member = Member::new(&"silent".into(), 7, target, Arc::new(Silent));
+    let common = Common {
+        counters: Counters::default(),
+        waits: Waits::new(),
+        misuses: Misuses::new(),
+    };
+    for _ in 1..nr_open {
+        member.begin(Inject::None);
+    }
+    assert_eq!(member.sequence().announce_wait(), Look::Open);
+    (member, common)
+}
+
+/// Whether a wake-up is still due once nothing is open.
+fn is_waited_for(member: &Member) -> bool {
+    member.begin(Inject::None);
+    member.sequence().end() == Ended::Wake
+}
+
+#[test]
+fn n51_the_last_end_wakes_and_no_other() {
+    for how in [How::Changed, How::GivenUp] {
+        let (member, common) = waited(2);
+        member.end(how, &common);
+        // Were it woken now it would not be told that the last has ended.
+        assert_eq!(member.sequence().look(), Look::Open);
+        assert_eq!(member.sequence().end(), Ended::Wake, "{how:?}");
+        let (member, common) = waited(1);
+        member.end(how, &common);
+        assert!(!is_waited_for(&member), "{how:?}");
+        let (member, common) = waited(1);
+        common.counters.inject(Inject::LoseWakeUp);
+        member.end(how, &common);
+        assert!(is_waited_for(&member), "{how:?}: the fault loses it");
+    }
+}
+
+/// Where a fault has the number grow late, it grows when the callback has returned.
+#[test]
+fn the_number_grows_before_the_callback() {
+    let (member, _) = waited(1);
+    for (fault, before, after) in [(Inject::None, 1, 1), (Inject::BumpAfter, 1, 2)] {
+        member.begin(fault);
+        assert_eq!(member.sequence().snapshot().1, before, "{fault:?}");
+        member.begun(fault);
+        assert_eq!(member.sequence().snapshot().1, after, "{fault:?}");
+    }
+}
