@@ -4,7 +4,7 @@ use super::picture::{Curves, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, interleave};
 use coitrees::{COITree, Interval, IntervalTree as _};
 use iset::IntervalMap;
-use lockdep::sync::{Completion, Mutex, ShortLock};
+use lockdep::sync::{Mutex, ShortLock, spin_wait};
 use mm::addr::{PAGE_SIZE, Vaddr};
 use mm::mmu_notifier::{
     Context, EndContext, Event, IntervalNotifier, IntervalSubscription, MmId, Notifier, Notifiers,
@@ -13,10 +13,15 @@ use mm::mmu_notifier::{
 use pinless_mm as mm;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Operations in one timing.
 const NR: u32 = 200_000;
+
+/// Operations of each of several threads: so many that it does not count for how long the system
+/// leaves them on one processor before it moves one.
+const NR_THREADED: u32 = 1_000_000;
 
 /// Timed inserts and removes: fewer, as each changes the map.
 const NR_CHANGES: u32 = 20_000;
@@ -86,6 +91,34 @@ impl Dice {
     }
 }
 
+/// The numbers below `nr`, in an order that has nothing to do with theirs.
+fn shuffled(nr: u64) -> Vec<u64> {
+    let mut order: Vec<u64> = (0..nr).collect();
+    let mut dice = Dice(nr);
+    for at in (1..order.len()).rev() {
+        order.swap(at, dice.below(at as u64 + 1) as usize);
+    }
+    order
+}
+
+/// A cache line that says which is read next.
+#[repr(align(64))]
+struct Line {
+    next: usize,
+}
+
+/// As many lines as there are intervals at most, in a ring without order: what one read costs that
+/// finds nothing in a cache, and that the next one waits for.
+fn ring() -> Vec<Line> {
+    let nr = BUDGETED[BUDGETED.len() - 1];
+    let order = shuffled(nr);
+    let mut lines: Vec<Line> = order.iter().map(|_| Line { next: 0 }).collect();
+    for (at, &line) in order.iter().enumerate() {
+        lines[line as usize].next = order[(at + 1) % order.len()] as usize;
+    }
+    lines
+}
+
 /// Nanoseconds for one operation, over `nr` of them.
 fn time(nr: u32, mut operation: impl FnMut()) -> Result<Vec<f64>, BenchError> {
     let begun = Instant::now();
@@ -121,12 +154,7 @@ impl Field {
     fn new(nr: u64) -> Self {
         let notifiers = Notifiers::new(MmId(nr));
         let idle = Idle::new();
-        // In an order that has nothing to do with that of the addresses.
-        let mut order: Vec<u64> = (0..nr).collect();
-        let mut dice = Dice(nr);
-        for at in (1..order.len()).rev() {
-            order.swap(at, dice.below(at as u64 + 1) as usize);
-        }
+        let order = shuffled(nr);
         let mut iset = IntervalMap::new();
         let mut superintervals = superintervals::IntervalMap::new();
         let mut nodes: Vec<Interval<u32>> = Vec::new();
@@ -221,6 +249,7 @@ const ONE_BLOCKABLE: &str = "bracket, one on the list, blockable";
 const READ: &str = "read_begin and read_retry";
 const INSERT: &str = "insert and remove at 1 000 000";
 const INSERT_ISET: &str = "iset, insert and remove";
+const MISS: &str = "one read of 1 000 000 lines";
 const TWO: &str = "two threads, disjoint ranges";
 const ALONE: &str = "one thread";
 
@@ -265,6 +294,11 @@ fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
             black_box(iset.remove(start..start + PAGES));
         })
     }));
+    let lines = ring();
+    let mut at = 0;
+    to.push(Contender::new(MISS, move || {
+        time(NR, || at = lines[black_box(at)].next)
+    }));
     to.push(Contender::new(READ, move || {
         let subscriptions = field.subscriptions.lock();
         let subscription = &subscriptions[0];
@@ -278,30 +312,32 @@ fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
 
 /// Millions of brackets a second, by `nr_threads` threads, each with its own half of the field.
 fn throughput(field: &Field, nr_threads: u64) -> Result<Vec<f64>, BenchError> {
-    let go = Completion::new("bench.go");
     let half = field.nr / 2;
+    let nr_running = AtomicU64::new(0);
+    let run = |thread: u64| {
+        let mut dice = Dice(thread);
+        // None begins before all run.
+        nr_running.fetch_add(1, Ordering::Relaxed);
+        spin_wait("bench.go", 0, || {
+            nr_running.load(Ordering::Relaxed) == nr_threads
+        });
+        let begun = Instant::now();
+        for _ in 0..NR_THREADED {
+            nonblock(&field.notifiers, thread * half + dice.below(half));
+        }
+        begun.elapsed()
+    };
     let elapsed = std::thread::scope(|scope| {
-        let go = &go;
+        let run = &run;
         let threads: Vec<_> = (0..nr_threads)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let mut dice = Dice(thread);
-                    go.wait();
-                    let begun = Instant::now();
-                    for _ in 0..NR {
-                        nonblock(&field.notifiers, thread * half + dice.below(half));
-                    }
-                    begun.elapsed()
-                })
-            })
+            .map(|thread| scope.spawn(move || run(thread)))
             .collect();
-        go.complete_all();
+        let threads = threads.into_iter();
         threads
-            .into_iter()
             .map(|thread| thread.join().expect("a bracket does not panic"))
             .max()
     });
-    let nr = nr_threads as f64 * f64::from(NR);
+    let nr = nr_threads as f64 * f64::from(NR_THREADED);
     Ok(vec![nr / elapsed.unwrap_or_default().as_secs_f64() / 1e6])
 }
 
@@ -327,6 +363,11 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
             "a lookup of ours holds the version that it searches and calls the device it finds; \
              the peers take no change while they are searched, but iset"
                 .to_owned(),
+            format!(
+                "a hit among a million reads two lines at least that are in no cache, one after \
+                 the other: where the interval is found, and the subscription. \"{MISS}\" is what \
+                 one costs; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 puts all of it on huge pages"
+            ),
         ],
         picture: Some(Picture::Curves(curves(&measured))),
     })
@@ -351,6 +392,7 @@ fn rows(measured: &Measured) -> Vec<Row> {
             rows.push(beside_peer.within(Budget::TimesPeerMax(1.0)));
         }
     }
+    rows.push(ns(MISS));
     rows.push(ns(INSERT).beside(INSERT_ISET, measured.of(INSERT_ISET, 0)));
     rows.push(beside_empty(READ).within(Budget::Max(15.0)));
     rows.push(
