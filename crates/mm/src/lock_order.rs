@@ -25,9 +25,17 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "mm.page_wait.done",
             "mm.pressure",
             "mm.write_back.idle",
+            "mm.compact.idle",
         ],
     ),
-    map("fs_reclaim", &["mmu_notifier.start", "mm.write_back.idle"]),
+    map(
+        "fs_reclaim",
+        &[
+            "mmu_notifier.start",
+            "mm.write_back.idle",
+            "mm.compact.idle",
+        ],
+    ),
     map(
         "mmu_notifier.start",
         &[
@@ -62,7 +70,9 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "zswap.class",
             "zswap.pool",
             "zswap.block",
+            "zswap.decoder",
             "mm.write_back.idle",
+            "mm.compact.idle",
             "mm.events",
         ],
     ),
@@ -86,6 +96,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("mm.reclaim.stall", &[]),
     sleeping("mm.file.buffers", &[]),
     sleeping("mm.write_back.idle", &[]),
+    sleeping("mm.compact.idle", &[]),
     sleeping("mm.shrinkers", &[]),
     sleeping("mm.shrinker", &[]),
     short("mm.pressure"),
@@ -109,6 +120,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("zswap.class", &["zswap.pool", "zswap.block"]),
     sleeping("zswap.pool", &["zswap.block"]),
     sleeping("zswap.block", &[]),
+    sleeping("zswap.decoder", &[]),
     // What is waited for, with nothing held but the lock that belongs to it.
     event("mm.frames.freed"),
     event("mm.oom.wake"),
@@ -119,6 +131,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     event("mm.shrinker.idle"),
     event("mm.file.buffers.freed"),
     event("mm.write_back.wake"),
+    event("mm.compact.wake"),
     event("mm.watch.called"),
     event("mm.watch.vacated"),
     event("mmu_notifier.idle"),

@@ -94,7 +94,7 @@ const COPY_MASK: u64 = COPY_KIND | TAG_MASK | (0xffff_ffff << PAYLOAD_SHIFT);
 /// | 0..3 | [`State`] |
 /// | 3 | somebody waits for the end of `Moving` |
 /// | 4 | dirty: the stored copy, if any, is out of date |
-/// | 5 | referenced: proven in use since the front hand passed |
+/// | 5 | referenced: proven in use since the front hand passed; of a stored page, settled |
 /// | 6 | write-protected at its address |
 /// | 7, 8 | stored copy: 0 none, 1 in a slot, 3 a fill pattern, 2 in the file |
 /// | 9 | locked: reclaim passes over it |
@@ -193,6 +193,26 @@ impl Word {
     #[must_use]
     pub const fn unreferenced(self) -> Self {
         Self(self.0 & !REFERENCED)
+    }
+
+    /// Whether a stored page was looked at for a smaller slot. A page is referenced while it is in
+    /// a frame, so the two share a bit.
+    #[cfg(feature = "zstd")]
+    pub const fn is_settled(self) -> bool {
+        self.is_referenced()
+    }
+
+    /// Marks a stored page settled.
+    #[cfg(feature = "zstd")]
+    #[must_use]
+    pub const fn settled(self) -> Self {
+        self.referenced()
+    }
+
+    /// The same word of a page that is stored no more.
+    #[must_use]
+    pub const fn unsettled(self) -> Self {
+        self.unreferenced()
     }
 
     /// Whether the page is active.

@@ -23,10 +23,11 @@ const FAULT_THREADS: usize = 2;
 /// A worker's name, its loop, and how many there are.
 type Worker = (&'static str, fn(&Memcg), usize);
 
-const WORKERS: [Worker; 4] = [
+const WORKERS: [Worker; 5] = [
     ("pinless-reclaim", Memcg::run_reclaim, 1),
     ("pinless-settle", Memcg::run_settle, 1),
     ("pinless-reaper", Memcg::run_reaper, 1),
+    ("pinless-compact", Memcg::run_compact, 1),
     ("pinless-spare", Memcg::run_spare, SPARES),
 ];
 

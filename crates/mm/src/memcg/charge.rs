@@ -279,6 +279,7 @@ impl Memcg {
         let stored = self.zswap.store_for(self, owner, contents, scratch);
         if stored.is_err() {
             self.uncharge_swap();
+            self.kick_compaction();
         }
         self.kick_write_back();
         stored
@@ -296,7 +297,9 @@ impl Memcg {
     /// Gives the slot of a page back that is still charged as stored.
     pub(crate) fn leave_slot(&self, stored: Stored) {
         let bytes = self.zswap.charge_of(stored);
-        self.zswap.free(stored);
+        if self.zswap.free(stored) {
+            self.kick_compaction();
+        }
         Charge::uncharge(self, bytes);
     }
 

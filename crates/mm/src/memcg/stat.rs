@@ -81,6 +81,12 @@ stats! {
     zswpout,
     /// Pages that went from there to the file.
     zswpwb,
+    /// Pages that were compressed once more, densely, after they had been away for long.
+    zswprecomp,
+    /// Bytes by which these have become smaller.
+    zswprecomp_bytes,
+    /// Stored pages that were moved, for a block of the store to become empty.
+    zswpcompact,
     /// Times that the file had no cluster free.
     file_full,
     /// Pages that went back to their clean stored copy.

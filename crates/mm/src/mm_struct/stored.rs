@@ -85,7 +85,7 @@ impl Vma {
         let memcg = self.memcg();
         let _stalled = memcg.stall();
         let file = memcg.file().expect("a page is in the file");
-        file.load(self.owner(page), place, into)
+        file.load(self.owner(page), place, &memcg.zswap, into)
     }
 
     /// Whether the file has given something else than what was stored, or nothing.

@@ -19,6 +19,12 @@ pub(super) enum Hand {
     Shed,
     /// Writes stored pages to the file.
     Cold,
+    /// Packs stored pages closer.
+    #[cfg_attr(
+        not(feature = "zstd"),
+        expect(dead_code, reason = "there is no dense codec")
+    )]
+    Pack,
 }
 
 /// Where a hand stands: the next page it looks at.
@@ -36,6 +42,7 @@ pub(super) struct Hands {
     back: Position,
     shed: Position,
     cold: Position,
+    pack: Position,
 }
 
 impl Default for Hands {
@@ -49,6 +56,7 @@ impl Default for Hands {
             back: start,
             shed: start,
             cold: start,
+            pack: start,
         }
     }
 }
@@ -83,7 +91,7 @@ impl Memcg {
             // The first round takes the referenced marks away, the second finds the pages. The
             // third finds those that devices had marked in the first.
             Hand::Front => 3,
-            Hand::Back | Hand::Shed | Hand::Cold => 1,
+            Hand::Back | Hand::Shed | Hand::Cold | Hand::Pack => 1,
         };
         // One window more, because the first may be left out in part.
         let windows = rounds * nr + 1;
@@ -115,6 +123,7 @@ impl Memcg {
             Hand::Back => &mut hands.back,
             Hand::Shed => &mut hands.shed,
             Hand::Cold => &mut hands.cold,
+            Hand::Pack => &mut hands.pack,
         };
         while lap.windows_left > 0 {
             let next = vmas.range(at.vma..).next().or_else(|| vmas.iter().next());
@@ -138,8 +147,8 @@ impl Memcg {
                     Hand::Front if vma.is_refused(window) && !lap.asks_again => 0,
                     Hand::Front | Hand::Shed => vma.nr_evictable_in(window),
                     Hand::Back => vma.nr_detached_in(window),
-                    // Nobody counts them: this hand has time.
-                    Hand::Cold => 1,
+                    // Nobody counts them: these hands have time.
+                    Hand::Cold | Hand::Pack => 1,
                 };
                 let nr_pages = match nr {
                     0 => rest,
@@ -174,6 +183,18 @@ impl Memcg {
 }
 
 impl Lap {
+    /// The hand goes over no more than so many windows.
+    #[cfg(feature = "zstd")]
+    pub(super) fn shorten(&mut self, nr_windows: u64) {
+        self.windows_left = self.windows_left.min(nr_windows);
+    }
+
+    /// Windows that it has not gone over.
+    #[cfg(feature = "zstd")]
+    pub(super) fn windows_left(&self) -> u64 {
+        self.windows_left
+    }
+
     /// Whether what devices use is spared where the hand stands.
     pub(super) fn youth(&self) -> Youth {
         if self.windows_left >= self.windows_heedless {
@@ -192,7 +213,7 @@ impl Hand {
             match self {
                 Self::Front | Self::Shed => word.is_evictable(),
                 Self::Back => word.is_detached(),
-                Self::Cold => word.state() == State::Swapped,
+                Self::Cold | Self::Pack => word.state() == State::Swapped,
             }
         };
         let last = run.pages().filter(is_fit).nth(wanted as usize - 1);

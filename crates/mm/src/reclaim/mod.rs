@@ -12,6 +12,8 @@
 //!
 //! Paper: the two-handed clock of 4.3BSD (Leffler et al., 1989). Linux counterpart: `mm/vmscan.c`.
 
+mod bell;
+mod compact;
 mod detach;
 mod domain;
 mod hands;
@@ -35,6 +37,7 @@ use crate::mm_struct::Vma;
 use crate::oom::Verdict;
 use crate::swap::Scratch;
 use crate::watch;
+use compact::Compaction;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 pub(crate) use domain::Domain;
@@ -86,6 +89,7 @@ pub(crate) struct Control {
     pub(crate) parked: Parked,
     pub(crate) retired: Retired,
     pub(crate) write_back: WriteBack,
+    pub(crate) compaction: Compaction,
     /// Faults, with the pieces of reclaim in them, that some thread works on now, none of which
     /// waits for long: those that began in an even epoch, and those of an odd one.
     in_flight: [AtomicU64; 2],
@@ -199,6 +203,7 @@ impl Control {
             parked: Parked::new(),
             retired: Retired::new(),
             write_back: WriteBack::new(),
+            compaction: Compaction::new(),
             in_flight: [const { AtomicU64::new(0) }; 2],
             epoch: AtomicUsize::new(0),
         }
@@ -226,7 +231,8 @@ impl Control {
     pub(crate) fn wake_all(&self) {
         self.wake_workers();
         self.refused.wake_all();
-        self.write_back.wake_all();
+        self.write_back.bell.wake_all();
+        self.compaction.bell.wake_all();
     }
 
     fn wait_for_work(&self, is_stopped: impl Fn() -> bool, timeout: Option<Duration>) {
@@ -482,7 +488,9 @@ impl Memcg {
             let done = match hand {
                 Hand::Front => vma.detach_window(run, effort, lap.youth()),
                 Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
-                Hand::Shed | Hand::Cold => unreachable!("these take nothing from a frame"),
+                Hand::Shed | Hand::Cold | Hand::Pack => {
+                    unreachable!("these take nothing from a frame")
+                }
             };
             drop(under_way);
             self.let_go(vma, effort);

@@ -73,7 +73,7 @@ impl<'a, const N: usize> Spare<'a, N> {
         let (vma, Owned { page, was }) = (self.vma, owned);
         // Before the page is seen as swapped: a fault takes it away again.
         vma.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
-        let shadow = vma.memcg().domain.evict(1);
+        let shadow = vma.memcg().note_evicted(1);
         let next = vma.note_stored(was, stored, shadow);
         if stored.is_some() {
             vma.free_copy(was.copy());

@@ -224,7 +224,7 @@ impl Vma {
         let freed = nr_ready.count() as u64;
         // Before the pages are seen as swapped: a fault takes them away again.
         self.mm().rss.swapped.fetch_add(freed, Ordering::Relaxed);
-        let shadow = self.memcg().domain.evict(freed);
+        let shadow = self.memcg().note_evicted(freed);
         for (page, &(was, is_ready)) in run.pages().zip(words) {
             let owned = Owned { page, was };
             if !is_ready {

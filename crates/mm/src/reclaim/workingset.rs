@@ -22,6 +22,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// than 16 times as many evictions as there are frames looks young again.
 const STEPS: u64 = 64;
 
+/// The steps of a quarter of the frames, as a power of two.
+const QUARTER_ORDER: u32 = (STEPS / 4).ilog2();
+
 /// The age of a memory cgroup.
 #[derive(Debug)]
 pub(super) struct Age {
@@ -53,10 +56,15 @@ impl Age {
 const SHADOW_MASK: u64 = (1 << SHADOW_BITS) - 1;
 
 impl Domain {
-    /// `nr` pages are being evicted: their shadow.
-    pub(super) fn evict(&self, nr: u64) -> u16 {
-        self.age.nr_evicted.fetch_add(nr, Ordering::Relaxed);
-        self.age.shadow()
+    /// `nr` pages are being evicted: their shadow, and whether a quarter of the frames has been
+    /// evicted since this was last true.
+    fn evict(&self, nr: u64) -> (u16, bool) {
+        let before = self.age.nr_evicted.fetch_add(nr, Ordering::Relaxed);
+        let quarter = self.age.step_order + QUARTER_ORDER;
+        (
+            self.age.shadow(),
+            before >> quarter != (before + nr) >> quarter,
+        )
     }
 }
 
@@ -71,9 +79,21 @@ impl Vma {
             .is_none_or(|shadow| distance(shadow) >= frames)
     }
 
+    /// Whether a stored page has not come back for `rounds` times as many evictions as there are
+    /// frames.
+    #[cfg(feature = "zstd")]
+    pub(super) fn has_been_away(&self, stored: Word, rounds: u64) -> bool {
+        let memcg = self.memcg();
+        let frames = memcg.frames().usage().max(1);
+        let distance = stored
+            .shadow()
+            .map(|shadow| memcg.domain.age.distance(shadow));
+        distance.is_some_and(|distance| distance >= rounds * frames)
+    }
+
     /// A page comes back from the store: as what. `filled` is its word as it is to be.
     pub(crate) fn refault_as(&self, was: Word, filled: Word) -> Word {
-        let filled = filled.without_shadow();
+        let filled = filled.without_shadow().unsettled();
         let Some(shadow) = was.shadow() else {
             return filled;
         };
@@ -88,6 +108,15 @@ impl Vma {
 }
 
 impl Memcg {
+    /// `nr` pages are being evicted: their shadow.
+    pub(super) fn note_evicted(&self, nr: u64) -> u16 {
+        let (shadow, is_quarter_over) = self.domain.evict(nr);
+        if is_quarter_over {
+            self.kick_compaction();
+        }
+        shadow
+    }
+
     /// Whether there are fewer inactive pages than active ones.
     pub(super) fn is_inactive_low(&self) -> bool {
         2 * self.domain.nr_active() > self.frames().usage()

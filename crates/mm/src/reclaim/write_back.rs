@@ -10,6 +10,7 @@
 //! Linux counterpart: `zswap_writeback_entry`, `shrink_memcg` in `mm/zswap.c`.
 
 use super::Effort;
+use super::bell::Bell;
 use super::hands::Hand;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
 use crate::limits::total_reserve;
@@ -20,9 +21,8 @@ use crate::page::{State, Word};
 use crate::swap::{
     CLUSTER_SLOTS_MAX, FileHandle, FileStore, Filling, SLOT_BYTES_MAX, SlotHandle, Stored,
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use lockdep::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
 /// Pages that the hand looks at in one go.
@@ -34,9 +34,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The worker's sleep, and what it is doing.
 #[derive(Debug)]
 pub(crate) struct WriteBack {
-    is_kicked: AtomicBool,
-    idle: Mutex<()>,
-    wake: Condvar,
+    pub(super) bell: Bell,
     /// When the write began that is under way; zero for none.
     begun_ns: AtomicU64,
 }
@@ -61,37 +59,8 @@ enum Which {
 impl WriteBack {
     pub(super) fn new() -> Self {
         Self {
-            is_kicked: AtomicBool::new(false),
-            idle: Mutex::new("mm.write_back.idle", ()),
-            wake: Condvar::new("mm.write_back.wake"),
+            bell: Bell::new("mm.write_back.idle", "mm.write_back.wake"),
             begun_ns: AtomicU64::new(0),
-        }
-    }
-
-    /// Wakes the worker.
-    fn kick(&self) {
-        // AcqRel: pairs with the swap in `wait`, as in `Control::kick`.
-        if !self.is_kicked.swap(true, Ordering::AcqRel) {
-            self.wake_all();
-        }
-    }
-
-    pub(super) fn wake_all(&self) {
-        drop(self.idle.lock());
-        self.wake.notify_all();
-    }
-
-    fn wait(&self, is_stopped: impl Fn() -> bool, timeout: Option<Duration>) {
-        let mut idle = self.idle.lock();
-        // AcqRel: pairs with the swap in `kick`.
-        while !self.is_kicked.swap(false, Ordering::AcqRel) && !is_stopped() {
-            idle = match timeout {
-                None => self.wake.wait(idle),
-                Some(timeout) => {
-                    drop(self.wake.wait_timeout(idle, timeout));
-                    return;
-                }
-            };
         }
     }
 
@@ -111,15 +80,15 @@ impl Memcg {
             let mut is_short = false;
             self.for_each_level(&mut |level| is_short |= !level.write_back(&mut moved));
             let pause = is_short.then_some(RETRY_PAUSE);
-            let write_back = &self.reclaim.write_back;
-            write_back.wait(|| self.is_stopped(), pause);
+            let bell = &self.reclaim.write_back.bell;
+            bell.wait(|| self.is_stopped(), pause);
         }
     }
 
     /// A page was stored, or there was no room for it: wakes the worker when little is left.
     pub(crate) fn kick_write_back(&self) {
         if self.file().is_some() && self.levels().any(|level| level.is_store_above(3, 4)) {
-            self.reclaim.write_back.kick();
+            self.reclaim.write_back.bell.ring();
         }
     }
 
@@ -232,7 +201,7 @@ impl Vma {
     }
 
     /// Copies the slot of a page, which nobody can free meanwhile. Returns how long it is.
-    fn copy_slot(
+    pub(super) fn copy_slot(
         &self,
         page: PageIndex,
         seen: Word,
@@ -252,7 +221,7 @@ impl Vma {
 }
 
 /// The slot of a page that is in the compressed store and nowhere else.
-fn slot_of(word: Word) -> Option<(SlotHandle, u16)> {
+pub(super) fn slot_of(word: Word) -> Option<(SlotHandle, u16)> {
     match word.copy() {
         Some(Stored::Slot { handle, tag }) if word.state() == State::Swapped => Some((handle, tag)),
         _ => None,

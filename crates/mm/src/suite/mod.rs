@@ -5,6 +5,8 @@
 //! several crates run it.
 
 mod basics;
+#[cfg(feature = "zstd")]
+mod cold;
 mod concurrent;
 #[cfg(feature = "notifiers")]
 mod convicts;
@@ -36,6 +38,7 @@ mod pressure;
 mod refused;
 #[cfg(feature = "notifiers")]
 mod secondary;
+mod sparse;
 
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
@@ -115,6 +118,13 @@ cases! {
     basics::advice_not_to_need_gives_zeros_and_frees_everything,
     basics::unmapping_gives_everything_back,
     basics::willneed_fills_what_fits,
+    #[cfg(feature = "zstd")]
+    cold::what_stays_away_takes_less_room,
+    #[cfg(feature = "zstd")]
+    cold::packing_meets_programs_and_loses_nothing,
+    #[cfg(feature = "zstd")]
+    cold::packing_makes_no_error_look_right,
+    sparse::sparse_blocks_are_emptied,
     concurrent::writers_lose_nothing_under_reclaim,
     concurrent::pins_and_reclaim_respect_each_other,
     concurrent::everybody_who_waits_gets_a_frame,
@@ -330,8 +340,9 @@ impl<'a> World<'a> {
             None => Memcg::new(limits, clock),
         };
         let memcg = memcg.expect("limits that leave a reserve");
-        let loops: [Worker; 4] = [
+        let loops: [Worker; 5] = [
             ("write back", Memcg::run_write_back),
+            ("compact", Memcg::run_compact),
             ("reclaim", Memcg::run_reclaim),
             ("settle", Memcg::run_settle),
             ("reaper", Memcg::run_reaper),

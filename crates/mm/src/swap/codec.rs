@@ -1,5 +1,6 @@
 //! Compression of one page, in memory that the caller owns.
 
+use super::dense;
 use super::size_class::COMPRESSED_BYTES_MAX;
 use crate::addr::{PAGE_SIZE, PageBuf};
 use crate::fault::StoreError;
@@ -48,6 +49,9 @@ const PREFIX_BYTES: usize = 6;
 /// In the length of the head: the head is stored as it is.
 const RAW: u16 = 1 << 15;
 
+/// In the length of the head: the head is stored by the [dense codec](super::dense).
+const DENSE: u16 = 1 << 14;
+
 /// A tail shorter than this is left to the codec.
 const TAIL_BYTES_MIN: usize = 64;
 
@@ -69,24 +73,54 @@ pub(super) fn compress<'a>(contents: &PageBuf, scratch: &'a mut Scratch) -> Opti
     (len <= COMPRESSED_BYTES_MAX).then(|| &scratch.output[..len])
 }
 
-/// Decompresses what [`compress`] made.
-pub(super) fn decompress(compressed: &[u8], into: &mut PageBuf) -> Result<(), StoreError> {
+/// Compresses a page with the dense codec; `None` if that gives more than `bytes_max`.
+#[cfg(feature = "zstd")]
+pub(super) fn compress_densely<'a>(
+    contents: &PageBuf,
+    scratch: &'a mut dense::Encoder,
+    bytes_max: usize,
+) -> Option<&'a [u8]> {
+    let (head, pattern) = split_tail(contents);
+    let room = bytes_max.checked_sub(PREFIX_BYTES)?;
+    let output = scratch.compress(head, PREFIX_BYTES, room)?;
+    output[..2].copy_from_slice(&(head.len() as u16 | DENSE).to_ne_bytes());
+    output[2..PREFIX_BYTES].copy_from_slice(&pattern);
+    Some(output)
+}
+
+/// Whether the dense codec made this.
+#[cfg(feature = "zstd")]
+pub(super) fn is_dense(compressed: &[u8]) -> bool {
+    compressed.len() < PAGE_SIZE
+        && compressed
+            .first_chunk()
+            .is_some_and(|&bytes| u16::from_ne_bytes(bytes) & (RAW | DENSE) == DENSE)
+}
+
+/// Decompresses what [`compress`] made, or the dense codec.
+pub(super) fn decompress(
+    compressed: &[u8],
+    decoders: &dense::Decoders,
+    into: &mut PageBuf,
+) -> Result<(), StoreError> {
     let (prefix, body) = compressed
         .split_first_chunk::<PREFIX_BYTES>()
         .ok_or(StoreError::Corrupt)?;
     let [a, b, pattern @ ..] = *prefix;
     let head_bytes = u16::from_ne_bytes([a, b]);
     let (head, tail) = into
-        .split_at_mut_checked(usize::from(head_bytes & !RAW))
+        .split_at_mut_checked(usize::from(head_bytes & !(RAW | DENSE)))
         .ok_or(StoreError::Corrupt)?;
-    if head_bytes & RAW == 0 {
-        let len = decompress_into(body, head).map_err(|_| StoreError::Corrupt)?;
-        if len != head.len() {
-            return Err(StoreError::Corrupt);
+    let len = match head_bytes & (RAW | DENSE) {
+        0 => decompress_into(body, head).ok(),
+        DENSE => decoders.decompress(body, head),
+        RAW if body.len() == head.len() => {
+            head.copy_from_slice(body);
+            Some(head.len())
         }
-    } else if body.len() == head.len() {
-        head.copy_from_slice(body);
-    } else {
+        _ => None,
+    };
+    if len != Some(head.len()) {
         return Err(StoreError::Corrupt);
     }
     tail.as_chunks_mut().0.fill(pattern);

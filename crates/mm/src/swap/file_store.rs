@@ -9,9 +9,9 @@
 use super::backing_file::{
     BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
 };
-use super::header::{HEADER_BYTES, Header};
+use super::header::HEADER_BYTES;
 use super::zswap::unpack;
-use super::{FileHandle, Owner};
+use super::{FileHandle, Owner, Zswap};
 use crate::addr::{PAGE_SIZE, PageBuf};
 use crate::fault::StoreError;
 use core::fmt;
@@ -115,7 +115,7 @@ impl FileStore {
         stats
     }
 
-    /// Reads a page. Waits for the device; allocates nothing.
+    /// Reads a page that `zswap` had compressed. Waits for the device; allocates nothing.
     ///
     /// # Errors
     ///
@@ -126,6 +126,7 @@ impl FileStore {
         &self,
         owner: Owner,
         (handle, tag): (FileHandle, u16),
+        zswap: &Zswap,
         into: &mut PageBuf,
     ) -> Result<(), StoreError> {
         let at = handle.unit() as usize * UNIT_BYTES;
@@ -143,7 +144,8 @@ impl FileStore {
         let mut result = Err(StoreError::Unreadable);
         if self.file.wait(buffer.number).is_ok() {
             self.file.with_buffer(buffer.number, &mut |bytes| {
-                result = unpack(&bytes[at..end.min(CLUSTER_BYTES)], owner, tag, into);
+                let slot = &bytes[at..end.min(CLUSTER_BYTES)];
+                result = unpack(slot, (owner, tag), zswap.decoders(), into);
             });
         }
         if result.is_err() {
@@ -321,11 +323,4 @@ impl Drop for BufferGuard<'_> {
         *self.buffers.free.lock() |= 1 << self.number;
         self.buffers.freed.notify_all();
     }
-}
-
-/// The slot at the start of `bytes`, as long as its header says it is.
-pub(super) fn whole_slot(bytes: &[u8], owner: Owner, tag: u16) -> Result<&[u8], StoreError> {
-    let room = bytes.len() - HEADER_BYTES;
-    let len = Header::decode(bytes)?.expect(owner, tag, room)?;
-    Ok(&bytes[..HEADER_BYTES + len])
 }

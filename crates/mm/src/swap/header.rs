@@ -71,6 +71,11 @@ impl Header {
         }
     }
 
+    /// Whose slot this is, and the tag of the store; none of a slot that was never written.
+    pub(super) fn owner_and_tag(&self) -> Option<(Owner, u16)> {
+        (self.sequence != 0).then(|| (self.owner, tag_of(self.sequence)))
+    }
+
     /// Says whether `payload` is what was stored.
     pub(super) fn verify(&self, payload: &[u8]) -> Result<(), StoreError> {
         if self.sum(payload) == self.checksum {

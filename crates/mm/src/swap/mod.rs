@@ -1,6 +1,7 @@
 //! Where the contents of pages go that are in no frame.
 //!
-//! [`Zswap`] keeps them compressed in memory that was set aside at start. What a page's state word
+//! [`Zswap`] keeps them compressed in memory that was set aside at start: by a fast codec at first,
+//! by a dense one when they stay away, and packed closer when its blocks have become sparse. What a page's state word
 //! has to remember of a stored page is a [`Stored`]: 32 bits of payload, one flag, ten bits of tag.
 //!
 //! # Fault model
@@ -14,8 +15,10 @@
 
 mod backing_file;
 mod codec;
+mod dense;
 mod file_store;
 mod header;
+mod repack;
 mod size_class;
 mod slab;
 mod zswap;
@@ -27,8 +30,12 @@ pub use backing_file::{
     BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
 };
 pub use codec::Scratch;
+#[cfg(feature = "zstd")]
+pub(crate) use dense::Encoder;
 pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, SLOT_BYTES_MAX};
 pub use file_store::{FileStats, FileStore};
+#[cfg(feature = "zstd")]
+pub(crate) use repack::Packed;
 pub(crate) use zswap::Charge;
 pub use zswap::{Inject, NoRoom, Stats, Zswap};
 
@@ -44,6 +51,16 @@ impl Owner {
     pub const fn new(mapping: u32, page: u32) -> Self {
         Self((mapping as u64) << 32 | page as u64)
     }
+
+    /// The identity of the mapping.
+    pub(crate) const fn mapping(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The page.
+    pub(crate) const fn page(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// Bits of a tag.
@@ -53,7 +70,7 @@ pub const TAG_BITS: u32 = 10;
 pub(crate) const TAG_MASK: u16 = (1 << TAG_BITS) - 1;
 
 /// Bits of a handle that number the slot in its block.
-const SLOT_BITS: u32 = 12;
+const SLOT_BITS: u32 = 11;
 
 /// Where in the store a slot is: its block and its place in the block. Fits 32 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

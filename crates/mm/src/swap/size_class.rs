@@ -3,8 +3,9 @@
 use super::header::HEADER_BYTES;
 use crate::addr::PAGE_SIZE;
 
-/// Bytes of a block. One block holds slots of one class.
-pub(super) const BLOCK_BYTES: usize = 256 * 1024;
+/// Bytes of a block. One block holds slots of one class: of each class, half a block is free on the
+/// average.
+pub(super) const BLOCK_BYTES: usize = 128 * 1024;
 
 /// The most slots that a block can hold.
 pub(super) const SLOTS_PER_BLOCK_MAX: usize = BLOCK_BYTES / SLOT_BYTES_MIN;
@@ -53,6 +54,12 @@ impl SizeClass {
             "there is no size class {index}"
         );
         Self(index)
+    }
+
+    /// The next smaller one.
+    #[cfg(feature = "zstd")]
+    pub(super) fn smaller(self) -> Option<Self> {
+        self.0.checked_sub(1).map(Self)
     }
 
     pub(super) fn index(self) -> usize {

@@ -12,6 +12,11 @@
 //! Rust has no other way to say "guarded by the lock of the list that the block is in": they are
 //! read and written under that lock, so `Relaxed` is enough. A block goes from one list to
 //! another under both locks.
+//!
+//! A block that is being emptied ([`Isolated`]) is in no list: nothing is put into it, and whoever
+//! takes its last slot away leaves it to the one who empties it.
+
+mod isolated;
 
 use super::SlotHandle;
 use super::size_class::{BLOCK_BYTES, NR_CLASSES, SLOTS_PER_BLOCK_MAX, SizeClass};
@@ -20,6 +25,9 @@ use lockdep::sync::{Mutex, MutexGuard};
 
 /// "No block" in a link.
 const NONE: u32 = u32::MAX;
+
+/// A block is sparse when one in so many of its slots is in use.
+const SPARSE_SHARE: u32 = 4;
 
 const WORDS: usize = SLOTS_PER_BLOCK_MAX / 64;
 
@@ -67,6 +75,7 @@ struct Block {
     /// A bit for each free slot.
     free: [u64; WORDS],
     nr_used: u32,
+    is_isolated: bool,
     nr_slots: u32,
     slot_bytes: u32,
     /// Of the last store into this block.
@@ -75,7 +84,7 @@ struct Block {
 }
 
 // The summary is one word.
-const _: () = assert!(WORDS == 64);
+const _: () = assert!(WORDS <= 64);
 
 impl Slab {
     pub(super) fn new(nr_blocks: usize) -> Self {
@@ -139,6 +148,16 @@ impl Slab {
         read(block.slot(handle.slot()))
     }
 
+    /// The same, unless the slot has been given back.
+    pub(super) fn read_if_used<R>(
+        &self,
+        handle: SlotHandle,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
+        let block = self.block(handle);
+        (!block.is_free(handle.slot())).then(|| read(block.slot(handle.slot())))
+    }
+
     /// Calls `change` with the slot.
     #[cfg(test)]
     pub(super) fn modify(&self, handle: SlotHandle, change: impl FnOnce(&mut [u8])) {
@@ -147,8 +166,9 @@ impl Slab {
         change(block.slot_mut(handle.slot()));
     }
 
-    /// Gives the slot back, after `wipe` made its contents unusable.
-    pub(super) fn remove(&self, handle: SlotHandle, wipe: impl FnOnce(&mut [u8])) {
+    /// Gives the slot back, after `wipe` made its contents unusable. Says whether its block has
+    /// become sparse by that.
+    pub(super) fn remove(&self, handle: SlotHandle, wipe: impl FnOnce(&mut [u8])) -> bool {
         let mut list = self.classes[self.class_of(handle).index()].lock();
         let index = handle.block() as u32;
         let mut block = self.block(handle);
@@ -157,16 +177,26 @@ impl Slab {
         let was_full = block.is_full();
         block.give_back(handle.slot());
         list.usage.nr_slots -= 1;
+        if block.is_isolated {
+            return false;
+        }
+        let is_sparse = block.nr_used == block.nr_slots / SPARSE_SHARE;
         if block.nr_used == 0 {
             if !was_full {
                 list.partial.unlink(&self.places, index);
             }
-            list.usage.nr_blocks -= 1;
             drop(block);
-            self.pool.lock().push(&self.places, index);
+            self.retire(&mut list, index);
         } else if was_full {
             list.partial.push(&self.places, index);
         }
+        is_sparse
+    }
+
+    /// A block without a slot in use goes back to the pool.
+    fn retire(&self, list: &mut Class, index: u32) {
+        list.usage.nr_blocks -= 1;
+        self.pool.lock().push(&self.places, index);
     }
 
     /// The class of a slot in use.
@@ -257,6 +287,7 @@ impl Block {
             summary: 0,
             free: [0; WORDS],
             nr_used: 0,
+            is_isolated: false,
             nr_slots: 0,
             slot_bytes: 0,
             sequence: 0,
@@ -311,11 +342,14 @@ impl Block {
             slot < self.nr_slots as usize,
             "slot {slot} is not in its block"
         );
-        let free = self.free[slot / 64] >> (slot % 64) & 1;
-        assert_eq!(
-            free, 0,
+        assert!(
+            !self.is_free(slot),
             "slot {slot} is not in use: it was freed twice, or read after"
         );
+    }
+
+    fn is_free(&self, slot: usize) -> bool {
+        self.free[slot / 64] >> (slot % 64) & 1 != 0
     }
 
     /// Numbers stores from one; zero is left out when the numbers wrap.

@@ -1,7 +1,7 @@
 //! The compressed store.
 
 use super::codec::{self, Scratch};
-use super::file_store::whole_slot;
+use super::dense::Decoders;
 use super::header::{HEADER_BYTES, Header, tag_of};
 use super::size_class::{BLOCK_BYTES, NR_CLASSES, RAW, SizeClass};
 use super::slab::Slab;
@@ -20,7 +20,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// The sum of the sizes of the slots in use never exceeds `max_bytes`: a store is charged before
 /// it takes its slot, and uncharged after the slot is given back.
 pub struct Zswap {
-    slab: Slab,
+    pub(super) slab: Slab,
+    decoders: Decoders,
     max_bytes: u64,
     // The orders are `Relaxed`: the bound rests on the atomicity of the charge alone, and what is
     // in a slot is guarded by its block's lock.
@@ -95,6 +96,8 @@ impl Stats {
 struct Counters {
     same_filled: AtomicU64,
     same_filled_total: AtomicU64,
+    /// Slots that were taken for pages that were stored already.
+    moved: AtomicU64,
     payload_bytes_total: AtomicU64,
     loads: AtomicU64,
     errors: AtomicU64,
@@ -118,6 +121,7 @@ impl Zswap {
         };
         Self {
             slab: Slab::new(nr_blocks),
+            decoders: Decoders::new(),
             max_bytes,
             charged_bytes: AtomicU64::new(0),
             charged_bytes_peak: AtomicU64::new(0),
@@ -156,6 +160,16 @@ impl Zswap {
             return Ok(Stored::SameFilled(pattern));
         }
         let payload = codec::compress(contents, scratch).unwrap_or(contents);
+        self.store_payload(payer, owner, payload)
+    }
+
+    /// Stores what a codec made of a page, at the charge of `payer`.
+    pub(super) fn store_payload(
+        &self,
+        payer: &dyn Charge,
+        owner: Owner,
+        payload: &[u8],
+    ) -> Result<Stored, NoRoom> {
         let class = SizeClass::for_payload(payload.len());
         self.charge(class)?;
         let bytes = class.slot_bytes() as u64;
@@ -166,9 +180,7 @@ impl Zswap {
         let fault = self.fault.next();
         let taken = self.slab.insert(class, |slot, sequence| {
             if !matches!(fault, Some(Fault::Lost)) {
-                slot[..HEADER_BYTES]
-                    .copy_from_slice(&Header::new(owner, sequence, payload).encode());
-                slot[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
+                put(slot, owner, sequence, payload);
             }
             if let Some(Fault::Flipped(nth)) = fault {
                 let bit = nth as usize % ((HEADER_BYTES + payload.len()) * 8);
@@ -181,10 +193,7 @@ impl Zswap {
             self.counters.fragmented.fetch_add(1, Relaxed);
             return Err(NoRoom(Some(class)));
         };
-        let filled = HEADER_BYTES + payload.len();
-        self.counters
-            .payload_bytes_total
-            .fetch_add(filled as u64, Relaxed);
+        self.note_payload(payload);
         Ok(Stored::Slot {
             handle,
             tag: tag_of(sequence),
@@ -228,12 +237,13 @@ impl Zswap {
         self.bytes() + refused.slot_bytes() <= self.max_bytes && self.slab.has_room(class)
     }
 
-    /// Forgets a stored page. To be called once for each store, after a load that failed too.
+    /// Forgets a stored page. To be called once for each store, after a load that failed too. Says
+    /// whether a block of the store has become sparse by that.
     ///
     /// # Panics
     ///
     /// If the slot is not in use: it was freed twice.
-    pub fn free(&self, stored: Stored) {
+    pub fn free(&self, stored: Stored) -> bool {
         let Stored::Slot { handle, .. } = stored else {
             assert!(stored.is_same_filled(), "the file frees what is in it");
             let before = self.counters.same_filled.fetch_sub(1, Relaxed);
@@ -241,12 +251,14 @@ impl Zswap {
                 before > 0,
                 "a same-filled page was freed that was never stored"
             );
-            return;
+            return false;
         };
         let class = self.slab.class_of(handle);
-        self.slab
+        let is_sparse = self
+            .slab
             .remove(handle, |slot| slot[..HEADER_BYTES].fill(0));
         self.uncharge(class);
+        is_sparse
     }
 
     /// Bytes that this stored page is charged for.
@@ -303,6 +315,7 @@ impl Zswap {
                 stats.incompressible = usage.nr_slots;
             }
         }
+        stats.stores = stats.stores.saturating_sub(counters.moved.load(Relaxed));
         stats.original_bytes = stats.stored_pages * PAGE_SIZE as u64;
         stats
     }
@@ -339,7 +352,22 @@ impl Zswap {
             copy[..len].copy_from_slice(&body[..len]);
             Ok((header, len))
         })?;
-        open(&header, &copy[..len], into)
+        open(&header, &copy[..len], &self.decoders, into)
+    }
+
+    pub(super) fn note_payload(&self, payload: &[u8]) {
+        let filled = (HEADER_BYTES + payload.len()) as u64;
+        self.counters.payload_bytes_total.fetch_add(filled, Relaxed);
+    }
+
+    /// A slot was taken for a page that was stored already.
+    pub(super) fn note_moved(&self) {
+        self.counters.moved.fetch_add(1, Relaxed);
+    }
+
+    /// What decompresses pages of this store.
+    pub(super) fn decoders(&self) -> &Decoders {
+        &self.decoders
     }
 
     /// Calls `take` with the slot of a stored page, as it is and as long as it is: for it to be
@@ -355,10 +383,10 @@ impl Zswap {
         take: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, StoreError> {
         self.slab
-            .read(handle, |slot| Ok(take(whole_slot(slot, owner, tag)?)))
+            .read(handle, |slot| Ok(take(whole(slot, owner, tag)?)))
     }
 
-    fn charge(&self, class: SizeClass) -> Result<(), NoRoom> {
+    pub(super) fn charge(&self, class: SizeClass) -> Result<(), NoRoom> {
         let bytes = class.slot_bytes() as u64;
         let charged = self.charged_bytes.try_update(Relaxed, Relaxed, |charged| {
             charged
@@ -378,7 +406,7 @@ impl Zswap {
         }
     }
 
-    fn uncharge(&self, class: SizeClass) {
+    pub(super) fn uncharge(&self, class: SizeClass) {
         let bytes = class.slot_bytes() as u64;
         let before = self.charged_bytes.fetch_sub(bytes, Relaxed);
         assert!(before >= bytes, "more was uncharged than charged");
@@ -388,22 +416,41 @@ impl Zswap {
 /// Gives the contents of a slot that begins with `bytes`, if it is that of `owner` with `tag`.
 pub(super) fn unpack(
     bytes: &[u8],
-    owner: Owner,
-    tag: u16,
+    (owner, tag): (Owner, u16),
+    decoders: &Decoders,
     into: &mut PageBuf,
 ) -> Result<(), StoreError> {
-    let slot = whole_slot(bytes, owner, tag)?;
+    let slot = whole(bytes, owner, tag)?;
     let (head, payload) = slot.split_at(HEADER_BYTES);
-    open(&Header::decode(head)?, payload, into)
+    open(&Header::decode(head)?, payload, decoders, into)
 }
 
-fn open(header: &Header, payload: &[u8], into: &mut PageBuf) -> Result<(), StoreError> {
+/// The slot at the start of `bytes`, as long as its header says it is.
+pub(super) fn whole(bytes: &[u8], owner: Owner, tag: u16) -> Result<&[u8], StoreError> {
+    let room = bytes.len() - HEADER_BYTES;
+    let len = Header::decode(bytes)?.expect(owner, tag, room)?;
+    Ok(&bytes[..HEADER_BYTES + len])
+}
+
+/// Writes a slot.
+pub(super) fn put(slot: &mut [u8], owner: Owner, sequence: u32, payload: &[u8]) {
+    let header = Header::new(owner, sequence, payload).encode();
+    slot[..HEADER_BYTES].copy_from_slice(&header);
+    slot[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
+}
+
+fn open(
+    header: &Header,
+    payload: &[u8],
+    decoders: &Decoders,
+    into: &mut PageBuf,
+) -> Result<(), StoreError> {
     header.verify(payload)?;
     if payload.len() == PAGE_SIZE {
         into.copy_from_slice(payload);
         return Ok(());
     }
-    codec::decompress(payload, into)
+    codec::decompress(payload, decoders, into)
 }
 
 impl fmt::Debug for Zswap {
@@ -425,7 +472,7 @@ pub(crate) trait Charge {
 }
 
 /// Nothing is charged but to the store's own bound.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Charge for Nobody {
     fn try_charge(&self, _bytes: u64) -> bool {

@@ -69,6 +69,7 @@ fn root(sim: &Sim, rng: &mut Rng) -> Arc<Memcg> {
         ("reaper", Memcg::run_reaper),
         ("spare", Memcg::run_spare),
         ("write back", Memcg::run_write_back),
+        ("compact", Memcg::run_compact),
     ] {
         let memcg = Arc::clone(&memcg);
         sim.spawn_daemon(name, move || run(&memcg));

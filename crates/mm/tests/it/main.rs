@@ -3,6 +3,7 @@
 mod answers;
 mod features;
 mod file_tier;
+mod fragmentation;
 mod hardest;
 #[cfg(feature = "notifiers")]
 mod invariants;
