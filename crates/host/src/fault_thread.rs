@@ -336,7 +336,7 @@ impl Served {
         } else {
             Access::Read
         };
-        match self.handler.fault(page, access) {
+        match self.handler.serve(page, access) {
             // The page may have been there already, for a message that came twice, and then
             // nothing woke the thread.
             Ok(()) => self.side.wake(page),

@@ -19,6 +19,16 @@ pub trait FaultHandler: Send + Sync {
     /// See [`FaultError`]: the access must end in an error (SIGBUS), never in data.
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError>;
 
+    /// The same, in a thread that resolves the faults of others: it is not held up for what one of
+    /// them takes above `high` for as long as that one would be.
+    ///
+    /// # Errors
+    ///
+    /// See [`FaultHandler::fault`].
+    fn serve(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
+        self.fault(page, access)
+    }
+
     /// Why an access was denied that [`FaultHandler::fault`] was asked for in another thread, as
     /// far as is known without trying once more. Uses little stack; allocates, waits for and locks
     /// nothing. Callable from a signal handler.

@@ -53,6 +53,9 @@ pub const SCRATCHES: usize = 4;
 /// The longest that a thread is held up for one frame that it takes above `high`.
 pub const THROTTLE_MAX: Duration = Duration::from_millis(100);
 
+/// The same for a thread that resolves the faults of others, who all wait for it.
+pub const THROTTLE_SERVICE_MAX: Duration = Duration::from_millis(1);
+
 /// What is shorter is not worth a sleep.
 pub const THROTTLE_MIN: Duration = Duration::from_micros(500);
 

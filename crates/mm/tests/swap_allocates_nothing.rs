@@ -47,7 +47,7 @@ fn work(store: &Zswap, scratch: &mut Scratch, thread: u32) -> u64 {
     }
     held.into_iter()
         .flatten()
-        .for_each(|(_, stored)| store.free(stored));
+        .for_each(|(_, stored)| _ = store.free(stored));
     nr_allocations() - before
 }
 

@@ -91,8 +91,9 @@ impl Memcg {
         is_charged
     }
 
-    /// Charges a frame for a fault of `mm`: from what is free, or waits for it.
-    pub(crate) fn charge_fault(&self, mm: &Mm) -> Result<(), FaultError> {
+    /// Charges a frame for a fault of `mm`: from what is free, or waits for it. Above `high`, the
+    /// thread is held up for `hold_max` at most.
+    pub(crate) fn charge_fault(&self, mm: &Mm, hold_max: Duration) -> Result<(), FaultError> {
         if !self.try_charge_frame() {
             count(&self.stat.pgfault_waited);
             self.wait_for_frame(mm)?;
@@ -100,7 +101,7 @@ impl Memcg {
             // wait.
             self.kick_if_few();
         }
-        self.throttle(mm);
+        self.throttle(mm, hold_max);
         Ok(())
     }
 
@@ -177,10 +178,10 @@ impl Memcg {
     /// Holds up a thread that has taken a frame above `high`, the longer the more is above it, and
     /// until there is room. It has its frame, and goes on in any case: so there is no memory
     /// cgroup above `high` in which nobody gets anywhere.
-    fn throttle(&self, mm: &Mm) {
+    fn throttle(&self, mm: &Mm, hold_max: Duration) {
         for level in self.levels() {
             let (high, usage) = (level.high_frames(), level.frames.counter().usage());
-            let delay = throttle_delay(usage, high);
+            let delay = throttle_delay(usage, high).min(hold_max);
             if usage > high {
                 count(&level.stat.event_high);
             }

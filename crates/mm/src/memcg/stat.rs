@@ -87,6 +87,8 @@ stats! {
     zswprecomp_bytes,
     /// Stored pages that were moved, for a block of the store to become empty.
     zswpcompact,
+    /// Pages that were moved within the file, for clusters to come free.
+    file_compact,
     /// Times that the file had no cluster free.
     file_full,
     /// Pages that went back to their clean stored copy.

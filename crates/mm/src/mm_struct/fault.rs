@@ -7,13 +7,14 @@
 //!
 //! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
 
-use super::stored::in_file;
+use super::stored::{Demand, in_file};
 use super::vma::Owned;
 use super::{Mm, Vma};
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::event::{self, Source};
 use crate::fault::{FaultError, FaultHandler, StoreError};
 use crate::gfp::{Gfp, touching};
+use crate::limits::{THROTTLE_MAX, THROTTLE_SERVICE_MAX};
 use crate::memcg::stat::count;
 use crate::mmu_notifier::Event;
 use crate::page::{State, Word};
@@ -28,6 +29,8 @@ static ZEROS: PageBuf = [0; PAGE_SIZE];
 pub(crate) enum FrameSource {
     /// What is free, or what others free within the deadline.
     Wait,
+    /// The same, in a thread that others wait for, too.
+    Serve,
     /// The same, and before it waits it reclaims itself, as far as this allows. Not in a fault of
     /// the machine.
     Reclaim(Gfp),
@@ -49,6 +52,11 @@ impl FaultHandler for Vma {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
         self.mm().notifiers().note_touch();
         self.fault_in(page, access, FrameSource::Wait)
+    }
+
+    fn serve(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
+        self.mm().notifiers().note_touch();
+        self.fault_in(page, access, FrameSource::Serve)
     }
 
     fn denied(&self, page: PageIndex) -> FaultError {
@@ -110,7 +118,7 @@ impl<'a> FrameCharge<'a> {
             return Ok(());
         }
         let memcg = self.vma.memcg();
-        let effort = match source {
+        let (effort, hold_max) = match source {
             FrameSource::Free if memcg.try_charge_frame() => {
                 self.frame = Frame::Charged;
                 return Ok(());
@@ -120,25 +128,32 @@ impl<'a> FrameCharge<'a> {
                     waited: Default::default(),
                 });
             }
-            FrameSource::Reclaim(_) => Effort::Direct,
-            FrameSource::Wait => Effort::Fault,
+            FrameSource::Reclaim(_) => (Effort::Direct, THROTTLE_MAX),
+            FrameSource::Wait => (Effort::Fault, THROTTLE_MAX),
+            FrameSource::Serve => (Effort::Fault, THROTTLE_SERVICE_MAX),
         };
         self.frame = match self.vma.take_spare(1, effort) {
             Some(spare) => Frame::Spare(spare),
             None => {
                 memcg.reclaim_directly(effort);
-                memcg.charge_fault(self.vma.mm())?;
+                memcg.charge_fault(self.vma.mm(), hold_max)?;
                 Frame::Charged
             }
         };
         Ok(())
     }
 
+    /// Takes a frame that is free.
+    pub(super) fn take_charge(vma: &'a Vma) -> Option<Self> {
+        let frame = vma.memcg().try_charge_frame().then_some(Frame::Charged)?;
+        Some(Self { vma, frame })
+    }
+
     /// Takes a frame that is free, or one that comes free for it.
     pub(super) fn take_free(vma: &'a Vma, effort: Effort) -> Option<Self> {
         let frame = match vma.take_spare(1, effort) {
             Some(spare) => Frame::Spare(spare),
-            None => vma.memcg().try_charge_frame().then_some(Frame::Charged)?,
+            None => return Self::take_charge(vma),
         };
         Some(Self { vma, frame })
     }
@@ -226,8 +241,8 @@ impl Vma {
         match source {
             FrameSource::Free => {}
             _ if fault == Resolved::Softly => {}
-            FrameSource::Wait => self.prefetch(page, access, Effort::Fault),
-            FrameSource::Reclaim(_) => self.prefetch(page, access, Effort::Direct),
+            FrameSource::Wait | FrameSource::Serve => self.prefetch(page, Effort::Fault),
+            FrameSource::Reclaim(_) => self.prefetch(page, Effort::Direct),
         }
         Ok(())
     }
@@ -240,7 +255,7 @@ impl Vma {
     ) -> Result<Resolved, FaultError> {
         // Also when no frame turns out to be needed: that is luck.
         let _touching = match source {
-            FrameSource::Wait => touching(Gfp::Kernel),
+            FrameSource::Wait | FrameSource::Serve => touching(Gfp::Kernel),
             FrameSource::Reclaim(gfp) => touching(gfp),
             FrameSource::Free => None,
         };
@@ -271,10 +286,14 @@ impl Vma {
             }
             if let Some(place) = in_file(seen) {
                 charge.stop_holding();
-                match self.fill_from_file((page, seen), place, access, charge)? {
+                let demand = Demand::Access(access);
+                match self.fill_from_file((page, seen), place, demand, charge)? {
                     None => {
                         let resolved = self.note_hard_fault(started_ns);
                         self.tell_of_fault(Source::of(seen.state()), page, started_ns);
+                        if source != FrameSource::Free {
+                            self.prefetch_cluster(place.0.cluster());
+                        }
                         return Ok(resolved);
                     }
                     Some(unused) => charge = unused,
@@ -324,7 +343,7 @@ impl Vma {
         match owned.was.state() {
             State::Empty => self.fill_zero(owned, access, charge)?,
             State::Swapped => {
-                self.fill_stored(owned, access, charge)?;
+                self.fill_stored(owned, Demand::Access(access), charge)?;
                 return Ok(self.note_hard_fault(started_ns));
             }
             State::Standby | State::Storing => {

@@ -6,19 +6,22 @@
 //! were filled end, twice as many are filled the next time. So a program that leaves the stride
 //! pays for a few pages.
 //!
+//! What is in the file was written in clusters. When a second fault of late comes to one, the other
+//! pages of it come back, too, in the order in which they were written: whatever order a program
+//! has, if it had the same before.
+//!
 //! Paper: the majority stride of Leap (Al Maruf, Chowdhury, 2020). Linux counterpart:
 //! `swap_vma_readahead` in `mm/swap_state.c`.
 
 use super::Vma;
 use super::fault::FrameCharge;
-use super::stored::in_file;
+use super::stored::{Demand, in_file};
 use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::memcg::stat::{add, count};
 use crate::page::{State, Word};
-use crate::primary_mmu::Access;
 use crate::reclaim::{Effort, InFlight, Spare};
-use crate::swap::Stored;
+use crate::swap::{Cluster, SLOT_BYTES_MAX, Stored};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Faults that are remembered.
@@ -26,6 +29,9 @@ const HISTORY: usize = 8;
 
 /// Strides that are followed at the same time.
 const STREAMS: usize = 4;
+
+/// Clusters that are remembered.
+const CLUSTERS: usize = 4;
 
 /// The most pages that are filled with one fault.
 const AHEAD_MAX: u32 = 32;
@@ -49,6 +55,9 @@ pub(super) struct Trend {
     /// Where the next fault of each stream is expected, and its [`Ahead`]; see [`Stream`].
     streams: [AtomicU64; STREAMS],
     nr_begun: AtomicU32,
+    /// The clusters of the last faults that read the file, one more than its number each.
+    clusters: [AtomicU32; CLUSTERS],
+    nr_clusters: AtomicU32,
 }
 
 /// A stride that is followed: 32 bits of page, 26 of stride, 6 of how many are filled ahead.
@@ -86,7 +95,23 @@ impl Trend {
             nr_noted: AtomicU32::new(0),
             streams: [const { AtomicU64::new(0) }; STREAMS],
             nr_begun: AtomicU32::new(0),
+            clusters: [const { AtomicU32::new(0) }; CLUSTERS],
+            nr_clusters: AtomicU32::new(0),
         }
+    }
+
+    /// Notes a fault that read `cluster`; tells whether another one did lately.
+    fn note_cluster(&self, cluster: Cluster) -> bool {
+        let code = cluster + 1;
+        let known = |slot: &&AtomicU32| slot.load(Ordering::Relaxed) == code;
+        if let Some(slot) = self.clusters.iter().find(known) {
+            // It is read once.
+            slot.store(0, Ordering::Relaxed);
+            return true;
+        }
+        let nth = self.nr_clusters.fetch_add(1, Ordering::Relaxed) as usize;
+        self.clusters[nth % CLUSTERS].store(code, Ordering::Relaxed);
+        false
     }
 
     /// Notes a hard fault on `page`; tells what to fill ahead of it, at most `nr_max` pages.
@@ -150,7 +175,7 @@ impl Ahead {
 impl Vma {
     /// A hard fault on `page` was resolved in this thread: fills what is ahead of it, as far as
     /// frames can be had without calling or waiting for anybody.
-    pub(super) fn prefetch(&self, page: PageIndex, access: Access, effort: Effort) {
+    pub(super) fn prefetch(&self, page: PageIndex, effort: Effort) {
         // Else what was filled first would make room for what is filled last.
         let share = self.memcg().frames().max() / FRAMES_SHARE;
         let nr_max = share.clamp(1, u64::from(AHEAD_MAX)) as u32;
@@ -160,13 +185,13 @@ impl Vma {
         let steps = (1..=ahead.nr).map_while(|steps| ahead.page_after(page, steps));
         let pages = steps.take_while(|&next| next < self.nr_pages());
         if self.primary().reuse().is_some() {
-            self.fetch_together(pages.clone(), access, effort);
+            self.fetch_together(pages.clone(), effort);
         } else {
             self.memcg().make_room_for(u64::from(ahead.nr), effort);
         }
         // What is left.
         for next in pages {
-            if self.fetch(next, access, effort).is_none() {
+            if self.fetch(next, effort).is_none() {
                 return;
             }
         }
@@ -174,14 +199,8 @@ impl Vma {
 
     /// Fills pages from the compressed store in frames that come free for it, neighbours by one
     /// operation of the machine, as far as there are any.
-    fn fetch_together(
-        &self,
-        pages: impl Iterator<Item = PageIndex> + Clone,
-        access: Access,
-        effort: Effort,
-    ) {
-        let mut pages =
-            pages.filter(|&page| self.stored_plainly(self.pages.load(page), access).is_some());
+    fn fetch_together(&self, pages: impl Iterator<Item = PageIndex> + Clone, effort: Effort) {
+        let mut pages = pages.filter(|&page| self.stored_plainly(self.pages.load(page)).is_some());
         let mut nr_left = pages.clone().count() as u32;
         while nr_left > 0 {
             let Some(spare) = self.take_spare::<{ AHEAD_MAX as usize }>(nr_left, effort) else {
@@ -189,7 +208,7 @@ impl Vma {
             };
             let nr_wanted = spare.nr();
             nr_left = nr_left.saturating_sub(nr_wanted);
-            let nr = self.fetch_into(spare, &mut pages, access);
+            let nr = self.fetch_into(spare, &mut pages);
             add(&self.stat().prefetched, u64::from(nr));
             if nr < nr_wanted {
                 return;
@@ -202,7 +221,6 @@ impl Vma {
         &self,
         mut spare: Spare<'_, { AHEAD_MAX as usize }>,
         pages: &mut impl Iterator<Item = PageIndex>,
-        access: Access,
     ) -> u32 {
         let _in_flight = InFlight::new(&self.memcg().reclaim);
         let mut read = [(0, Word::EMPTY); AHEAD_MAX as usize];
@@ -210,7 +228,7 @@ impl Vma {
         let mut contents = [0; PAGE_SIZE];
         while nr < spare.nr() {
             let Some(page) = pages.next() else { break };
-            if let Some(owned) = self.read_owned(page, access, &mut contents) {
+            if let Some(owned) = self.read_owned(page, &mut contents) {
                 spare.write(nr, &contents);
                 read[nr as usize] = (owned.page, owned.was);
                 nr += 1;
@@ -232,7 +250,7 @@ impl Vma {
             let owned = Owned { page, was };
             if nth < nr_mapped {
                 self.mm().rss.frames.fetch_add(1, Ordering::Relaxed);
-                self.publish_filled(owned, false);
+                self.publish_filled(owned, Demand::Ahead, false);
             } else {
                 self.restore(owned);
             }
@@ -242,9 +260,9 @@ impl Vma {
 
     /// Owns a page and reads it from the store, if it is stored plainly. What is wrong with its
     /// contents is told to whoever asks for them.
-    fn read_owned(&self, page: PageIndex, access: Access, contents: &mut PageBuf) -> Option<Owned> {
+    fn read_owned(&self, page: PageIndex, contents: &mut PageBuf) -> Option<Owned> {
         let seen = self.pages.load(page);
-        let stored = self.stored_plainly(seen, access)?;
+        let stored = self.stored_plainly(seen)?;
         let owned = self.try_own(page, seen)?;
         let read = self.memcg().zswap.load(self.owner(page), stored, contents);
         if read.is_err() || self.gone().is_some() {
@@ -255,13 +273,69 @@ impl Vma {
     }
 
     /// The stored copy of a page that comes from the compressed store, and leaves it then.
-    fn stored_plainly(&self, seen: Word, access: Access) -> Option<Stored> {
+    fn stored_plainly(&self, seen: Word) -> Option<Stored> {
         let stored = seen.copy().filter(|_| seen.state() == State::Swapped)?;
-        (in_file(seen).is_none() && !self.is_kept(stored, access)).then_some(stored)
+        (in_file(seen).is_none() && !self.is_kept(stored, Demand::Ahead)).then_some(stored)
+    }
+
+    /// A fault was resolved from a cluster of the file in this thread: fills what was written with
+    /// it, as far as frames can be had without calling or waiting for anybody.
+    #[inline(never)]
+    pub(super) fn prefetch_cluster(&self, cluster: Cluster) {
+        if !self.trend.note_cluster(cluster) {
+            return;
+        }
+        let memcg = self.memcg();
+        let Some(mut around) = memcg.file().and_then(|file| file.look_around(cluster)) else {
+            return;
+        };
+        let mut slot = [0; SLOT_BYTES_MAX];
+        let mut nr_left = AHEAD_MAX;
+        while nr_left > 0
+            && let Some((handle, (owner, tag), len)) = around.next_slot(&mut slot)
+        {
+            let page = owner.page();
+            if owner != self.owner(page) || page >= self.nr_pages() {
+                continue;
+            }
+            let seen = self.pages.load(page);
+            if in_file(seen) != Some((handle, tag)) {
+                continue;
+            }
+            if memcg.levels().any(|level| level.room() == 0)
+                || self.fetch_from((page, seen), &slot[..len], tag).is_none()
+            {
+                return;
+            }
+            nr_left -= 1;
+        }
+    }
+
+    /// Fills a page, found as `seen`, from its slot in the file. `None` when it cannot be.
+    fn fetch_from(&self, (page, seen): (PageIndex, Word), slot: &[u8], tag: u16) -> Option<()> {
+        let mut contents = [0; PAGE_SIZE];
+        let (zswap, whose) = (&self.memcg().zswap, (self.owner(page), tag));
+        // What is wrong with it is told to whoever asks for it.
+        if zswap.unpack(slot, whose, &mut contents).is_err() {
+            return Some(());
+        }
+        let charge = FrameCharge::take_charge(self)?;
+        let _in_flight = InFlight::new(&self.memcg().reclaim);
+        let Some(owned) = self.try_own(page, seen) else {
+            return Some(());
+        };
+        if self.gone().is_some() {
+            self.restore(owned);
+            return None;
+        }
+        self.fill_with(owned, Demand::Ahead, charge, &contents)
+            .ok()?;
+        count(&self.stat().prefetched);
+        Some(())
     }
 
     /// Fills a page from the compressed store, if it is there. `None` when it cannot be.
-    fn fetch(&self, page: PageIndex, access: Access, effort: Effort) -> Option<()> {
+    fn fetch(&self, page: PageIndex, effort: Effort) -> Option<()> {
         let seen = self.pages.load(page);
         if seen.state() != State::Swapped || in_file(seen).is_some() {
             return Some(());
@@ -280,7 +354,7 @@ impl Vma {
             return None;
         }
         // What is wrong with its contents is told to whoever asks for them.
-        self.fill_stored(owned, access, charge).ok()?;
+        self.fill_stored(owned, Demand::Ahead, charge).ok()?;
         count(&self.stat().prefetched);
         Some(())
     }
@@ -338,6 +412,16 @@ mod tests {
             .into();
         let one = Some(Ahead { stride: 1, nr: 1 });
         assert_eq!(told[7..], [one; 3]);
+    }
+
+    #[test]
+    fn a_cluster_is_read_at_the_second_fault_of_late() {
+        let trend = Trend::new();
+        let told = [7, 7, 7, 7, 1, 2, 3, 4, 5, 1, 5].map(|cluster| trend.note_cluster(cluster));
+        let wanted = [
+            false, true, false, true, false, false, false, false, false, false, true,
+        ];
+        assert_eq!(told, wanted);
     }
 
     #[test]

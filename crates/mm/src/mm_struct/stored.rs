@@ -13,6 +13,15 @@ use crate::reclaim::InFlight;
 use crate::swap::{FileHandle, Stored};
 use core::sync::atomic::Ordering;
 
+/// What a page is filled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Demand {
+    /// Somebody accesses it.
+    Access(Access),
+    /// Nobody has asked for it yet: it is not written, and no sign that it was taken too early.
+    Ahead,
+}
+
 /// Where in the file a page is that is nowhere else.
 pub(super) fn in_file(word: Word) -> Option<(FileHandle, u16)> {
     match word.copy() {
@@ -26,14 +35,14 @@ impl Vma {
     pub(super) fn fill_stored(
         &self,
         owned: Owned,
-        access: Access,
+        demand: Demand,
         charge: FrameCharge<'_>,
     ) -> Result<(), FaultError> {
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
         let mut contents = [0; PAGE_SIZE];
         let zswap = &self.memcg().zswap;
         match zswap.load(self.owner(owned.page), stored, &mut contents) {
-            Ok(()) => self.fill_with(owned, access, charge, &contents),
+            Ok(()) => self.fill_with(owned, demand, charge, &contents),
             Err(cause) => Err(self.lose_stored(owned, cause)),
         }
     }
@@ -46,7 +55,7 @@ impl Vma {
         &self,
         (page, seen): (PageIndex, Word),
         place: (FileHandle, u16),
-        access: Access,
+        demand: Demand,
         charge: FrameCharge<'a>,
     ) -> Result<Option<FrameCharge<'a>>, FaultError> {
         let generation = self.generation(page);
@@ -65,7 +74,7 @@ impl Vma {
             return Err(error);
         }
         match read {
-            Ok(()) => self.fill_with(owned, access, charge, &contents)?,
+            Ok(()) => self.fill_with(owned, demand, charge, &contents)?,
             Err(StoreError::Unreadable) => {
                 let cause = StoreError::Unreadable;
                 self.restore(owned);
@@ -105,16 +114,16 @@ impl Vma {
     }
 
     /// Puts the contents of a stored page at its address.
-    fn fill_with(
+    pub(super) fn fill_with(
         &self,
         owned: Owned,
-        access: Access,
+        demand: Demand,
         mut charge: FrameCharge<'_>,
         contents: &PageBuf,
     ) -> Result<(), FaultError> {
         let page = owned.page;
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let is_kept = self.is_kept(stored, access);
+        let is_kept = self.is_kept(stored, demand);
         let access = if is_kept { Access::Read } else { Access::Write };
         let filled = match stored {
             Stored::SameFilled(0) if is_kept => charge.map_zero(page),
@@ -125,15 +134,19 @@ impl Vma {
             return Err(error.into());
         }
         charge.commit(self.mm());
-        self.publish_filled(owned, is_kept);
+        self.publish_filled(owned, demand, is_kept);
         Ok(())
     }
 
     /// A stored page is at its address, and write-protected if its copy is kept.
-    pub(super) fn publish_filled(&self, owned: Owned, is_kept: bool) {
+    pub(super) fn publish_filled(&self, owned: Owned, demand: Demand, is_kept: bool) {
         self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let next = self.refault_as(owned.was, owned.was.with_state(State::Resident));
+        let filled = owned.was.with_state(State::Resident);
+        let next = match demand {
+            Demand::Access(_) => self.refault_as(filled),
+            Demand::Ahead => filled.without_shadow().unsettled(),
+        };
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
             if !stored.is_same_filled() {
@@ -146,9 +159,9 @@ impl Vma {
         }
     }
 
-    /// Whether a page that is filled for `access` stays in the store, too.
-    pub(super) fn is_kept(&self, stored: Stored, access: Access) -> bool {
-        access == Access::Read && self.keeps_copy(stored)
+    /// Whether a page that is filled for this stays in the store, too.
+    pub(super) fn is_kept(&self, stored: Stored, demand: Demand) -> bool {
+        demand != Demand::Access(Access::Write) && self.keeps_copy(stored)
     }
 
     /// A clean page need not be stored again. Its copy is kept while the store has room, as the

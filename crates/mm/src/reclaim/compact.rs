@@ -8,10 +8,11 @@
 //! Linux counterpart: `kcompactd`, `zs_compact`; recompression in zram.
 
 use super::bell::Bell;
+use crate::addr::PageIndex;
 use crate::memcg::Memcg;
 use crate::memcg::stat::add;
 use crate::mm_struct::{Vma, VmaId};
-use crate::page::State;
+use crate::page::{State, Word};
 use crate::swap::{Owner, SlotHandle, Stored};
 use core::time::Duration;
 use std::sync::Arc;
@@ -77,16 +78,10 @@ impl Memcg {
 
     /// Moves the copy of a page to another slot of its size, if that is its slot.
     fn relocate(&self, owner: Owner, (handle, tag): (SlotHandle, u16)) -> Option<()> {
-        let vma = self.vma_of(owner)?;
-        let page = owner.page();
         let old = Stored::Slot { handle, tag };
-        // What is in a slot nobody may have checked yet.
-        let seen = (page < vma.nr_pages()).then(|| vma.pages.load(page))?;
-        let is_at_rest = matches!(
-            seen.state(),
-            State::Swapped | State::Resident | State::Standby
-        );
-        if !is_at_rest || seen.copy() != Some(old) {
+        let (vma, page) = self.page_at(owner, old)?;
+        let seen = vma.pages.load(page);
+        if !is_at_rest(seen) || seen.copy() != Some(old) {
             return None;
         }
         let owned = vma.try_own(page, seen)?;
@@ -101,9 +96,26 @@ impl Memcg {
         Some(())
     }
 
+    /// The page that a slot says it belongs to, if that is where its copy is: what is in a slot
+    /// nobody may have checked yet.
+    pub(super) fn page_at(&self, owner: Owner, copy: Stored) -> Option<(Arc<Vma>, PageIndex)> {
+        let vma = self.vma_of(owner)?;
+        let page = owner.page();
+        let is_there = page < vma.nr_pages() && vma.pages.load(page).copy() == Some(copy);
+        is_there.then_some((vma, page))
+    }
+
     /// The mapping whose page somebody says he is.
     fn vma_of(&self, owner: Owner) -> Option<Arc<Vma>> {
         let vmas = self.vmas.read();
         vmas.get(&VmaId(owner.mapping().into())).cloned()
     }
+}
+
+/// Whether nobody is about to change the page, and its copy with it.
+pub(super) fn is_at_rest(word: Word) -> bool {
+    matches!(
+        word.state(),
+        State::Swapped | State::Resident | State::Standby
+    )
 }

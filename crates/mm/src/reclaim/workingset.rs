@@ -91,10 +91,12 @@ impl Vma {
         distance.is_some_and(|distance| distance >= rounds * frames)
     }
 
-    /// A page comes back from the store: as what. `filled` is its word as it is to be.
-    pub(crate) fn refault_as(&self, was: Word, filled: Word) -> Word {
+    /// A page comes back from the store for somebody: as what. `filled` is its word, with what is
+    /// left of the time when it was stored.
+    pub(crate) fn refault_as(&self, filled: Word) -> Word {
+        let shadow = filled.shadow();
         let filled = filled.without_shadow().unsettled();
-        let Some(shadow) = was.shadow() else {
+        let Some(shadow) = shadow else {
             return filled;
         };
         let memcg = self.memcg();

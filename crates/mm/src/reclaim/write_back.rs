@@ -4,6 +4,9 @@
 //! full, writes it, and lets go of the slots of those pages that are still as they were. Pages that
 //! have not come back for as many evictions as there are frames go first.
 //!
+//! A cluster is free again when no page has a slot in it. When few are, it writes the pages of those
+//! that are half empty to one that is full: a slot names its owner.
+//!
 //! While a cluster is written, its pages are where they were. What goes wrong costs nothing but the
 //! room that was hoped for.
 //!
@@ -11,6 +14,7 @@
 
 use super::Effort;
 use super::bell::Bell;
+use super::compact::is_at_rest;
 use super::hands::Hand;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
 use crate::limits::total_reserve;
@@ -19,7 +23,8 @@ use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::Vma;
 use crate::page::{State, Word};
 use crate::swap::{
-    CLUSTER_SLOTS_MAX, FileHandle, FileStore, Filling, SLOT_BYTES_MAX, SlotHandle, Stored,
+    CLUSTER_BYTES, CLUSTER_SLOTS_MAX, Cluster, FileHandle, FileStore, Filling, SLOT_BYTES_MAX,
+    SlotHandle, Stored, slots_in,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -27,6 +32,9 @@ use std::sync::Arc;
 
 /// Pages that the hand looks at in one go.
 const RUN_PAGES: u64 = 16;
+
+/// Clusters that are emptied into one.
+const SPARSE_MAX: usize = 8;
 
 /// How often the worker tries again when the file took nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -39,12 +47,20 @@ pub(crate) struct WriteBack {
     begun_ns: AtomicU64,
 }
 
+/// What the worker works on, with room for all of it.
+struct Batch {
+    moved: Vec<Moved>,
+    /// The bytes of a cluster that is to be emptied.
+    cluster: Box<[u8]>,
+}
+
 /// A page whose slot is in the cluster that is being written.
 struct Moved {
     vma: Arc<Vma>,
     page: PageIndex,
     generation: u32,
-    slot: Stored,
+    /// Where it is until then.
+    from: Stored,
     in_file: Stored,
     handle: FileHandle,
 }
@@ -75,10 +91,13 @@ impl Memcg {
     /// The loop of the worker that writes stored pages to the file, until [`Memcg::stop`]. One
     /// thread, if there is a file; no fault ever waits for it.
     pub fn run_write_back(&self) {
-        let mut moved = Vec::with_capacity(CLUSTER_SLOTS_MAX);
+        let mut batch = Batch {
+            moved: Vec::with_capacity(CLUSTER_SLOTS_MAX),
+            cluster: vec![0; CLUSTER_BYTES].into(),
+        };
         while !self.is_stopped() {
             let mut is_short = false;
-            self.for_each_level(&mut |level| is_short |= !level.write_back(&mut moved));
+            self.for_each_level(&mut |level| is_short |= !level.write_back(&mut batch));
             let pause = is_short.then_some(RETRY_PAUSE);
             let bell = &self.reclaim.write_back.bell;
             bell.wait(|| self.is_stopped(), pause);
@@ -106,12 +125,15 @@ impl Memcg {
     }
 
     /// Writes clusters until the store has room again; false when it has not.
-    fn write_back(&self, moved: &mut Vec<Moved>) -> bool {
+    fn write_back(&self, batch: &mut Batch) -> bool {
         let Some(file) = self.file().filter(|_| self.is_store_above(3, 4)) else {
             return true;
         };
         while self.is_store_above(5, 8) && !self.is_stopped() {
-            if self.write_cluster(file, moved) == 0 {
+            if file.is_short() {
+                self.win_back(file, batch);
+            }
+            if self.write_cluster(file, &mut batch.moved) == 0 {
                 return false;
             }
             // There is room for what stands by.
@@ -134,6 +156,13 @@ impl Memcg {
             filling.give_up();
             return 0;
         }
+        let nr = self.write_moved(file, filling, moved);
+        add(&self.stat.zswpwb, nr);
+        nr
+    }
+
+    /// Writes what was gathered; returns how many pages have gone where they were to.
+    fn write_moved(&self, file: &FileStore, filling: Filling<'_>, moved: &mut Vec<Moved>) -> u64 {
         let begun_ns = &self.reclaim.write_back.begun_ns;
         begun_ns.store(self.clock.now_ns().max(1), Ordering::Relaxed);
         let written = filling.write();
@@ -145,8 +174,62 @@ impl Memcg {
             }
         };
         begun_ns.store(0, Ordering::Relaxed);
-        add(&self.stat.zswpwb, nr);
         nr
+    }
+
+    /// Writes the pages of clusters that are half empty to one that is full, for the others to come
+    /// free.
+    fn win_back(&self, file: &FileStore, batch: &mut Batch) {
+        let Some(mut filling) = file.begin_last() else {
+            return;
+        };
+        let mut sparse = [Cluster::MAX; SPARSE_MAX];
+        for nth in 0..SPARSE_MAX {
+            let Some(cluster) = file.sparsest(&sparse[..nth]) else {
+                break;
+            };
+            sparse[nth] = cluster;
+            if file.read_cluster(cluster, &mut batch.cluster).is_err()
+                || !self.gather_cluster(cluster, &mut filling, batch)
+            {
+                break;
+            }
+        }
+        if batch.moved.is_empty() {
+            return filling.give_up();
+        }
+        let nr = self.write_moved(file, filling, &mut batch.moved);
+        add(&self.stat.file_compact, nr);
+    }
+
+    /// Adds the slots of a cluster that pages still have to another one; false when it is full.
+    fn gather_cluster(
+        &self,
+        cluster: Cluster,
+        filling: &mut Filling<'_>,
+        Batch {
+            moved,
+            cluster: bytes,
+        }: &mut Batch,
+    ) -> bool {
+        for (handle, (owner, tag), slot) in slots_in(cluster, bytes) {
+            let old = Stored::File { handle, tag };
+            let Some((vma, page)) = self.page_at(owner, old) else {
+                continue;
+            };
+            let Some(handle) = filling.push(slot) else {
+                return false;
+            };
+            moved.push(Moved {
+                generation: vma.generation(page),
+                vma,
+                page,
+                from: old,
+                in_file: Stored::File { handle, tag },
+                handle,
+            });
+        }
+        true
     }
 
     /// Fills a cluster with slots of pages that are in the compressed store.
@@ -189,7 +272,7 @@ impl Vma {
                 vma: Arc::clone(self),
                 page,
                 generation,
-                slot: Stored::Slot { handle, tag },
+                from: Stored::Slot { handle, tag },
                 in_file: Stored::File {
                     handle: in_file,
                     tag,
@@ -234,7 +317,7 @@ impl Moved {
     fn finish(self, file: &FileStore) -> u64 {
         let Self { vma, page, .. } = &self;
         let seen = vma.pages.load(*page);
-        let is_same = seen.state() == State::Swapped && seen.copy() == Some(self.slot);
+        let is_same = is_at_rest(seen) && seen.copy() == Some(self.from);
         let owned = if is_same {
             vma.try_own(*page, seen)
         } else {
@@ -244,7 +327,10 @@ impl Moved {
             Some(owned) if vma.generation(*page) == self.generation => {
                 let next = owned.was.with_copy(self.in_file);
                 vma.publish(owned, next);
-                vma.memcg().leave_slot(self.slot);
+                match self.from {
+                    Stored::File { handle, .. } => file.free(handle),
+                    slot => vma.memcg().leave_slot(slot),
+                }
                 return 1;
             }
             Some(owned) => vma.restore(owned),

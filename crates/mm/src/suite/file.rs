@@ -104,3 +104,77 @@ pub(super) fn what_the_file_holds_makes_no_room_in_the_store(machine: &dyn Machi
     let _ = world.memcg.set_limit(Knob::ZswapMax, 0);
     assert_eq!(nr_kept(), 4, "it made no room");
 }
+
+/// Clusters that have become half empty are won back: a file with hardly more room than what is in
+/// it takes what changes all the time, and nobody is killed.
+pub(super) fn half_empty_clusters_are_won_back(machine: &dyn Machine) {
+    // Half of a page in each: what there is takes seven clusters.
+    let Some(file) = machine.file(10) else { return };
+    let mut limits = Limits::new(16 * PAGE_SIZE as u64);
+    limits.zswap_max_bytes = 40 * PAGE_SIZE as u64;
+    let world = World::on_file(machine, limits, Some(file));
+    let mm = world.memcg.new_mm("churn");
+    let mapping = world.map(&mm, NR_PAGES);
+    let mut seeds: Vec<_> = (0..u64::from(NR_PAGES)).collect();
+    let contents = |seed| Rng(seed).half_compressible();
+    for page in 0..NR_PAGES {
+        write_page(&*mapping, page, &contents(seeds[page as usize]));
+    }
+    let mut rng = Rng(71);
+    for nth in 0..NR_PAGES * 8 {
+        let page = rng.below(u64::from(NR_PAGES)) as u32;
+        let seed = u64::from(NR_PAGES + nth);
+        seeds[page as usize] = seed;
+        write_page(&*mapping, page, &contents(seed));
+    }
+    for page in 0..NR_PAGES {
+        let expected = contents(seeds[page as usize]);
+        assert!(read_page(&*mapping, page) == expected, "page {page}");
+    }
+    let (stat, stats) = (
+        world.memcg.stat(),
+        world.memcg.file().expect("there is one").stats(),
+    );
+    assert!(stat.file_compact > 0 && stat.oom_kill == 0, "{stats:?}");
+    mm.unmap(mapping.vma()).expect("nobody refuses");
+    let file = world.memcg.file().expect("there is one");
+    world.wait_until("the file is empty", || file.stats().clusters == 0);
+}
+
+/// Pages that were written together come back together, though their addresses have no stride.
+pub(super) fn what_was_written_together_comes_back_together(machine: &dyn Machine) {
+    let Some(file) = machine.file(64) else { return };
+    let mut limits = Limits::new(64 * PAGE_SIZE as u64);
+    limits.zswap_max_bytes = 20 * PAGE_SIZE as u64;
+    let world = World::on_file(machine, limits, Some(file));
+    let mm = world.memcg.new_mm("together");
+    let mapping = world.map(&mm, 3 * NR_PAGES);
+    // One, two or three pages apart.
+    let mut rng = Rng(73);
+    let steps = core::iter::repeat_with(|| 1 + rng.below(3) as u32);
+    let pages: Vec<_> = steps
+        .scan(0, |page, step| {
+            *page += step;
+            Some(*page)
+        })
+        .take_while(|&page| page < 3 * NR_PAGES)
+        .collect();
+    for &page in &pages {
+        write_page(&*mapping, page, &Rng(page.into()).half_compressible());
+    }
+    let before = world.memcg.stat();
+    for &page in &pages {
+        let expected = Rng(page.into()).half_compressible();
+        assert!(read_page(&*mapping, page) == expected, "page {page}");
+    }
+    world.check_bounds();
+    let stat = world.memcg.stat();
+    let (nr_major, nr_ahead) = (
+        stat.pgmajfault - before.pgmajfault,
+        stat.prefetched - before.prefetched,
+    );
+    assert!(
+        nr_ahead * 2 > nr_major,
+        "{nr_ahead} beside {nr_major} faults"
+    );
+}

@@ -154,6 +154,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     endings::nobody_is_killed_while_another_exits,
     file::contents_survive_in_the_file,
+    file::half_empty_clusters_are_won_back,
+    file::what_was_written_together_comes_back_together,
     file::a_full_total_is_relieved_by_the_file,
     file::what_the_file_holds_makes_no_room_in_the_store,
     failures::a_lost_store_is_an_error_of_its_page,
@@ -215,6 +217,7 @@ cases! {
     mlock::n73_the_reaper_takes_locked_pages,
     mlock::cold_pages_stand_by,
     prefetch::a_stride_is_read_ahead,
+    prefetch::what_is_read_ahead_is_not_written,
     prefetch::what_has_no_stride_is_not_read_ahead,
     prefetch::a_scan_with_few_frames_gets_through,
     pressure::what_comes_back_soon_stays,

@@ -47,6 +47,33 @@ pub(super) fn a_stride_is_read_ahead(machine: &dyn Machine) {
     }
 }
 
+/// What is read ahead of writes is not written: it is clean, and goes for nothing.
+pub(super) fn what_is_read_ahead_is_not_written(machine: &dyn Machine) {
+    let world = World::new(machine, 64);
+    let mm = world.memcg.new_mm("ahead");
+    let mapping = world.map(&mm, NR_PAGES);
+    for page in 0..NR_PAGES {
+        write_page(&*mapping, page, &page.to_le_bytes());
+    }
+    let vma = mapping.vma();
+    let run = crate::addr::PageRun::new(0, NR_PAGES);
+    vma.advise(run, crate::mm_struct::Advice::PageOut)
+        .expect("nobody refuses");
+    let before = world.memcg.stat();
+    for page in 0..9 {
+        write_page(&*mapping, page, &[1; 4]);
+    }
+    let stat = world.memcg.stat();
+    let nr_ahead = (stat.prefetched - before.prefetched) as usize;
+    assert!(nr_ahead > 0, "nothing was read ahead");
+    let words = (0..NR_PAGES).map(|page| vma.pages.load(page));
+    let clean = words.filter(|word| word.is_mapped() && !word.is_dirty() && word.is_protected());
+    assert!(clean.count() >= 1, "of {nr_ahead} pages");
+    let asked_for = stat.workingset_refault - before.workingset_refault;
+    assert!(asked_for <= stat.pgmajfault - before.pgmajfault);
+    mapping.read(offset_of(9), &mut [0; 4]).expect("contents");
+}
+
 /// Nothing is read for a program whose faults have no stride.
 pub(super) fn what_has_no_stride_is_not_read_ahead(machine: &dyn Machine) {
     let mut rng = Rng(70);

@@ -9,13 +9,12 @@
 use super::backing_file::{
     BLOCK_BYTES, BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, FileOp,
 };
-use super::header::HEADER_BYTES;
-use super::zswap::unpack;
+use super::header::{HEADER_BYTES, Header};
 use super::{FileHandle, Owner, Zswap};
 use crate::addr::{PAGE_SIZE, PageBuf};
 use crate::fault::StoreError;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
@@ -31,6 +30,9 @@ pub(crate) const SLOT_BYTES_MAX: usize = HEADER_BYTES + PAGE_SIZE;
 /// In the count of a cluster: it is being filled or written.
 const WRITING: u32 = 1 << 16;
 
+/// Few clusters are free when it is one in so many.
+const SHORT_SHARE: u32 = 8;
+
 /// The count of a cluster that could not be written, and is not tried again.
 const RETIRED: u32 = u32::MAX;
 
@@ -45,6 +47,8 @@ pub struct FileStats {
     pub clusters_max: u64,
     /// Pages whose slots are in the file.
     pub pages: u64,
+    /// Slots of those clusters that no page has any more: they come free with their cluster.
+    pub holes: u64,
     /// Clusters written so far.
     pub writes: u64,
     /// Pages read so far.
@@ -60,6 +64,10 @@ pub struct FileStore {
     file: Arc<dyn BackingFile>,
     /// How many pages have a slot in each cluster; see [`WRITING`] and [`RETIRED`].
     counts: Box<[AtomicU32]>,
+    /// How many slots were written to each cluster.
+    filled: Box<[AtomicU16]>,
+    /// Clusters that can be taken.
+    nr_free: AtomicU32,
     /// Where the next free cluster is looked for.
     next: AtomicU32,
     buffers: Buffers,
@@ -84,6 +92,8 @@ impl FileStore {
         let nr_clusters = file.nr_clusters().min(FileHandle::NR_CLUSTERS_MAX);
         Self {
             counts: (0..nr_clusters).map(|_| AtomicU32::new(0)).collect(),
+            filled: (0..nr_clusters).map(|_| AtomicU16::new(0)).collect(),
+            nr_free: AtomicU32::new(nr_clusters),
             next: AtomicU32::new(0),
             buffers: Buffers::new(file.nr_buffers()),
             counters: Counters::default(),
@@ -102,17 +112,37 @@ impl FileStore {
             read_errors: load(&self.counters.read_errors),
             ..FileStats::default()
         };
-        for count in &self.counts {
+        for (count, filled) in self.counts.iter().zip(&self.filled) {
             match count.load(Ordering::Relaxed) {
                 RETIRED => stats.retired += 1,
                 0 => {}
                 count => {
+                    let (pages, slots) = (count % WRITING, filled.load(Ordering::Relaxed));
                     stats.clusters += 1;
-                    stats.pages += u64::from(count % WRITING);
+                    stats.pages += u64::from(pages);
+                    stats.holes += u64::from(u32::from(slots).saturating_sub(pages));
                 }
             }
         }
         stats
+    }
+
+    /// Whether so few clusters are free that those that are half empty should be won back.
+    pub(crate) fn is_short(&self) -> bool {
+        self.nr_free.load(Ordering::Relaxed) <= self.counts.len() as u32 / SHORT_SHARE
+    }
+
+    /// Of the clusters that are half empty, the one with the fewest pages, but for those in `not`.
+    pub(crate) fn sparsest(&self, not: &[Cluster]) -> Option<Cluster> {
+        let nr_pages = |cluster: &Cluster| self.counts[*cluster as usize].load(Ordering::Relaxed);
+        let is_sparse = |cluster: &Cluster| {
+            let nr_slots = self.filled[*cluster as usize].load(Ordering::Relaxed);
+            (1..WRITING).contains(&nr_pages(cluster)) && 2 * nr_pages(cluster) <= nr_slots.into()
+        };
+        let clusters = 0..self.counts.len() as Cluster;
+        clusters
+            .filter(|cluster| is_sparse(cluster) && !not.contains(cluster))
+            .min_by_key(nr_pages)
     }
 
     /// Reads a page that `zswap` had compressed. Waits for the device; allocates nothing.
@@ -145,7 +175,7 @@ impl FileStore {
         if self.file.wait(buffer.number).is_ok() {
             self.file.with_buffer(buffer.number, &mut |bytes| {
                 let slot = &bytes[at..end.min(CLUSTER_BYTES)];
-                result = unpack(slot, (owner, tag), zswap.decoders(), into);
+                result = zswap.unpack(slot, (owner, tag), into);
             });
         }
         if result.is_err() {
@@ -155,8 +185,57 @@ impl FileStore {
         result
     }
 
-    /// Begins to fill a cluster; `None` when none is free.
+    /// Reads a whole cluster, and lends what is in it slot by slot, unless too many buffers are in
+    /// use. For a fault: allocates nothing; waits for the device.
+    pub(crate) fn look_around(&self, cluster: Cluster) -> Option<Around<'_>> {
+        let buffer = self.buffers.try_take(2)?;
+        let held = self.hold(cluster)?;
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        self.stage(&buffer, cluster).ok()?;
+        Some(Around {
+            buffer,
+            held,
+            nth: 0,
+        })
+    }
+
+    /// Reads a whole cluster. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// See [`FileError`].
+    pub(crate) fn read_cluster(&self, cluster: Cluster, into: &mut [u8]) -> Result<(), FileError> {
+        let buffer = self.buffers.take(1);
+        let staged = self.stage(&buffer, cluster);
+        if staged.is_ok() {
+            let mut copy = |bytes: &mut [u8]| into.copy_from_slice(bytes);
+            self.file.with_buffer(buffer.number, &mut copy);
+        }
+        staged
+    }
+
+    fn stage(&self, buffer: &BufferGuard<'_>, cluster: Cluster) -> Result<(), FileError> {
+        let whole = FileOp::Read {
+            cluster,
+            offset: 0,
+            len: CLUSTER_BYTES as u32,
+        };
+        self.file.submit(buffer.number, whole);
+        self.file.wait(buffer.number)
+    }
+
+    /// Begins to fill a cluster; `None` when none is free, but for one that is left to
+    /// [`FileStore::begin_last`].
     pub(crate) fn begin(&self) -> Option<Filling<'_>> {
+        let nr_kept = u32::from(self.counts.len() > 1);
+        if self.nr_free.load(Ordering::Relaxed) <= nr_kept {
+            return None;
+        }
+        self.begin_last()
+    }
+
+    /// Begins to fill a cluster with what other clusters will be emptied of.
+    pub(crate) fn begin_last(&self) -> Option<Filling<'_>> {
         let nr_clusters = self.counts.len() as u32;
         let first = self.next.load(Ordering::Relaxed);
         let take = |cluster: &u32| {
@@ -170,6 +249,7 @@ impl FileStore {
         let cluster = (0..nr_clusters)
             .map(|nth| ((u64::from(first) + u64::from(nth)) % u64::from(nr_clusters)) as u32)
             .find(take)?;
+        self.nr_free.fetch_sub(1, Ordering::Relaxed);
         self.next
             .store((cluster + 1) % nr_clusters, Ordering::Relaxed);
         Some(Filling {
@@ -182,15 +262,70 @@ impl FileStore {
         })
     }
 
+    /// Keeps a cluster that a page has a slot in as it is.
+    fn hold(&self, cluster: Cluster) -> Option<Held<'_>> {
+        let one_more = |count| (1..WRITING).contains(&count).then_some(count + 1);
+        let count = &self.counts[cluster as usize];
+        // Acquire: pairs with the Release in `drop` of `Written`: it is read after it was written.
+        let held = count.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_more);
+        // Only then is there one: its drop lets the cluster go.
+        held.is_ok().then(|| Held {
+            store: self,
+            cluster,
+        })
+    }
+
+    /// A cluster to which nothing was written is free again.
+    fn give_back(&self, cluster: Cluster) {
+        self.counts[cluster as usize].store(0, Ordering::Relaxed);
+        self.nr_free.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A page has no slot here any more.
     pub(crate) fn free(&self, handle: FileHandle) {
-        // Release: pairs with the Acquire in `begin`.
-        let before = self.counts[handle.cluster() as usize].fetch_sub(1, Ordering::Release);
+        self.let_go(handle.cluster());
+    }
+
+    fn let_go(&self, cluster: Cluster) {
+        // Release: pairs with the Acquire in `begin_last`.
+        let before = self.counts[cluster as usize].fetch_sub(1, Ordering::Release);
         assert!(
             !before.is_multiple_of(WRITING),
             "a slot of a file was freed twice"
         );
+        if before == 1 {
+            self.nr_free.fetch_add(1, Ordering::Relaxed);
+        }
     }
+}
+
+/// The slots in the bytes of a cluster, as they say themselves: where each is, whose, and the tag of
+/// its store. What nobody has any more is among them, and what is wrong may be.
+pub(crate) fn slots_in(
+    cluster: Cluster,
+    bytes: &[u8],
+) -> impl Iterator<Item = (FileHandle, (Owner, u16), &[u8])> {
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        while at < CLUSTER_BYTES {
+            let (handle, rest) = (
+                FileHandle::new(cluster, (at / UNIT_BYTES) as u32),
+                &bytes[at..],
+            );
+            at += UNIT_BYTES;
+            let known = rest.len().checked_sub(HEADER_BYTES).and_then(|room| {
+                let header = Header::decode(rest).ok()?;
+                let (owner, tag) = header.owner_and_tag()?;
+                let len = header.expect(owner, tag, room).ok()?;
+                Some((owner, tag, HEADER_BYTES + len))
+            });
+            if let Some((owner, tag, len)) = known {
+                at += (len.div_ceil(UNIT_BYTES) - 1) * UNIT_BYTES;
+                return Some((handle, (owner, tag), &rest[..len]));
+            }
+        }
+        None
+    })
 }
 
 impl fmt::Debug for FileStore {
@@ -198,6 +333,46 @@ impl fmt::Debug for FileStore {
         f.debug_struct("FileStore")
             .field("file", &self.file)
             .finish_non_exhaustive()
+    }
+}
+
+/// A cluster that is not written anew while this lives: what a page has there is what was read.
+struct Held<'a> {
+    store: &'a FileStore,
+    cluster: Cluster,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.store.let_go(self.cluster);
+    }
+}
+
+/// A cluster that was read, and how far one has looked at it.
+pub(crate) struct Around<'a> {
+    buffer: BufferGuard<'a>,
+    held: Held<'a>,
+    nth: usize,
+}
+
+impl Around<'_> {
+    /// Copies the next slot, which need not be anybody's any more: where it is, whose, the tag of
+    /// its store, and how long it is.
+    pub(crate) fn next_slot(
+        &mut self,
+        into: &mut [u8; SLOT_BYTES_MAX],
+    ) -> Option<(FileHandle, (Owner, u16), usize)> {
+        let (mut found, nth, cluster) = (None, self.nth, self.held.cluster);
+        self.nth += 1;
+        let mut copy = |bytes: &mut [u8]| {
+            if let Some((handle, named, slot)) = slots_in(cluster, bytes).nth(nth) {
+                into[..slot.len()].copy_from_slice(slot);
+                found = Some((handle, named, slot.len()));
+            }
+        };
+        let file = &self.held.store.file;
+        file.with_buffer(self.buffer.number, &mut copy);
+        found
     }
 }
 
@@ -248,17 +423,20 @@ impl<'a> Filling<'a> {
         match store.file.wait(number) {
             Ok(()) => {
                 store.counters.writes.fetch_add(1, Ordering::Relaxed);
+                let filled = &store.filled[cluster as usize];
+                filled.store(self.nr_slots as u16, Ordering::Relaxed);
                 count.fetch_add(self.nr_slots, Ordering::Relaxed);
-                Ok(Written { count })
+                Ok(Written { store, count })
             }
             Err(error) => {
                 store.counters.write_errors.fetch_add(1, Ordering::Relaxed);
                 // A device that is full may have room again; what is broken stays so.
-                let next = match error {
-                    FileError::Full => 0,
-                    FileError::Device { .. } | FileError::Short { .. } => RETIRED,
-                };
-                count.store(next, Ordering::Relaxed);
+                match error {
+                    FileError::Full => store.give_back(cluster),
+                    FileError::Device { .. } | FileError::Short { .. } => {
+                        count.store(RETIRED, Ordering::Relaxed);
+                    }
+                }
                 Err(error)
             }
         }
@@ -266,20 +444,23 @@ impl<'a> Filling<'a> {
 
     /// Gives the cluster up: nothing was pushed that is needed.
     pub(crate) fn give_up(self) {
-        self.store.counts[self.cluster as usize].store(0, Ordering::Relaxed);
+        self.store.give_back(self.cluster);
     }
 }
 
 /// A cluster that was written: it is not taken again before this is dropped.
 #[must_use = "the cluster can be free when this is dropped"]
 pub(crate) struct Written<'a> {
+    store: &'a FileStore,
     count: &'a AtomicU32,
 }
 
 impl Drop for Written<'_> {
     fn drop(&mut self) {
-        // Release: pairs with the Acquire in `begin`.
-        self.count.fetch_sub(WRITING, Ordering::Release);
+        // Release: pairs with the Acquire in `begin_last`.
+        if self.count.fetch_sub(WRITING, Ordering::Release) == WRITING {
+            self.store.nr_free.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -309,6 +490,16 @@ impl Buffers {
         while free.count_ones() <= nr_left {
             free = self.freed.wait(free);
         }
+        self.lend(&mut free)
+    }
+
+    /// The same, without waiting.
+    fn try_take(&self, nr_left: u32) -> Option<BufferGuard<'_>> {
+        let mut free = self.free.lock();
+        (free.count_ones() > nr_left).then(|| self.lend(&mut free))
+    }
+
+    fn lend(&self, free: &mut u64) -> BufferGuard<'_> {
         let number = free.trailing_zeros();
         *free &= !(1 << number);
         BufferGuard {

@@ -32,7 +32,7 @@ pub use backing_file::{
 pub use codec::Scratch;
 #[cfg(feature = "zstd")]
 pub(crate) use dense::Encoder;
-pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, SLOT_BYTES_MAX};
+pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, SLOT_BYTES_MAX, slots_in};
 pub use file_store::{FileStats, FileStore};
 #[cfg(feature = "zstd")]
 pub(crate) use repack::Packed;
@@ -127,7 +127,7 @@ impl FileHandle {
         Self(cluster << Self::UNIT_BITS | unit)
     }
 
-    const fn cluster(self) -> Cluster {
+    pub(crate) const fn cluster(self) -> Cluster {
         self.0 >> Self::UNIT_BITS
     }
 

@@ -93,7 +93,7 @@ impl Zswap {
         if codec::is_dense(&slot[HEADER_BYTES..]) {
             return Packed::No;
         }
-        let unpacked = super::zswap::unpack(slot, (owner, tag), self.decoders(), &mut contents);
+        let unpacked = self.unpack(slot, (owner, tag), &mut contents);
         let class = SizeClass::for_payload(slot.len() - HEADER_BYTES);
         let Some(smaller) = class.smaller().filter(|_| unpacked.is_ok()) else {
             return Packed::No;

@@ -365,9 +365,18 @@ impl Zswap {
         self.counters.moved.fetch_add(1, Relaxed);
     }
 
-    /// What decompresses pages of this store.
-    pub(super) fn decoders(&self) -> &Decoders {
-        &self.decoders
+    /// Gives the contents of a slot, which may be one that went elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// See [`Zswap::load`].
+    pub(crate) fn unpack(
+        &self,
+        slot: &[u8],
+        whose: (Owner, u16),
+        into: &mut PageBuf,
+    ) -> Result<(), StoreError> {
+        unpack(slot, whose, &self.decoders, into)
     }
 
     /// Calls `take` with the slot of a stored page, as it is and as long as it is: for it to be
@@ -414,7 +423,7 @@ impl Zswap {
 }
 
 /// Gives the contents of a slot that begins with `bytes`, if it is that of `owner` with `tag`.
-pub(super) fn unpack(
+fn unpack(
     bytes: &[u8],
     (owner, tag): (Owner, u16),
     decoders: &Decoders,

@@ -15,4 +15,5 @@ mod misuses;
 mod notifier;
 mod races;
 mod suite;
+mod throttle;
 mod victims;
