@@ -17,12 +17,17 @@ use lockdep::sync::Mutex;
 use pinless_mm::addr::PAGE_SIZE;
 use pinless_mm::swap::{BackingFile, Buffer, CLUSTER_BYTES, FileError, FileOp};
 use std::ffi::CString;
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How many staging buffers a file may have.
 const BUFFERS: RangeInclusive<u32> = 2..=64;
+
+/// How often an operation is handed over that the kernel has no memory for at the moment.
+const SUBMITS_MAX: u32 = 64;
 
 /// Where the file and the buffer are in their ring.
 const FILE: types::Fixed = types::Fixed(0);
@@ -86,6 +91,7 @@ struct Lane {
     // The ring goes before the memory.
     ring: IoUring,
     buffer: Region,
+    file: Arc<OwnedFd>,
     state: State,
 }
 
@@ -97,6 +103,12 @@ enum State {
     Busy {
         len: u32,
     },
+    /// The kernel did not take an operation, which waits in the ring.
+    Refused {
+        errno: Errno,
+    },
+    /// The same, and whoever began it was told.
+    Left,
 }
 
 impl fmt::Debug for SwapFile {
@@ -125,6 +137,7 @@ impl SwapFile {
             return Err(SwapFileError::Buffers { nr_buffers });
         }
         let file = open_in(folder, nr_clusters).map_err(SwapFileError::Open)?;
+        let file = Arc::new(file);
         let lanes: Result<_, Errno> = (0..nr_buffers).map(|_| Lane::new(&file)).collect();
         Ok(Self {
             lanes: lanes.map_err(SwapFileError::Ring)?,
@@ -147,28 +160,35 @@ fn open_in(folder: &Path, nr_clusters: u32) -> Result<OwnedFd, Errno> {
     Ok(file)
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
+fn errno_of(error: &io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// A ring with the file and the buffer in their places.
+fn ring_over(file: &OwnedFd, buffer: &Region) -> Result<IoUring, Errno> {
+    let ring = IoUring::new(1).map_err(|error| errno_of(&error))?;
+    let part = libc::iovec {
+        iov_base: buffer.base() as *mut libc::c_void,
+        iov_len: CLUSTER_BYTES,
+    };
+    let submitter = ring.submitter();
+    // SAFETY: the buffer is a mapping that outlives the ring (fields of a lane drop in order, and
+    // one ring takes the place of another), is not handed to anybody else, and is accessed only
+    // while nothing is under way in it.
+    unsafe { submitter.register_buffers(&[part]) }.map_err(|error| errno_of(&error))?;
+    let registered = submitter.register_files(&[file.as_raw_fd()]);
+    registered.map_err(|error| errno_of(&error))?;
+    Ok(ring)
+}
+
 impl Lane {
-    fn new(file: &OwnedFd) -> Result<Mutex<Self>, Errno> {
+    fn new(file: &Arc<OwnedFd>) -> Result<Mutex<Self>, Errno> {
         let buffer = Region::reserve((CLUSTER_BYTES / PAGE_SIZE) as u32)?;
-        let ring = IoUring::new(1).map_err(|error| errno_of(&error))?;
-        let part = libc::iovec {
-            iov_base: buffer.base() as *mut libc::c_void,
-            iov_len: CLUSTER_BYTES,
-        };
-        let submitter = ring.submitter();
-        // SAFETY: the buffer is a mapping that outlives the ring (fields drop in order), is not
-        // handed to anybody else, and is accessed only while nothing is under way in it.
-        unsafe { submitter.register_buffers(&[part]) }.map_err(|error| errno_of(&error))?;
-        let registered = submitter.register_files(&[file.as_raw_fd()]);
-        registered.map_err(|error| errno_of(&error))?;
-        // INVARIANT: registered above.
+        // INVARIANT: registered with it.
         let lane = Self {
-            ring,
+            ring: ring_over(file, &buffer)?,
             buffer,
+            file: Arc::clone(file),
             state: State::Idle,
         };
         Ok(Mutex::new("host.swap_file.lane", lane))
@@ -176,7 +196,8 @@ impl Lane {
 
     /// The bytes of the buffer, in which nothing is under way.
     fn bytes(&mut self) -> &mut [u8] {
-        assert_eq!(self.state, State::Idle, "the buffer is the kernel's now");
+        let is_ours = matches!(self.state, State::Idle | State::Left);
+        assert!(is_ours, "the buffer is the kernel's now");
         // SAFETY: the buffer is a readable and writable mapping of that length, which lives as long
         // as `self`; `self` is borrowed mutably, and nothing is under way in it (assertion), so
         // nobody else accesses it (type invariant). Bytes may have any value.
@@ -184,6 +205,12 @@ impl Lane {
     }
 
     fn submit(&mut self, op: FileOp) {
+        if self.state == State::Left
+            && let Err(errno) = self.renew()
+        {
+            self.state = State::Refused { errno };
+            return;
+        }
         assert_eq!(self.state, State::Idle, "two operations in one buffer");
         let at = |cluster: u32| u64::from(cluster) * CLUSTER_BYTES as u64;
         let start = self.buffer.base() as *mut u8;
@@ -209,32 +236,35 @@ impl Lane {
         // and the registered file, all of which stay until the ring goes.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("room for the one operation that is ever under way");
-        self.enter(0);
-        self.state = State::Busy { len };
+        self.state = match hand_over(|| self.ring.submit()) {
+            Ok(()) => State::Busy { len },
+            Err(errno) => State::Refused { errno },
+        };
     }
 
-    /// Hands over what was pushed, and waits for `nr_wanted` completions.
-    fn enter(&self, nr_wanted: usize) {
-        while let Err(error) = self.ring.submit_and_wait(nr_wanted) {
-            // A signal came, or the kernel is short of memory at the moment. What else this call
-            // answers speaks of rings that are not as this one was made.
-            let passes = [libc::EINTR, libc::EAGAIN, libc::EBUSY];
-            assert!(
-                passes.contains(&errno_of(&error).0),
-                "io_uring_enter: {error}"
-            );
-        }
+    /// Gets rid of an operation that the kernel did not take: it goes with its ring.
+    fn renew(&mut self) -> Result<(), Errno> {
+        self.ring = ring_over(&self.file, &self.buffer)?;
+        self.state = State::Idle;
+        Ok(())
     }
 
     fn wait(&mut self) -> Result<(), FileError> {
-        let State::Busy { len } = self.state else {
-            panic!("waited for an operation that was not begun");
+        let len = match self.state {
+            State::Busy { len } => len,
+            State::Refused { errno } => {
+                self.state = State::Left;
+                return Err(error_of(errno));
+            }
+            State::Idle | State::Left => panic!("waited for an operation that was not begun"),
         };
         let done = loop {
             if let Some(completion) = self.ring.completion().next() {
                 break completion.result();
             }
-            self.enter(1);
+            // The buffer is the kernel's until the device is done. An error says that a signal came
+            // first: whatever it is, there is nothing to do but to wait on.
+            let _ = self.ring.submit_and_wait(1);
         };
         self.state = State::Idle;
         match u32::try_from(done) {
@@ -243,6 +273,23 @@ impl Lane {
             Err(_) => Err(error_of(Errno(-done))),
         }
     }
+}
+
+/// Hands an operation over, for as often as the kernel says that it may be asked again.
+fn hand_over(mut submit: impl FnMut() -> io::Result<usize>) -> Result<(), Errno> {
+    let mut refused = Errno(libc::EAGAIN);
+    for _ in 0..SUBMITS_MAX {
+        match submit() {
+            Ok(_) => return Ok(()),
+            Err(error) => refused = errno_of(&error),
+        }
+        // A signal came, or the kernel is short of memory at the moment.
+        if ![libc::EINTR, libc::EAGAIN, libc::EBUSY].contains(&refused.0) {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    Err(refused)
 }
 
 fn error_of(errno: Errno) -> FileError {
@@ -271,5 +318,34 @@ impl BackingFile for SwapFile {
 
     fn wait(&self, buffer: Buffer) -> Result<(), FileError> {
         self.lanes[buffer as usize].lock().wait()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel answers `answers` and then takes the operation: how often it was asked, and how
+    /// that ended.
+    #[track_caller]
+    fn check(answers: &[i32], nr_asked: u32, ended: Result<(), Errno>) {
+        let mut nr = 0;
+        let result = hand_over(|| {
+            nr += 1;
+            match answers.get(nr as usize - 1) {
+                Some(&errno) => Err(io::Error::from_raw_os_error(errno)),
+                None => Ok(1),
+            }
+        });
+        assert_eq!((nr, result), (nr_asked, ended));
+    }
+
+    #[test]
+    fn an_operation_is_handed_over_a_bounded_number_of_times() {
+        check(&[], 1, Ok(()));
+        check(&[libc::EINTR, libc::EAGAIN, libc::EBUSY], 4, Ok(()));
+        check(&[libc::EINTR, libc::EBADF], 2, Err(Errno(libc::EBADF)));
+        let busy = [libc::EAGAIN; 1000];
+        check(&busy, SUBMITS_MAX, Err(Errno(libc::EAGAIN)));
     }
 }

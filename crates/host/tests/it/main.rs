@@ -1,6 +1,7 @@
 //! Tests of the real machine: one program, since its SIGBUS handler serves a whole process.
 
 mod child;
+mod disks;
 mod engines;
 mod fake;
 mod faults;
@@ -13,4 +14,6 @@ mod probes;
 mod races;
 mod sharing;
 mod signals;
+mod system_calls;
 mod victims;
+mod world;
