@@ -1,5 +1,5 @@
 //! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`,
-//! `cargo xtask miri`, `cargo xtask vm-test`.
+//! `cargo xtask miri`, `cargo xtask vm-test`, `cargo xtask soak`, `cargo xtask huge`.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -9,6 +9,7 @@
 
 mod bench;
 mod ci;
+mod jobs;
 mod miri;
 mod tidy;
 mod vm_test;
@@ -36,6 +37,10 @@ enum Command {
     Bench(bench::Args),
     /// Test `pinless teardown` on a kernel with cgroup v2, in a virtual machine.
     VmTest(vm_test::Args),
+    /// Use all backends and stores for long, under changing bounds: nothing is lost, nothing grows.
+    Soak(jobs::soak::Args),
+    /// Manage many gigabytes under a limit of few.
+    Huge(jobs::huge::Args),
     #[command(hide = true)]
     BenchPart(bench::Part),
 }
@@ -47,6 +52,8 @@ fn main() -> ExitCode {
         Command::Miri => miri::run(),
         Command::Bench(args) => bench::run(&args),
         Command::VmTest(args) => vm_test::run(&args),
+        Command::Soak(args) => jobs::soak::run(&args),
+        Command::Huge(args) => jobs::huge::run(&args),
         Command::BenchPart(part) => bench::play(&part),
     }
 }
