@@ -71,7 +71,8 @@ pub(super) fn print_stores(memcg: &Memcg) {
     println!("  counted: {}", counted.join(", "));
     let pool = memcg.zswap().stats();
     println!(
-        "  compressed store: {} pages, {} of them of one word, {} as they are; {} MiB of {} MiB in use, {} permille lost",
+        "  compressed store: {} pages, {} of them of one word, {} as they are; {} MiB of {} MiB in \
+         use, {} permille lost",
         pool.stored_pages,
         pool.same_filled,
         pool.incompressible,

@@ -4,8 +4,8 @@
 //! full, writes it, and lets go of the slots of those pages that are still as they were. Pages that
 //! have not come back for as many evictions as there are frames go first.
 //!
-//! A cluster is free again when no page has a slot in it. When few are, it writes the pages of those
-//! that are half empty to one that is full: a slot names its owner.
+//! A cluster is free again when no page has a slot in it. When few are, the worker writes the pages
+//! of those that are half empty to one that is full: a slot names its owner.
 //!
 //! While a cluster is written, its pages are where they were. What goes wrong costs nothing but the
 //! room that was hoped for.

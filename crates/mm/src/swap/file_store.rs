@@ -299,8 +299,8 @@ impl FileStore {
     }
 }
 
-/// The slots in the bytes of a cluster, as they say themselves: where each is, whose, and the tag of
-/// its store. What nobody has any more is among them, and what is wrong may be.
+/// The slots in the bytes of a cluster, as they say themselves: where each is, whose, and the tag
+/// of its store. What nobody has any more is among them, and what is wrong may be.
 pub(crate) fn slots_in(
     cluster: Cluster,
     bytes: &[u8],

@@ -1,8 +1,9 @@
 //! Where the contents of pages go that are in no frame.
 //!
 //! [`Zswap`] keeps them compressed in memory that was set aside at start: by a fast codec at first,
-//! by a dense one when they stay away, and packed closer when its blocks have become sparse. What a page's state word
-//! has to remember of a stored page is a [`Stored`]: 32 bits of payload, one flag, ten bits of tag.
+//! by a dense one when they stay away, and packed closer when its blocks have become sparse. What a
+//! page's state word has to remember of a stored page is a [`Stored`]: 32 bits of payload, one
+//! flag, ten bits of tag.
 //!
 //! # Fault model
 //!

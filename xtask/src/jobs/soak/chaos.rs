@@ -10,7 +10,7 @@ use pinless_mm::memcg::Knob;
 const PAUSE_US: u64 = 60_000;
 
 /// Of so many strokes one kills; the others change bounds.
-const KILLS_ONE_IN: u64 = 12;
+const KILLS_ONE_IN: u64 = 128;
 
 /// Strikes until it is over.
 pub(super) fn run(stage: &Stage) {

@@ -1,10 +1,10 @@
 //! `cargo xtask soak`: tenants on all backends and stores, for as long as one likes.
 //!
 //! Eight tenants use four times as much memory as there may be in frames: private and shared,
-//! through service threads, in the faulting thread and through guards, over the compressed store and
-//! a file. Meanwhile bounds change, and tenants are killed and begin anew. Every page read is
-//! compared with what was written. At the end nothing is lost, nothing has grown, and everything was
-//! given back. How long operations were held up stands beside how late an idle thread of this
+//! through service threads, in the faulting thread and through guards, over the compressed store
+//! and a file. Meanwhile bounds change, and tenants are killed and begin anew. Every page read is
+//! compared with what was written. At the end nothing is lost, nothing has grown, and everything
+//! was given back. How long operations were held up stands beside how late an idle thread of this
 //! machine woke up.
 
 mod chaos;
@@ -26,9 +26,9 @@ use tenant::{Tally, Tenant};
 /// Bytes of frames at first; bounds go down to half of it.
 const LIMIT_BYTES: u64 = 64 << 20;
 /// Compressed bytes at most.
-const STORE_BYTES: u64 = 48 << 20;
+const STORE_BYTES: u64 = 24 << 20;
 /// Bytes of the file under the store.
-const FILE_BYTES: u64 = 1 << 30;
+const FILE_BYTES: u64 = 96 << 20;
 
 const NR_TENANTS: u32 = 8;
 

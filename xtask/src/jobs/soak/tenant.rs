@@ -79,7 +79,8 @@ impl fmt::Display for Tally {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         write!(
             f,
-            "{} pages compared, {} written, {} given up, {} pins, unmapped {} times, killed {} times; {}",
+            "{} pages compared, {} written, {} given up, {} pins, unmapped {} times, killed {} \
+             times; {}",
             load(&self.read),
             load(&self.written),
             load(&self.given_up),

@@ -1,7 +1,7 @@
 //! Packing: pages that have been away for long are compressed once more, densely.
 //!
-//! A page is looked at once for each time that it is stored: it is *settled* after that. The slot is
-//! copied, and packed while nobody owns the page; when the page was used meanwhile, the smaller
+//! A page is looked at once for each time that it is stored: it is *settled* after that. The slot
+//! is copied, and packed while nobody owns the page; when the page was used meanwhile, the smaller
 //! slot is given back. A slot that is not what was stored stays, for its page to tell.
 
 use super::super::Effort;
