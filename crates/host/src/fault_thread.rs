@@ -13,6 +13,7 @@
 use crate::errno::Errno;
 use crate::fork::is_forked_child;
 use crate::lock_order;
+use crate::plea::Pleas;
 use crate::thread::{self, EngineAccess};
 use crate::uffd::{Fault, MESSAGE_BATCH, Uffd};
 use core::fmt;
@@ -27,8 +28,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// The key of the descriptor that stops a shard; mappings have keys from 1 on.
+/// The key of the descriptor that stops a shard; mappings have keys from 2 on.
 const STOP_KEY: u64 = 0;
+/// The key of the descriptor that says that there are pleas.
+const PLEA_KEY: u64 = 1;
 
 /// Descriptors told about in one wait.
 const NR_EVENTS_MAX: usize = 16;
@@ -80,6 +83,7 @@ struct Shard {
     epoll: OwnedFd,
     stop: OwnedFd,
     is_stopping: AtomicBool,
+    pleas: Pleas,
     served: Mutex<BTreeMap<u64, Arc<Served>>>,
 }
 
@@ -107,7 +111,7 @@ impl FaultService {
         let mut service = Self {
             shards: Box::default(),
             nr_mappings: AtomicUsize::new(0),
-            next_key: AtomicU64::new(STOP_KEY + 1),
+            next_key: AtomicU64::new(PLEA_KEY + 1),
         };
         let mut shards = Vec::with_capacity(nr_threads.max(1));
         for _ in 0..nr_threads.max(1) {
@@ -191,6 +195,32 @@ pub(crate) struct Service {
     served: Arc<Served>,
 }
 
+/// Who serves a mapping, for threads that cannot resolve its faults themselves.
+#[derive(Clone)]
+pub(crate) struct Pleader {
+    shard: Arc<Shard>,
+    key: u64,
+}
+
+impl Pleader {
+    /// Asks for a page of the mapping, and waits until it is there or is denied. Callable from a
+    /// signal handler with little stack.
+    pub(crate) fn plead(&self, page: PageIndex, access: Access) -> bool {
+        self.shard.pleas.plead(self.key, page, access)
+    }
+}
+
+impl Service {
+    /// For threads that have to ask. Whoever has it lets go before this is dropped, or is not
+    /// answered.
+    pub(crate) fn pleader(&self) -> Pleader {
+        Pleader {
+            shard: Arc::clone(&self.shard),
+            key: self.key,
+        }
+    }
+}
+
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").finish_non_exhaustive()
@@ -226,9 +256,11 @@ impl Shard {
             epoll,
             stop,
             is_stopping: AtomicBool::new(false),
+            pleas: Pleas::new()?,
             served: Mutex::new("host.shard", BTreeMap::new()),
         });
         shard.watch(libc::EPOLL_CTL_ADD, shard.stop.as_raw_fd(), STOP_KEY)?;
+        shard.watch(libc::EPOLL_CTL_ADD, shard.pleas.bell(), PLEA_KEY)?;
         let thread = std::thread::Builder::new()
             .name("pinless-fault".into())
             .spawn({
@@ -280,12 +312,20 @@ impl Shard {
             // Negative when a debugger interrupted the wait: look again.
             for event in events.iter().take(usize::try_from(nr).unwrap_or(0)) {
                 let key = event.u64;
-                let served = self.served.lock().get(&key).cloned();
-                if let Some(served) = served {
+                if key == PLEA_KEY {
+                    self.pleas.answer(|key, page, access| {
+                        let served = self.served(key);
+                        served.is_some_and(|served| served.grant(page, access))
+                    });
+                } else if let Some(served) = self.served(key) {
                     served.resolve_waiting();
                 }
             }
         }
+    }
+
+    fn served(&self, key: u64) -> Option<Arc<Served>> {
+        self.served.lock().get(&key).cloned()
     }
 }
 
@@ -314,6 +354,12 @@ impl Served {
         // An error says that the descriptor cannot be read, and then nobody waits there.
         let nr = self.side.uffd().read_faults(|fault| self.resolve(fault));
         debug_assert!(!nr.is_ok_and(|nr| nr > MESSAGE_BATCH));
+    }
+
+    /// Has a page brought in for a thread that pleads for it; false when it cannot be had.
+    fn grant(&self, page: PageIndex, access: Access) -> bool {
+        self.begin()
+            .is_some_and(|_busy| self.handler.serve(page, access).is_ok())
     }
 
     fn resolve(&self, fault: Fault) {

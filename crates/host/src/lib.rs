@@ -32,6 +32,7 @@ mod mapping;
 pub mod memcg;
 mod memfd;
 mod pagemap;
+mod plea;
 mod primary_mmu;
 mod probe;
 pub mod process;

@@ -128,6 +128,10 @@ impl HostMapping {
     /// When the mapping is attached already.
     pub fn attach(&mut self, handler: Arc<dyn FaultHandler>) -> Result<(), Errno> {
         assert!(self.attachment.is_none(), "the mapping is attached already");
+        let service = match &self.resolver {
+            Resolver::InThread => None,
+            Resolver::Service(service) => Some(service.serve(self.mmu(), Arc::clone(&handler))?),
+        };
         let (base, len) = self.mmu.slot_range();
         let staging = registry::register(Target {
             base,
@@ -141,17 +145,14 @@ impl HostMapping {
             kind: Kind::Managed {
                 handler: Arc::clone(&handler),
                 mmu: self.mmu(),
+                pleader: service.as_ref().map(Service::pleader),
             },
         });
-        let service = match &self.resolver {
-            Resolver::InThread => None,
-            Resolver::Service(service) => Some(service.serve(self.mmu(), Arc::clone(&handler))?),
-        };
         self.attachment = Some(Attachment {
             handler,
-            _service: service,
             _managed: managed,
             _staging: staging,
+            _service: service,
         });
         Ok(())
     }

@@ -8,6 +8,7 @@
 //!
 //! Linux counterpart: `kernel/rcu/srcutree.c`, `include/linux/percpu-refcount.h`.
 
+use crate::fault_thread::Pleader;
 use crate::fork::is_forked_child;
 use crate::primary_mmu::HostMmu;
 use core::cell::UnsafeCell;
@@ -26,6 +27,8 @@ pub(crate) enum Kind {
         handler: Arc<dyn FaultHandler>,
         /// Its memory.
         mmu: Arc<HostMmu>,
+        /// The service that a thread may ask that cannot resolve a fault itself, if there is one.
+        pleader: Option<Pleader>,
     },
     /// The slots of a mapping: an access that faults there is a bug of ours.
     Staging,

@@ -27,7 +27,7 @@ use core::ffi::c_void;
 use lockdep::sync::Mutex;
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, Vaddr};
 use pinless_mm::fault::{FaultError, FaultHandler};
-use pinless_mm::primary_mmu::{Access, MmuError};
+use pinless_mm::primary_mmu::MmuError;
 
 /// A page that cannot be had.
 const BUS_ADRERR: i32 = 2;
@@ -92,8 +92,12 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
     };
     let target = found.target();
     let page = ((trap.address - target.base) / PAGE_SIZE) as PageIndex;
-    let (handler, mmu) = match &target.kind {
-        Kind::Managed { handler, mmu } => (handler, mmu),
+    let (handler, mmu, pleader) = match &target.kind {
+        Kind::Managed {
+            handler,
+            mmu,
+            pleader,
+        } => (handler, mmu, pleader),
         Kind::Staging => stderr::die_in_staging(trap, page),
         Kind::Foreign => {
             drop::<InFlight>(found);
@@ -109,6 +113,11 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
         Err(Cause::StaleDma)
     } else if trap.has_room() {
         resolve(trap, &**handler, mmu, page).map_err(Cause::Fault)
+    } else if pleader
+        .as_ref()
+        .is_some_and(|service| service.plead(page, trap.access()))
+    {
+        Ok(())
     } else {
         Err(refuse_unattached(trap, &**handler, mmu, page))
     };
@@ -148,7 +157,7 @@ fn refuse_unattached(
     page: PageIndex,
 ) -> Cause {
     match mmu.mode() {
-        // A service thread has tried already.
+        // A service thread has tried, and again when it was asked to.
         FaultMode::Service => Cause::Fault(handler.denied(page)),
         FaultMode::InThread if uaccess::contains(trap.instruction()) => Cause::ThreadNotAttached,
         FaultMode::InThread => stderr::die_unattached(trap, page),
@@ -161,13 +170,8 @@ fn resolve(
     mmu: &HostMmu,
     page: PageIndex,
 ) -> Result<(), FaultError> {
-    let access = if trap.is_write {
-        Access::Write
-    } else {
-        Access::Read
-    };
     let _depth = thread::enter_handler();
-    let result = handler.fault(page, access);
+    let result = handler.fault(page, trap.access());
     // Poison of ours goes away when the page is filled. If it stays although the memory manager
     // says again and again that all is well, it is the machine's: the memory is broken. The
     // signal's code does not tell: kernels without `CONFIG_MEMORY_FAILURE` call all poison an

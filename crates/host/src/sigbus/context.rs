@@ -2,6 +2,7 @@
 
 use crate::thread;
 use core::ffi::c_void;
+use pinless_mm::primary_mmu::Access;
 
 /// A SIGBUS and the code that it interrupted.
 pub(super) struct Trap<'a> {
@@ -12,7 +13,7 @@ pub(super) struct Trap<'a> {
     /// The address in question, if a service thread of ours sent the signal.
     pub(super) queued: Option<usize>,
     /// Whether the access was a write.
-    pub(super) is_write: bool,
+    is_write: bool,
     context: &'a mut libc::ucontext_t,
 }
 
@@ -49,6 +50,14 @@ impl Trap<'_> {
 const STACK_BYTES_MIN: usize = 32 * 1024;
 
 impl Trap<'_> {
+    /// What the access was.
+    pub(super) fn access(&self) -> Access {
+        match self.is_write {
+            true => Access::Write,
+            false => Access::Read,
+        }
+    }
+
     /// Whether the handler has room to resolve a fault: not at the end of a signal stack, as the
     /// small one is that a thread has from elsewhere. A thread without one is interrupted on its
     /// ordinary stack. Nor can the room be told of a stack that disarms itself

@@ -3,6 +3,7 @@
 use super::context::Trap;
 use core::fmt::{self, Write};
 use pinless_mm::addr::PageIndex;
+use pinless_mm::primary_mmu::Access;
 
 /// A fault inside a fault handler: whatever it was doing, it must not touch managed memory.
 pub(super) fn die_in_handler(trap: &Trap<'_>, page: PageIndex) -> ! {
@@ -39,7 +40,10 @@ pub(super) fn die_in_staging(trap: &Trap<'_>, page: PageIndex) -> ! {
 }
 
 fn kind(trap: &Trap<'_>) -> &'static str {
-    if trap.is_write { "write" } else { "read" }
+    match trap.access() {
+        Access::Write => "write",
+        Access::Read => "read",
+    }
 }
 
 fn die(words: fmt::Arguments<'_>) -> ! {

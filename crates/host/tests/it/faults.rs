@@ -177,6 +177,45 @@ fn a_thread_that_is_not_attached_gets_a_typed_error() {
     }
 }
 
+/// A fault that was refused leaves a mark. A thread that is not attached and meets it later has no
+/// room to resolve the fault: the service does it for it.
+#[test]
+fn a_thread_that_is_not_attached_gets_what_there_is_by_now() {
+    for side in MODES
+        .into_iter()
+        .filter(|side| side.faults == FaultMode::Service)
+    {
+        let Some((mapping, fake)) = managed(4, side) else {
+            return;
+        };
+        let offset = 2 * PAGE_SIZE as u64;
+        let load = || {
+            std::thread::scope(|scope| scope.spawn(|| mapping.load_u64(offset)).join())
+                .expect("no panic")
+        };
+        fake.refuse(2, FaultError::Killed);
+        assert!(matches!(load(), Err(AccessError::Fault { page: 2, .. })));
+        fake.books.lock().refused.clear();
+        for _ in 0..3 {
+            assert_eq!(load(), Ok(word_of(2, 0)), "the page can be had now");
+        }
+        // Also a write, and more threads than are answered at one time.
+        fake.refuse(3, FaultError::Killed);
+        let at = 3 * PAGE_SIZE as u64;
+        assert!(mapping.store_u64(at, 5).is_err());
+        fake.books.lock().refused.clear();
+        std::thread::scope(|scope| {
+            for nth in 0..16 {
+                let mapping = &mapping;
+                scope.spawn(move || mapping.store_u64(at + 8 * nth, nth).expect("the page"));
+            }
+        });
+        for nth in 0..16 {
+            assert_eq!(mapping.load_u64(at + 8 * nth), Ok(nth));
+        }
+    }
+}
+
 #[test]
 fn a_refusal_leaves_no_mark_that_a_zero_fill_or_a_reattach_would_trip_over() {
     for mode in MODES {
