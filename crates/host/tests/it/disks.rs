@@ -66,8 +66,8 @@ struct Found {
 /// Fills pages, so that most of them go to the file; has `harm` done to it, and reads them.
 fn use_file(file: Arc<dyn BackingFile>, harm: impl FnOnce(&World)) -> Option<Found> {
     let mut limits = Limits::new(16 * PAGE_SIZE as u64);
-    // What the file does not take has room here.
-    limits.zswap_max_bytes = 70 * PAGE_SIZE as u64;
+    // All has room here, and is too much for it not to be written.
+    limits.zswap_max_bytes = 88 * PAGE_SIZE as u64;
     let world = World::new(NR_PAGES, limits, FaultMode::InThread, Some(file))?;
     let _attached = attach_thread().unwrap();
     for page in 0..NR_PAGES {

@@ -105,6 +105,15 @@ impl Memcg {
                 .is_pending(stall.nr_refused, now_ns, age_max_ns)
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
             || reclaim.write_back.is_writing(now_ns, age_max_ns)
+            || self.awaits_write_back(stall, now_ns, age_max_ns)
+    }
+
+    /// Whether the worker that writes to the file has had no turn since the row began: on a busy
+    /// machine it comes late.
+    fn awaits_write_back(&self, stall: &Stall, now_ns: u64, age_max_ns: u64) -> bool {
+        self.file().is_some()
+            && now_ns.saturating_sub(stall.began_ns) < age_max_ns
+            && self.reclaim.write_back.is_due(stall.nr_written_rounds)
     }
 
     /// Who is the most to blame at this moment.

@@ -45,6 +45,8 @@ pub(crate) struct WriteBack {
     pub(super) bell: Bell,
     /// When the write began that is under way; zero for none.
     begun_ns: AtomicU64,
+    /// How often it has looked at every level and done what it could.
+    nr_rounds: AtomicU64,
 }
 
 /// What the worker works on, with room for all of it.
@@ -77,7 +79,20 @@ impl WriteBack {
         Self {
             bell: Bell::new("mm.write_back.idle", "mm.write_back.wake"),
             begun_ns: AtomicU64::new(0),
+            nr_rounds: AtomicU64::new(0),
         }
+    }
+
+    /// Rounds that have ended.
+    pub(super) fn nr_rounds(&self) -> u64 {
+        self.nr_rounds.load(Ordering::Relaxed)
+    }
+
+    /// Whether no round has begun and ended since there had been so many: the worker was asked, and
+    /// had no turn yet.
+    pub(crate) fn is_due(&self, nr_rounds: u64) -> bool {
+        // One more may have begun before.
+        self.nr_rounds() < nr_rounds + 2
     }
 
     /// Whether a cluster is being written, for less than `age_max_ns`: there may be room soon.
@@ -98,6 +113,8 @@ impl Memcg {
         while !self.is_stopped() {
             let mut is_short = false;
             self.for_each_level(&mut |level| is_short |= !level.write_back(&mut batch));
+            let nr_rounds = &self.reclaim.write_back.nr_rounds;
+            nr_rounds.fetch_add(1, Ordering::Relaxed);
             let pause = is_short.then_some(RETRY_PAUSE);
             let bell = &self.reclaim.write_back.bell;
             bell.wait(|| self.is_stopped(), pause);
