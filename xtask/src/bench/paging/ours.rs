@@ -36,10 +36,11 @@ pub(super) struct Managed {
 /// The name of a worker and its loop.
 type WorkerLoop = (&'static str, fn(&Memcg));
 
-const WORKERS: [WorkerLoop; 3] = [
+const WORKERS: [WorkerLoop; 4] = [
     ("pinless-reclaim", Memcg::run_reclaim),
     ("pinless-settle", Memcg::run_settle),
     ("pinless-reaper", Memcg::run_reaper),
+    ("pinless-compact", Memcg::run_compact),
 ];
 
 struct Workers {
