@@ -114,7 +114,7 @@ fn a_full_disk_loses_nothing() {
     let output = run("disks::a_full_disk_loses_nothing", "full disk", || {
         let Some(file) = swap_file() else { return };
         let limit = libc::rlimit {
-            rlim_cur: CLUSTER_BYTES as u64,
+            rlim_cur: 0,
             rlim_max: libc::RLIM_INFINITY,
         };
         // SAFETY: the calls take numbers and a structure that lives.
