@@ -13,7 +13,7 @@
 //! read and written under that lock, so `Relaxed` is enough. A block goes from one list to
 //! another under both locks.
 //!
-//! A block that is being emptied ([`Isolated`]) is in no list: nothing is put into it, and whoever
+//! A block that is being emptied (`Isolated`) is in no list: nothing is put into it, and whoever
 //! takes its last slot away leaves it to the one who empties it.
 
 mod isolated;
