@@ -117,7 +117,7 @@ fn judge(trap: &mut Trap<'_>) -> Verdict {
         .as_ref()
         .is_some_and(|service| service.plead(page, trap.access()))
     {
-        Ok(())
+        unless_broken(trap, mmu, page, Ok(())).map_err(Cause::Fault)
     } else {
         Err(refuse_unattached(trap, &**handler, mmu, page))
     };
@@ -171,7 +171,16 @@ fn resolve(
     page: PageIndex,
 ) -> Result<(), FaultError> {
     let _depth = thread::enter_handler();
-    let result = handler.fault(page, trap.access());
+    unless_broken(trap, mmu, page, handler.fault(page, trap.access()))
+}
+
+/// What was answered, unless the memory is broken and no answer makes it whole.
+fn unless_broken(
+    trap: &Trap<'_>,
+    mmu: &HostMmu,
+    page: PageIndex,
+    result: Result<(), FaultError>,
+) -> Result<(), FaultError> {
     // Poison of ours goes away when the page is filled. If it stays although the memory manager
     // says again and again that all is well, it is the machine's: the memory is broken. The
     // signal's code does not tell: kernels without `CONFIG_MEMORY_FAILURE` call all poison an

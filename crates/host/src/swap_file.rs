@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How many staging buffers a file may have.
-const BUFFERS: RangeInclusive<u32> = 2..=64;
+const BUFFERS: RangeInclusive<u32> = 3..=64;
 
 /// How often an operation is handed over that the kernel has no memory for at the moment.
 const SUBMITS_MAX: u32 = 64;
@@ -37,7 +37,7 @@ const BUFFER: u16 = 0;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum SwapFileError {
-    /// A file has from 2 to 64 staging buffers.
+    /// A file has from 3 to 64 staging buffers.
     Buffers {
         /// How many were asked for.
         nr_buffers: u32,

@@ -192,7 +192,7 @@ mod tests {
         faults: FileFaults,
         fill: u8,
     ) -> (Result<(), FileError>, Result<(), FileError>, usize) {
-        let file = SimFile::new(4, 2, 11);
+        let file = SimFile::new(4, 3, 11);
         file.set_faults(faults);
         file.with_buffer(0, &mut |bytes| bytes.fill(fill));
         file.submit(0, FileOp::Write { cluster: 1 });

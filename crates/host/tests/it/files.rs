@@ -134,10 +134,10 @@ fn a_full_device_is_said_to_be_full_and_loses_nothing_else() {
 
 #[test]
 fn what_cannot_be_a_file_says_what_to_do() {
-    let buffers = SwapFile::create_in(Path::new("/"), 1, 1).err();
-    assert_eq!(buffers, Some(SwapFileError::Buffers { nr_buffers: 1 }));
+    let buffers = SwapFile::create_in(Path::new("/"), 1, 2).err();
+    assert_eq!(buffers, Some(SwapFileError::Buffers { nr_buffers: 2 }));
     for folder in ["/no such folder", "/proc"] {
-        let error = SwapFile::create_in(Path::new(folder), 1, 2).err();
+        let error = SwapFile::create_in(Path::new(folder), 1, 3).err();
         let error = error.expect("no file can be made there");
         assert!(matches!(error, SwapFileError::Open(_)), "{error:?}");
         assert!(error.to_string().contains("O_DIRECT"), "{error}");

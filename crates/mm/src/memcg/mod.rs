@@ -121,7 +121,7 @@ impl Memcg {
     ///
     /// # Panics
     ///
-    /// If the file has fewer than 2 or more than 64 staging buffers.
+    /// If the file has fewer than 3 or more than 64 staging buffers.
     pub fn with_file(
         limits: Limits,
         clock: Arc<dyn Clock>,

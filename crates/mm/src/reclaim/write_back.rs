@@ -148,7 +148,9 @@ impl Memcg {
         };
         while self.is_store_above(5, 8) && !self.is_stopped() {
             if file.is_short() {
-                self.win_back(file, batch);
+                // The file is everybody's: the pages of its clusters are found from the root only.
+                let root = self.levels().last().unwrap_or(self);
+                root.win_back(file, batch);
             }
             if self.write_cluster(file, &mut batch.moved) == 0 {
                 return false;
@@ -206,9 +208,9 @@ impl Memcg {
                 break;
             };
             sparse[nth] = cluster;
-            if file.read_cluster(cluster, &mut batch.cluster).is_err()
-                || !self.gather_cluster(cluster, &mut filling, batch)
-            {
+            // One that cannot be read does not keep the others from it.
+            let is_read = file.read_cluster(cluster, &mut batch.cluster).is_ok();
+            if is_read && !self.gather_cluster(cluster, &mut filling, batch) {
                 break;
             }
         }

@@ -89,7 +89,8 @@ pub trait BackingFile: Send + Sync + fmt::Debug {
     /// How many clusters the file has room for; does not change.
     fn nr_clusters(&self) -> u32;
 
-    /// How many staging buffers there are, from 2 to 64; does not change.
+    /// How many staging buffers there are, from 3 to 64; does not change. The worker reads into one
+    /// while it fills another, and a fault has one left.
     fn nr_buffers(&self) -> u32;
 
     /// Lends the [`CLUSTER_BYTES`] bytes of a buffer. No operation is under way in it. Does not

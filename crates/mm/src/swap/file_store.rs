@@ -173,10 +173,13 @@ impl FileStore {
         self.file.submit(buffer.number, op);
         let mut result = Err(StoreError::Unreadable);
         if self.file.wait(buffer.number).is_ok() {
+            let mut slot = [0; SLOT_BYTES_MAX];
+            let len = SLOT_BYTES_MAX.min(CLUSTER_BYTES - at);
             self.file.with_buffer(buffer.number, &mut |bytes| {
-                let slot = &bytes[at..end.min(CLUSTER_BYTES)];
-                result = zswap.unpack(slot, (owner, tag), into);
+                slot[..len].copy_from_slice(&bytes[at..at + len]);
             });
+            // Not before: the machine may hold a lock while it lends the buffer.
+            result = zswap.unpack(&slot[..len], (owner, tag), into);
         }
         if result.is_err() {
             into.fill(0);
@@ -195,7 +198,7 @@ impl FileStore {
         Some(Around {
             buffer,
             held,
-            nth: 0,
+            at: 0,
         })
     }
 
@@ -299,33 +302,40 @@ impl FileStore {
     }
 }
 
-/// The slots in the bytes of a cluster, as they say themselves: where each is, whose, and the tag
-/// of its store. What nobody has any more is among them, and what is wrong may be.
-pub(crate) fn slots_in(
-    cluster: Cluster,
-    bytes: &[u8],
-) -> impl Iterator<Item = (FileHandle, (Owner, u16), &[u8])> {
+/// A slot in a cluster: where it is, whose, the tag of its store, and its bytes.
+type FoundSlot<'a> = (FileHandle, (Owner, u16), &'a [u8]);
+
+/// The slots in the bytes of a cluster, as they say themselves. What nobody has any more is among
+/// them; what is wrong is not.
+pub(crate) fn slots_in(cluster: Cluster, bytes: &[u8]) -> impl Iterator<Item = FoundSlot<'_>> {
     let mut at = 0;
-    core::iter::from_fn(move || {
-        while at < CLUSTER_BYTES {
-            let (handle, rest) = (
-                FileHandle::new(cluster, (at / UNIT_BYTES) as u32),
-                &bytes[at..],
-            );
-            at += UNIT_BYTES;
-            let known = rest.len().checked_sub(HEADER_BYTES).and_then(|room| {
-                let header = Header::decode(rest).ok()?;
-                let (owner, tag) = header.owner_and_tag()?;
-                let len = header.expect(owner, tag, room).ok()?;
-                Some((owner, tag, HEADER_BYTES + len))
-            });
-            if let Some((owner, tag, len)) = known {
-                at += (len.div_ceil(UNIT_BYTES) - 1) * UNIT_BYTES;
-                return Some((handle, (owner, tag), &rest[..len]));
-            }
+    core::iter::from_fn(move || next_slot_in(cluster, bytes, &mut at))
+}
+
+/// The first slot from byte `at` on, which moves behind it.
+fn next_slot_in<'a>(cluster: Cluster, bytes: &'a [u8], at: &mut usize) -> Option<FoundSlot<'a>> {
+    while *at < CLUSTER_BYTES {
+        let handle = FileHandle::new(cluster, (*at / UNIT_BYTES) as u32);
+        let rest = &bytes[*at..];
+        *at += UNIT_BYTES;
+        if let Some((named, len)) = known_slot(rest) {
+            *at += (len.div_ceil(UNIT_BYTES) - 1) * UNIT_BYTES;
+            return Some((handle, named, &rest[..len]));
         }
-        None
-    })
+    }
+    None
+}
+
+/// Whose slot `bytes` begin with, and how long it is, if that is true of all of it: a bit that the
+/// disk turned may be in its length, and what is wrong must not be copied to another place.
+fn known_slot(bytes: &[u8]) -> Option<((Owner, u16), usize)> {
+    let room = bytes.len().checked_sub(HEADER_BYTES)?.min(PAGE_SIZE);
+    let header = Header::decode(bytes).ok()?;
+    let (owner, tag) = header.owner_and_tag()?;
+    let len = header.expect(owner, tag, room).ok()?;
+    let slot = &bytes[..HEADER_BYTES + len];
+    header.verify(&slot[HEADER_BYTES..]).ok()?;
+    Some(((owner, tag), slot.len()))
 }
 
 impl fmt::Debug for FileStore {
@@ -352,7 +362,8 @@ impl Drop for Held<'_> {
 pub(crate) struct Around<'a> {
     buffer: BufferGuard<'a>,
     held: Held<'a>,
-    nth: usize,
+    /// Bytes that were looked at.
+    at: usize,
 }
 
 impl Around<'_> {
@@ -362,10 +373,9 @@ impl Around<'_> {
         &mut self,
         into: &mut [u8; SLOT_BYTES_MAX],
     ) -> Option<(FileHandle, (Owner, u16), usize)> {
-        let (mut found, nth, cluster) = (None, self.nth, self.held.cluster);
-        self.nth += 1;
+        let (mut found, at, cluster) = (None, &mut self.at, self.held.cluster);
         let mut copy = |bytes: &mut [u8]| {
-            if let Some((handle, named, slot)) = slots_in(cluster, bytes).nth(nth) {
+            if let Some((handle, named, slot)) = next_slot_in(cluster, bytes, at) {
                 into[..slot.len()].copy_from_slice(slot);
                 found = Some((handle, named, slot.len()));
             }
@@ -477,7 +487,7 @@ struct BufferGuard<'a> {
 
 impl Buffers {
     fn new(nr: u32) -> Self {
-        assert!((2..=64).contains(&nr), "a file with {nr} staging buffers");
+        assert!((3..=64).contains(&nr), "a file with {nr} staging buffers");
         Self {
             free: Mutex::new("mm.file.buffers", u64::MAX >> (64 - nr)),
             freed: Condvar::new("mm.file.buffers.freed"),
@@ -513,5 +523,36 @@ impl Drop for BufferGuard<'_> {
     fn drop(&mut self) {
         *self.buffers.free.lock() |= 1 << self.number;
         self.buffers.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two slots, the first of which has one bit turned: in none of them does it become longer than
+    /// a page, or is taken for what was stored; the second is found behind it.
+    #[test]
+    fn a_turned_bit_hides_its_slot_alone() {
+        let payloads = [[1; 40], [2; 40]];
+        let mut whole = vec![0; CLUSTER_BYTES];
+        for (nth, payload) in payloads.iter().enumerate() {
+            let header = Header::new(Owner(nth as u64 + 5), 7, payload).encode();
+            let at = nth * 2 * UNIT_BYTES;
+            whole[at..at + HEADER_BYTES].copy_from_slice(&header);
+            whole[at + HEADER_BYTES..][..payload.len()].copy_from_slice(payload);
+        }
+        let owners = |bytes: &[u8]| -> Vec<u64> {
+            slots_in(3, bytes)
+                .inspect(|(_, _, slot)| assert!(slot.len() <= SLOT_BYTES_MAX))
+                .map(|(_, (owner, _), _)| owner.0)
+                .collect()
+        };
+        assert_eq!(owners(&whole), [5, 6]);
+        for bit in 0..(HEADER_BYTES + payloads[0].len()) * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(owners(&bytes), [6], "bit {bit}");
+        }
     }
 }

@@ -52,7 +52,7 @@ fn limits(rng: &mut Rng) -> Limits {
 fn root(sim: &Sim, rng: &mut Rng) -> Arc<Memcg> {
     let mut limits = limits(rng);
     let memcg = if rng.one_in(2) {
-        let file = SimFile::new(32, 2 + rng.below(3) as u32, rng.next());
+        let file = SimFile::new(32, 3 + rng.below(3) as u32, rng.next());
         file.set_faults(FileFaults {
             latency: Duration::from_micros(rng.below(200)),
             ..FileFaults::default()

@@ -110,8 +110,9 @@ impl Vma {
             self.publish(owned, settled);
             return true;
         };
-        self.publish(owned, settled.with_copy(new));
+        // Before anybody can free the new one, whose block may be of another class then.
         let won = memcg.zswap.charge_of(old) - memcg.zswap.charge_of(new);
+        self.publish(owned, settled.with_copy(new));
         memcg.leave_slot(old);
         count(&self.stat().zswprecomp);
         add(&self.stat().zswprecomp_bytes, won);
