@@ -103,10 +103,11 @@ fn use_file(file: Arc<dyn BackingFile>, harm: impl FnOnce(&World)) -> Option<Fou
     Some(found)
 }
 
-/// Waits until the worker has written what it wants to.
-fn wait_for_clusters(world: &World) {
+/// Waits until the first cluster is on the disk. How many follow depends on what was stored when the
+/// worker had its turn.
+fn wait_for_cluster(world: &World) {
     let file = world.memcg.file().expect("there is one");
-    world.wait_until("clusters were written", || file.stats().writes >= 2);
+    world.wait_until("a cluster was written", || file.stats().writes >= 1);
 }
 
 #[test]
@@ -141,7 +142,7 @@ fn a_bit_that_flips_on_the_disk_is_an_error_of_one_page() {
         || {
             let Some(file) = swap_file() else { return };
             let found = use_file(Arc::new(file), |world| {
-                wait_for_clusters(world);
+                wait_for_cluster(world);
                 let (disk, mut byte) = (nameless(), [0]);
                 // In the contents of the first page of the first cluster.
                 disk.read_exact_at(&mut byte, 100).unwrap();
@@ -163,7 +164,7 @@ fn a_torn_write_loses_what_was_not_written() {
         || {
             let Some(file) = swap_file() else { return };
             let found = use_file(Arc::new(file), |world| {
-                wait_for_clusters(world);
+                wait_for_cluster(world);
                 let disk = nameless();
                 // The second half of the first cluster was never written.
                 let half = CLUSTER_BYTES / 2;
@@ -211,7 +212,7 @@ impl BackingFile for Slow {
 #[test]
 fn a_slow_disk_is_slow_and_nothing_else() {
     let Some(file) = swap_file() else { return };
-    let found = use_file(Arc::new(Slow(file)), wait_for_clusters);
+    let found = use_file(Arc::new(Slow(file)), wait_for_cluster);
     let Some(found) = found else { return };
     assert_eq!((found.lost.len(), found.nr_right), (0, NR_PAGES));
 }
