@@ -102,19 +102,24 @@ fn build(machine: &dyn Machine, policy: Policy, is_marked: bool) -> Built {
             .subscribe("gpu3", Ranges::Only(vec![range]), Arc::clone(&driver));
     let mut building = Building::new(Arc::clone(vma), Access::Write, Gfp::Kernel);
     let mut translations = Vec::new();
-    for page in OBJECT.pages() {
-        if is_marked {
-            building.add(page).expect("a frame comes free");
-        }
-        // Not this one: it may have been chosen when it had come, and was not marked yet.
-        let end = vma.address(page);
-        driver.gathered_end.store(end.0, Ordering::Relaxed);
-        translations.push(translate(vma, page));
+    let mut use_other_memory = || {
         for _ in 0..5 {
             let other = OBJECT.nr + rng.below(u64::from(NR_PAGES - OBJECT.nr)) as u32;
             write_page(&*mapping, other, &contents[other as usize]);
         }
+    };
+    for page in OBJECT.pages() {
+        if is_marked {
+            building.add(page).expect("a frame comes free");
+        }
+        translations.push(translate(vma, page));
+        use_other_memory();
+        // Not before: it may have been chosen when it had come, and was not marked yet.
+        let end = vma.address(page + 1);
+        driver.gathered_end.store(end.0, Ordering::Relaxed);
     }
+    // Past the last one, too.
+    use_other_memory();
     let nr_told = driver.nr_told.load(Ordering::Relaxed);
     let mut word = [0; 8];
     let nr_stale = translations

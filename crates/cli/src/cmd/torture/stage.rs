@@ -24,6 +24,9 @@ use std::time::Instant;
 /// Between two looks at how it goes.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How long the reaper may take with the last victims: many times what its passes and their pauses do.
+const REAP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How long a fault waits for a frame: the machine may be busy otherwise.
 const FAULT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -129,6 +132,7 @@ impl Stage {
             return Err(error);
         }
         self.watch_kills(&mut watch);
+        self.watch_reaper(&mut watch);
         self.watch_locks(&mut watch);
         Ok(self.take_down(began.elapsed()))
     }
@@ -169,6 +173,25 @@ impl Stage {
                 self.judge
                     .fail_all("kill", &format!("{}: {breach}", report.victim));
             }
+        }
+    }
+
+    /// G8: the reaper comes to an end with each victim.
+    fn watch_reaper(&self, watch: &mut Watch) {
+        let began = Instant::now();
+        let found = loop {
+            let reports = self.pinless.memcg().oom_reports();
+            for done in reports.iter().filter(|report| report.done_ns.is_some()) {
+                watch.kills.reaped(done.mm.0);
+            }
+            let found = watch.kills.finish();
+            if found.is_ok() || began.elapsed() > REAP_DEADLINE {
+                break found;
+            }
+            std::thread::sleep(TICK);
+        };
+        if let Err(breach) = found {
+            self.judge.fail_all("reap", &breach.to_string());
         }
     }
 
