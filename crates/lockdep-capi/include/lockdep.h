@@ -97,8 +97,8 @@ void lockdep_softirqs_on(unsigned long ip);
 void lockdep_softirqs_off(unsigned long ip);
 
 /*
- * The library asks for the present state of the calling thread through these. A program defines
- * those that it has an answer to; without an answer the thread is a plain task with all levels on.
+ * The library asks for the present state of the calling thread through these. It defines them
+ * weakly, as a plain task with all levels on; a program defines those that it knows better.
  */
 int lockdep_ctx_irqs_disabled(void);
 int lockdep_ctx_in_hardirq(void);

@@ -59,7 +59,11 @@ fn c_programs_get_the_answers_they_expect() {
     let libraries = build_libraries();
     let needs = ["-lpthread", "-ldl", "-lm"];
     let statically = [&["-l:liblockdep.a"][..], &needs].concat();
-    for (program, expected) in [("drive", "40 of 40"), ("plain", "1 of 1")] {
+    for (program, expected) in [
+        ("drive", "40 of 40"),
+        ("plain", "1 of 1"),
+        ("partly", "1 of 1"),
+    ] {
         for (with, arguments) in [("static", &statically[..]), ("dynamic", &["-llockdep"])] {
             let output = compile(program, with, &libraries, arguments);
             let said = String::from_utf8_lossy(&output.stdout);

@@ -16,6 +16,9 @@ static void pair(struct lockdep_map *outer, struct lockdep_map *inner)
 int main(void)
 {
 	debug_locks_silent = 1;
+	if (lockdep_ctx_irqs_disabled() || lockdep_ctx_in_hardirq() || lockdep_ctx_in_softirq() ||
+	    lockdep_ctx_hardirq_threaded() || !lockdep_ctx_softirqs_enabled())
+		return puts("wrong: no plain task"), 1;
 	pair(&a, &b);
 	if (!debug_locks)
 		return puts("wrong: reported too early"), 1;
