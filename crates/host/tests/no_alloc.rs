@@ -279,7 +279,8 @@ fn limits(frames: u64, zswap_frames: u64) -> Limits {
     let mut limits = Limits::new(frames * PAGE_SIZE as u64);
     limits.zswap_max_bytes = zswap_frames * PAGE_SIZE as u64;
     limits.settle_deadline = Duration::from_secs(100);
-    limits.reap_interval = Duration::from_millis(1);
+    // All passes together are longer than a thread that has a page is kept from its processor.
+    limits.reap_interval = Duration::from_millis(20);
     limits
 }
 

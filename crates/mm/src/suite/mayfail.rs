@@ -58,6 +58,19 @@ impl Notifier for Driver {
     }
 }
 
+impl Driver {
+    /// It begins to build.
+    fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            is_building: AtomicBool::new(true),
+            is_built: Fence::new("suite.built"),
+            gathered_end: AtomicU64::new(0),
+            nr_told: AtomicU64::new(0),
+        }
+    }
+}
+
 /// What came of building the object.
 struct Built {
     nr_told: u64,
@@ -89,13 +102,7 @@ fn build(machine: &dyn Machine, policy: Policy, is_marked: bool) -> Built {
     for page in 0..NR_PAGES {
         write_page(&*mapping, page, &contents[page as usize]);
     }
-    let driver = Arc::new(Driver {
-        policy,
-        is_building: AtomicBool::new(true),
-        is_built: Fence::new("suite.built"),
-        gathered_end: AtomicU64::new(0),
-        nr_told: AtomicU64::new(0),
-    });
+    let driver = Arc::new(Driver::new(policy));
     let range = vma.address(OBJECT.first)..vma.address(OBJECT.end());
     let subscription =
         mm.notifiers()

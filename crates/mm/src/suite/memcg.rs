@@ -97,26 +97,18 @@ pub(super) fn every_level_keeps_its_bound(machine: &dyn Machine) {
         check_level(level);
         assert!(level.stat().pgsteal > 0, "{level:?} evicted nothing");
     }
-    let sum: u64 = tenants
-        .iter()
-        .map(|tenant| tenant.memcg.stat().pgsteal)
-        .sum();
-    assert_eq!(
-        world.memcg.stat().pgsteal,
-        sum,
-        "counted once at each level"
-    );
+    let mut sum = 0;
+    // A worker may take pages back between the two looks.
+    world.wait_until("pages are counted once at each level", || {
+        let stats = tenants.iter().map(|tenant| tenant.memcg.stat());
+        sum = stats.map(|stat| stat.pgsteal).sum();
+        world.memcg.stat().pgsteal == sum
+    });
     drop(tenants);
-    assert_eq!(
-        (middle.frames().usage(), world.memcg.frames().usage()),
-        (0, 0)
-    );
-    assert_eq!((middle.swap().usage(), world.memcg.total().usage()), (0, 0));
-    assert_eq!(
-        world.memcg.stat().pgsteal,
-        sum,
-        "what is gone is not forgotten"
-    );
+    world.wait_until_empty();
+    assert_eq!((middle.frames().usage(), middle.swap().usage()), (0, 0));
+    let seen = world.memcg.stat().pgsteal;
+    assert!(seen >= sum, "what is gone is not forgotten");
 }
 
 /// Above `high` a thread is held up, and goes on: also when nothing can be taken back.

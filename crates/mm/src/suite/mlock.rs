@@ -49,9 +49,12 @@ pub(super) fn locked_pages_are_never_evicted(machine: &dyn Machine) {
     }
     drop(lock);
     assert_eq!(vma.nr_locked(), 0);
-    vma.advise(vma.all(), Advice::PageOut)
-        .expect("nobody refuses");
-    check_states(&*mapping, 0..128, State::Swapped);
+    // A page that a worker is putting away just now is passed over.
+    world.wait_until("nothing is locked in any more", || {
+        vma.advise(vma.all(), Advice::PageOut)
+            .expect("nobody refuses");
+        (0..128).all(|page| vma.page_state(page) == State::Swapped)
+    });
     let refused = vma.mlock(PageRun::new(127, 2));
     assert!(
         matches!(refused, Err(MlockError::OutOfRange { nr_pages: 128, .. })),

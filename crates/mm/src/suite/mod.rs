@@ -375,7 +375,7 @@ impl<'a> World<'a> {
     #[track_caller]
     fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         // Bounded in rounds, not in time: a condition that never comes true fails the test.
-        for _ in 0..20_000 {
+        for _ in 0..120_000 {
             if condition() {
                 return;
             }
@@ -390,6 +390,18 @@ impl<'a> World<'a> {
         self.wait_until("the reaper is done", || {
             let reports = self.memcg.oom_reports();
             reports.iter().all(|report| report.done_ns.is_some())
+        });
+    }
+
+    /// Waits until nothing is in use: what a worker was putting away when its page went is given
+    /// back by the worker, a moment later.
+    #[track_caller]
+    fn wait_until_empty(&self) {
+        let memcg = &self.memcg;
+        self.wait_until("everything is given back", || {
+            let stored = (memcg.zswap().bytes(), memcg.zswap_bytes().usage());
+            let counted = (memcg.frames().usage(), memcg.swap().usage());
+            (stored, counted, memcg.total().usage()) == ((0, 0), (0, 0), 0)
         });
     }
 
