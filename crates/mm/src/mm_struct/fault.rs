@@ -282,7 +282,8 @@ impl Vma {
                     });
                 }
                 State::Empty | State::Swapped => charge.take(source)?,
-                _ => {}
+                // Somebody else has filled it, and a device may be asked before it can be used.
+                _ => charge.stop_holding(),
             }
             if let Some(place) = in_file(seen) {
                 charge.stop_holding();

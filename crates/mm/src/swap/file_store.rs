@@ -87,7 +87,7 @@ impl FileStore {
     ///
     /// # Panics
     ///
-    /// If the file has fewer than 2 or more than 64 buffers.
+    /// If the file has fewer than 3 or more than 64 buffers.
     pub(crate) fn new(file: Arc<dyn BackingFile>) -> Self {
         let nr_clusters = file.nr_clusters().min(FileHandle::NR_CLUSTERS_MAX);
         Self {
