@@ -103,11 +103,10 @@ fn use_file(file: Arc<dyn BackingFile>, harm: impl FnOnce(&World)) -> Option<Fou
     Some(found)
 }
 
-/// Waits until the first cluster is on the disk. How many follow depends on what was stored when the
-/// worker had its turn.
+/// Waits until the first cluster is on the disk, and its pages have no other copy. How many follow
+/// depends on what was stored when the worker had its turn.
 fn wait_for_cluster(world: &World) {
-    let file = world.memcg.file().expect("there is one");
-    world.wait_until("a cluster was written", || file.stats().writes >= 1);
+    world.wait_until("a cluster was written", || world.stat().zswpwb >= 1);
 }
 
 #[test]

@@ -185,8 +185,8 @@ fn a_child_ends_nothing_of_its_parent() {
 /// ends too early raises the SIGBUS there that it would raise anywhere.
 #[test]
 fn a_sigbus_of_a_childs_own_mapping_is_the_childs() {
-    // As many pages as no other mapping of these tests has.
-    const NR_OWN: u32 = 59;
+    // As many pages as no other mapping has, of these tests or of a library.
+    const NR_OWN: u32 = 1031;
     const LEN: usize = NR_OWN as usize * PAGE_SIZE;
     let Some((mapping, _fake)) = managed(NR_OWN, MODES[1]) else {
         return;
