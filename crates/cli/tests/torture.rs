@@ -35,25 +35,34 @@ fn torture_holds_and_says_what_was_done() {
     if is_skipped() {
         return;
     }
-    let output = torture(&["--seed", "7", "--seconds", "2", "--json", "-"]);
+    // A busy machine may need longer until everything has happened.
+    let done = ["2", "10", "60"].iter().any(|seconds| torture_for(seconds));
+    assert!(done, "not everything has happened in a minute");
+}
+
+/// Tortures for so long; whether everything has happened that is to happen.
+#[track_caller]
+fn torture_for(seconds: &str) -> bool {
+    let output = torture(&["--seed", "7", "--seconds", seconds, "--json", "-"]);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(
-        said.starts_with("seed 7: pinless torture --seed 7 --seconds 2"),
-        "{said}"
-    );
+    let first = format!("seed 7: pinless torture --seed 7 --seconds {seconds}");
+    assert!(said.starts_with(&first), "{said}");
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
     assert_eq!(
         (&report["ok"], &report["seed"]),
         (&Value::from(true), &Value::from(7))
     );
     let did = |what: &str| report["did"][what].as_u64().expect("a number");
-    for what in ["uses", "dma_transfers", "bounds_changed"] {
-        assert!(did(what) > 0, "{what}: {report:#}");
-    }
-    assert!(did("lives") + did("lives_cut_short") > 0, "{report:#}");
-    assert!(report["bytes_verified"].as_u64() > Some(0), "{report:#}");
-    assert!(report["evictions"].as_u64() > Some(0), "{report:#}");
+    let verified = report["bytes_verified"].as_u64().expect("a number");
+    let evictions = report["evictions"].as_u64().expect("a number");
+    ["uses", "dma_transfers", "bounds_changed"]
+        .map(did)
+        .iter()
+        .all(|&nr| nr > 0)
+        && did("lives") + did("lives_cut_short") > 0
+        && verified > 0
+        && evictions > 0
 }
 
 /// Tortures what is broken: it must be caught, and the command that does it again be told.

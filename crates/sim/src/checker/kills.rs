@@ -41,6 +41,11 @@ impl Kills {
         Ok(())
     }
 
+    /// Somebody asked for the end of `victim`: that needs no shortage, and waits for nobody.
+    pub fn asked(&mut self, victim: u64) {
+        self.victims.insert(victim, false);
+    }
+
     /// The reaper is done with `victim`: all is freed, or skipped with the holder's name.
     pub fn reaped(&mut self, victim: u64) {
         self.victims.insert(victim, true);
@@ -82,6 +87,12 @@ mod tests {
         kills.reaped(2);
         kills.reaped(3);
         kills.finish().expect("all are reaped");
+        kills.killed(5, &[], 0).expect("needed");
+        kills.asked(6);
+        check(kills.killed(7, &[], 0), "G9");
+        for victim in 5..8 {
+            kills.reaped(victim);
+        }
         check(kills.killed(4, &[], 7), "G7");
     }
 }

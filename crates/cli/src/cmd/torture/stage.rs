@@ -24,8 +24,11 @@ use std::time::Instant;
 /// Between two looks at how it goes.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long the reaper may take with the last victims: many times what its passes and their pauses do.
+/// How long the reaper may take with the last victims: many times what its passes and pauses take.
 const REAP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Pages of the store that may have come free between the choice of a victim and the report of it.
+const FREED_MEANWHILE: u64 = 16;
 
 /// How long a fault waits for a frame: the machine may be busy otherwise.
 const FAULT_DEADLINE: Duration = Duration::from_secs(60);
@@ -131,7 +134,6 @@ impl Stage {
         if let Some(error) = self.error.lock().take() {
             return Err(error);
         }
-        self.watch_kills(&mut watch);
         self.watch_reaper(&mut watch);
         self.watch_locks(&mut watch);
         Ok(self.take_down(began.elapsed()))
@@ -164,15 +166,21 @@ impl Stage {
                     watch.kills.reaped(before.mm.0);
                 }
             }
-            let nr_freeable = match report.reason {
-                Reason::Asked => 0,
-                _ => report.zswap.1.saturating_sub(report.zswap.0) / PAGE_SIZE as u64,
-            };
+            if report.reason == Reason::Asked {
+                watch.kills.asked(report.mm.0);
+                continue;
+            }
+            let nr_free = report.zswap.1.saturating_sub(report.zswap.0) / PAGE_SIZE as u64;
+            let nr_freeable = nr_free.saturating_sub(FREED_MEANWHILE);
             let killed = watch.kills.killed(report.mm.0, &[report.mm.0], nr_freeable);
             if let Err(breach) = killed {
                 self.judge
                     .fail_all("kill", &format!("{}: {breach}", report.victim));
             }
+        }
+        // Now, since only the newest reports are kept.
+        for done in reports.iter().filter(|report| report.done_ns.is_some()) {
+            watch.kills.reaped(done.mm.0);
         }
     }
 
@@ -180,10 +188,7 @@ impl Stage {
     fn watch_reaper(&self, watch: &mut Watch) {
         let began = Instant::now();
         let found = loop {
-            let reports = self.pinless.memcg().oom_reports();
-            for done in reports.iter().filter(|report| report.done_ns.is_some()) {
-                watch.kills.reaped(done.mm.0);
-            }
+            self.watch_kills(watch);
             let found = watch.kills.finish();
             if found.is_ok() || began.elapsed() > REAP_DEADLINE {
                 break found;
