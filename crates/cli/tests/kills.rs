@@ -204,9 +204,11 @@ fn kill_one(pinless: &Pinless, round: u64) {
 #[track_caller]
 fn check_footprint(pinless: &Pinless, before: &Footprint, survivors: &[Survivor]) {
     let mut now = Footprint::of(pinless);
-    for _ in 0..2_000 {
+    for _ in 0..60_000 {
         let kept = survivors.len() as u64 * u64::from(SURVIVOR_PAGES);
-        let is_quiet = now.nr_frames <= kept && now.nr_threads <= before.nr_threads;
+        let is_quiet = now.nr_frames <= kept
+            && now.nr_threads <= before.nr_threads
+            && now.nr_fds <= before.nr_fds;
         if is_quiet && now.heap_bytes <= before.heap_bytes {
             break;
         }
@@ -217,11 +219,10 @@ fn check_footprint(pinless: &Pinless, before: &Footprint, survivors: &[Survivor]
         now.heap_bytes <= before.heap_bytes + 4096,
         "{now:?} after {before:?}"
     );
-    assert_eq!(now.nr_fds, before.nr_fds, "{now:?} after {before:?}");
-    assert_eq!(
-        now.nr_threads, before.nr_threads,
-        "{now:?} after {before:?}"
-    );
+    // Fewer are no leak: something of the round before may have been on its way out at first.
+    assert!(now.nr_fds <= before.nr_fds, "{now:?} after {before:?}");
+    let nr_threads = (now.nr_threads, before.nr_threads);
+    assert!(nr_threads.0 <= nr_threads.1, "{now:?} after {before:?}");
     let pages: u64 = survivors.len() as u64 * u64::from(SURVIVOR_PAGES);
     assert!(now.nr_frames <= pages, "{now:?} after {before:?}");
 }

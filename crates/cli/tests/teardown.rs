@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// No verdict of these tests depends on how busy the machine is.
-const PATIENT: [&str; 4] = ["--slow", "60000", "--stuck", "120"];
+const PATIENT: [&str; 6] = ["--slow", "60000", "--stuck", "120", "--patience", "600"];
 
 fn pinless() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pinless"));

@@ -28,7 +28,7 @@ use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
 
 /// How long an access waits for the engine before it calls the device hung.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many regions can wait for the end of a bracket.
 const REGIONS_MAX: usize = 16;

@@ -44,8 +44,9 @@ const AFTERMATH_MAX: Duration = Duration::from_secs(20);
 const LEAK_MAX: Duration = Duration::from_secs(120);
 const LEAK_BYTES_A_SECOND: u64 = 4 << 20;
 
-/// A change outside of a bracket ends the run; a device that meets it may still say so.
-const WITNESS_GRACE: Duration = Duration::from_millis(1500);
+/// A change outside of a bracket ends the run; a device that meets it may still say so, and then
+/// ends it at once.
+const WITNESS_GRACE: Duration = Duration::from_secs(20);
 
 /// One store in so many fails, when it is made to fail.
 const INJECT_ONE_IN: u32 = 64;
@@ -202,7 +203,7 @@ impl Stage {
             self.heed_witness(&mut convicted_at);
             self.heed_wrong_victim();
             match phase {
-                Phase::Steady if elapsed < leak_at / 4 => {
+                Phase::Steady if elapsed < leak_at / 4 || course.rss_other.0 == 0 => {
                     course.rss_other.0 = course.other.bytes(self.pinless.memcg());
                 }
                 Phase::Steady if elapsed >= leak_at => {
