@@ -19,6 +19,7 @@ use crate::region::Region;
 use crate::thread;
 use crate::uaccess;
 use crate::uffd::{OpenError, Source, Stopped, Track, Uffd, Unavailable, feature};
+use bytemuck::allocation::try_zeroed_slice_box;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
@@ -111,12 +112,25 @@ impl fmt::Display for CreateError {
                 "a child process cannot make mappings when its parent has some; fork before the \
                  first mapping, or let the child call exec",
             ),
-            Self::Os { operation, errno } => write!(f, "{operation} failed: {errno}"),
+            Self::Os { operation, errno } => {
+                write!(f, "{operation} failed: {errno}{}", remedy(*errno))
+            }
         }
     }
 }
 
 impl std::error::Error for CreateError {}
+
+/// What can be done about a system call that failed for a known reason.
+fn remedy(errno: Errno) -> &'static str {
+    match errno.0 {
+        libc::ENOMEM => {
+            "; map less, or look at ulimit -v, vm.overcommit_memory and vm.max_map_count"
+        }
+        libc::EMFILE | libc::ENFILE => "; look at ulimit -n and fs.file-max",
+        _ => "",
+    }
+}
 
 impl CreateError {
     /// What a system call that failed becomes.
@@ -207,7 +221,8 @@ impl HostMmu {
         uffd.register(mapping.base(), mapping.len(), track)
             .map_err(CreateError::os("UFFDIO_REGISTER"))?;
         let pagemap = Pagemap::open().map_err(CreateError::os("open /proc/self/pagemap"))?;
-        let nr_words = nr_pages.div_ceil(u64::BITS) as usize;
+        let denied = try_zeroed_slice_box(nr_pages.div_ceil(u64::BITS) as usize)
+            .map_err(|()| CreateError::os("allocation of a bit a page")(Errno(libc::ENOMEM)))?;
         Ok(Self {
             mapping,
             backing,
@@ -215,7 +230,7 @@ impl HostMmu {
             pagemap,
             nr_pages,
             mode,
-            denied: (0..nr_words).map(|_| AtomicU64::new(0)).collect(),
+            denied,
         })
     }
 

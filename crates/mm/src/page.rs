@@ -22,6 +22,7 @@
 use crate::addr::PageIndex;
 use crate::fault::StoreError;
 use crate::swap::{NoRoom, Stored};
+use bytemuck::allocation::try_zeroed_slice_box;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -402,19 +403,18 @@ impl fmt::Debug for Word {
     }
 }
 
-/// The state words of a mapping.
+/// The state words of a mapping. Those that nobody writes take no memory.
 #[derive(Debug)]
 pub(crate) struct PageTable {
     words: Box<[AtomicU64]>,
 }
 
 impl PageTable {
-    pub(crate) fn new(nr_pages: u32) -> Self {
-        Self {
-            words: (0..nr_pages)
-                .map(|_| AtomicU64::new(Word::EMPTY.0))
-                .collect(),
-        }
+    /// Every page is empty; `None` when there is no memory for the words.
+    pub(crate) fn new(nr_pages: u32) -> Option<Self> {
+        const { assert!(Word::EMPTY.0 == 0) };
+        let words = try_zeroed_slice_box(nr_pages as usize).ok()?;
+        Some(Self { words })
     }
 
     /// The word of `page`.
@@ -531,7 +531,7 @@ mod tests {
 
     #[test]
     fn an_owner_is_told_of_waiters() {
-        let table = PageTable::new(2);
+        let table = PageTable::new(2).expect("a few bytes");
         assert!(!table.note_waiter(1));
         let seen = table.try_own(1, Word::EMPTY).expect("nobody owns it");
         assert!(table.note_waiter(1));

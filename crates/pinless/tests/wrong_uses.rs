@@ -8,6 +8,7 @@
 use pinless::mmu_notifier::{Context, Notifier, Range};
 use pinless::{Access, Advice, Builder, FaultMode, MapOptions, PAGE_SIZE, PageRun, Pinless};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -52,6 +53,78 @@ fn mappings_that_cannot_be() {
     for len_bytes in [0, 1, u64::MAX, 1 << 60, (1 << 42) + 4096] {
         let parts = [&*len_bytes.to_string(), "multiple of the page size"];
         check(pinless.map(&mm, len_bytes), &parts);
+    }
+}
+
+const SCENARIO: &str = "PINLESS_SCENARIO";
+
+/// The test again, in a process of its own that `run` makes of the program; what it skipped is told.
+fn check_in_child(test: &str, scenario: &str, run: impl FnOnce(PathBuf) -> Command) {
+    let program = std::env::current_exe().expect("a path");
+    let mut child = run(program);
+    child.args(["--exact", test, "--nocapture"]);
+    match child.env(SCENARIO, scenario).output() {
+        Err(error) => println!("skipped: no such process: {error}"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            let skipped = said.lines().filter(|line| line.contains("skipped: "));
+            skipped.for_each(|line| println!("{line}"));
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}\n{complaint}");
+        }
+    }
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("this is Linux");
+    let pages = pages.split_whitespace().nth(1).expect("the second word");
+    pages.parse::<u64>().expect("a number") * PAGE_SIZE as u64
+}
+
+/// A mapping may be far larger than the machine: its books grow as its pages are used.
+#[test]
+fn a_huge_mapping_costs_what_is_used_of_it() {
+    const LEN_BYTES: u64 = 128 << 30;
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("huge");
+    for options in [LEN_BYTES.into(), MapOptions::new(LEN_BYTES).shared()] {
+        let before = resident_bytes();
+        let memory = pinless.map(&mm, options).expect("addresses");
+        for offset in [0, LEN_BYTES / 2, LEN_BYTES - 8] {
+            memory.store_u64(offset, offset + 1).expect("a frame");
+            assert_eq!(memory.load_u64(offset), Ok(offset + 1));
+        }
+        let books = memory.vma().metadata_bytes() as u64;
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < books / 4, "{grown} of {books} bytes");
+        memory.unmap().expect("nobody holds it");
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < books / 4, "{grown} of {books} bytes, unmapped");
+    }
+}
+
+/// Where a process may have so many addresses only, what does not fit is an error: the memory or,
+/// if that fits twice (the pages and their slots), the books.
+#[test]
+fn a_mapping_that_the_system_has_no_room_for() {
+    if let Some(parts) = std::env::var_os(SCENARIO) {
+        let Some(pinless) = build() else { return };
+        let mm = pinless.new_mm("huge");
+        let refused = pinless.map(&mm, pinless::MAPPING_BYTES_MAX);
+        let parts = parts.into_string().expect("words");
+        return check(refused, &[&*parts, "map less", "ulimit -v"]);
+    }
+    const GIB: u64 = 1 << 30;
+    let books = pinless::MAPPING_BYTES_MAX / PAGE_SIZE as u64 * 12;
+    let fits_twice = 2 * pinless::MAPPING_BYTES_MAX + books - GIB;
+    for (limit, words) in [(16 * GIB, "mmap failed"), (fits_twice, "the books of")] {
+        let limited = format!("ulimit -v {} && exec \"$0\" \"$@\"", limit / 1024);
+        check_in_child("a_mapping_that_the_system_has_no_room_for", words, |program| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &limited]).arg(program);
+            shell
+        });
     }
 }
 
@@ -150,8 +223,6 @@ fn a_fault_mode_that_there_is_not() {
     }
 }
 
-const SCENARIO: &str = "PINLESS_AS_NOBODY";
-
 /// Without privileges a machine mostly resolves faults of user mode alone: who needs more is told
 /// when it is built, and not by the first system call that fails.
 #[test]
@@ -171,21 +242,10 @@ fn kernel_faults_are_asked_for_when_it_is_built() {
         }
         return;
     }
-    let program = std::env::current_exe().expect("a path");
     let test = "kernel_faults_are_asked_for_when_it_is_built";
-    let nobody = Command::new(program)
-        .args(["--exact", test, "--nocapture"])
-        .env(SCENARIO, "1")
-        .uid(65534)
-        .output();
-    match nobody {
-        Err(error) => println!("skipped: no change of user: {error}"),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stdout);
-            let skipped = said.lines().filter(|line| line.contains("skipped: "));
-            skipped.for_each(|line| println!("{line}"));
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{said}\n{complaint}");
-        }
-    }
+    check_in_child(test, "as nobody", |program| {
+        let mut nobody = Command::new(program);
+        nobody.uid(65534);
+        nobody
+    });
 }

@@ -1,5 +1,6 @@
 //! Mapping: a machine's pages become a range of an address space.
 
+use super::vma::books_bytes;
 use super::{Mm, Vma, VmaId};
 use crate::gfp::{Gfp, might_alloc};
 use crate::limits::MAPPING_PAGES_MAX;
@@ -21,6 +22,11 @@ pub enum MapError {
         /// How many pages it has.
         nr_pages: u32,
     },
+    /// The system sets no memory aside for the books.
+    NoBooks {
+        /// What they would take, in bytes.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for MapError {
@@ -35,6 +41,11 @@ impl fmt::Display for MapError {
             Self::Length { nr_pages } => write!(
                 f,
                 "a mapping of {nr_pages} pages cannot be made: 1 to {MAPPING_PAGES_MAX} pages can"
+            ),
+            Self::NoBooks { bytes } => write!(
+                f,
+                "the books of the mapping need {bytes} bytes, 12 a page, which the system does not \
+                 give; map less, or look at ulimit -v and vm.overcommit_memory"
             ),
         }
     }
@@ -57,11 +68,10 @@ impl Mm {
         if !(1..=MAPPING_PAGES_MAX).contains(&nr_pages) {
             return Err(MapError::Length { nr_pages });
         }
-        let vma = Arc::new(Vma::new(
-            VmaId(self.memcg().next_id()),
-            Arc::clone(self),
-            primary,
-        ));
+        let bytes = books_bytes(nr_pages);
+        let id = VmaId(self.memcg().next_id());
+        let vma = Vma::new(id, Arc::clone(self), primary).ok_or(MapError::NoBooks { bytes })?;
+        let vma = Arc::new(vma);
         self.link_vma(&vma)?;
         self.memcg().add_vma(&vma);
         Ok(vma)

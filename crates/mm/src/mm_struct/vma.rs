@@ -11,6 +11,7 @@ use crate::page::{PageTable, State, Word};
 use crate::primary_mmu::PrimaryMmu;
 use crate::swap::{Owner, Stored};
 use crate::wait::PageWaiters;
+use bytemuck::allocation::try_zeroed_slice_box;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::Mutex;
@@ -73,14 +74,15 @@ impl fmt::Debug for Vma {
 }
 
 impl Vma {
-    pub(super) fn new(id: VmaId, mm: Arc<Mm>, primary: Arc<dyn PrimaryMmu>) -> Self {
+    /// Nothing where there is no memory for the books.
+    pub(super) fn new(id: VmaId, mm: Arc<Mm>, primary: Arc<dyn PrimaryMmu>) -> Option<Self> {
         let nr_pages = primary.nr_pages();
         let nr_windows = nr_pages.div_ceil(WINDOW_PAGES);
-        Self {
+        Some(Self {
             id,
             mm,
-            pages: PageTable::new(nr_pages),
-            generations: (0..nr_pages).map(|_| AtomicU32::new(0)).collect(),
+            pages: PageTable::new(nr_pages)?,
+            generations: try_zeroed_slice_box(nr_pages as usize).ok()?,
             windows: (0..nr_windows).map(|_| Window::default()).collect(),
             waiters: PageWaiters::new(),
             discardable: Mutex::new("mm.discardable", Vec::new()),
@@ -89,7 +91,7 @@ impl Vma {
             life: AtomicU8::new(Life::Alive as u8),
             trend: Trend::new(),
             primary,
-        }
+        })
     }
 
     /// Its number.
@@ -152,10 +154,9 @@ impl Vma {
         self.life.store(life as u8, Ordering::SeqCst);
     }
 
-    /// Bytes that the library itself keeps for this mapping.
+    /// Bytes that the library itself keeps for this mapping, once each of its pages was used.
     pub fn metadata_bytes(&self) -> usize {
-        let per_page = size_of::<Word>() + size_of::<AtomicU32>();
-        size_of::<Self>() + self.nr_pages() as usize * per_page + size_of_val(&*self.windows)
+        size_of::<Self>() + books_bytes(self.nr_pages()) + size_of_val(&*self.windows)
     }
 
     pub(crate) fn memcg(&self) -> &Memcg {
@@ -352,6 +353,11 @@ impl Vma {
         self.mm.rss.frames.fetch_sub(n, Ordering::Relaxed);
         self.memcg().uncharge_frames(n);
     }
+}
+
+/// Bytes of the words and generations of so many pages. The system gives them as they are used.
+pub(super) const fn books_bytes(nr_pages: u32) -> usize {
+    nr_pages as usize * (size_of::<Word>() + size_of::<AtomicU32>())
 }
 
 /// What is left of `run` without the pages of `other`: what is before it, and what is after.

@@ -88,7 +88,10 @@ impl Vma {
         let mut first = run.first;
         while first < run.end() {
             let chunk = PageRun::new(first, REAP_CHUNK_PAGES.min(run.end() - first));
-            outcome += self.zap_chunk(chunk, scope);
+            // Words that were never written take no memory, nor now.
+            if self.has_contents(chunk) {
+                outcome += self.zap_chunk(chunk, scope);
+            }
             first = chunk.end();
         }
         outcome
