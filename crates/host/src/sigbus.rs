@@ -205,8 +205,9 @@ fn refuse(trap: &mut Trap<'_>, cause: Cause) -> Verdict {
     if uaccess::contains(trap.instruction()) {
         trap.go_on_at(uaccess::fixup());
         Verdict::GoOn
-    } else if thread::is_in_guest() {
-        // The access was a guest's. The signal has ended its run, and what was noted says why.
+    } else if thread::is_in_guest() && !thread::is_stuck_at(trap.instruction(), trap.address) {
+        // The access was a guest's: the signal has ended its run, and what was noted says why. Or
+        // it was one of a signal handler that interrupts the run, and comes here again at once.
         Verdict::GoOn
     } else {
         Verdict::HandOn

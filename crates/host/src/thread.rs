@@ -36,7 +36,7 @@ struct ThreadState {
     fault: Cell<Option<UserFault>>,
     /// Page address and number of faults there that were resolved in a row.
     resolved_in_a_row: Cell<(usize, u32)>,
-    /// Instruction and address of the last stale access that a signal interrupted.
+    /// Instruction and address of the last access, stale or not to be had, that a signal ended.
     interrupted: Cell<(usize, usize)>,
 }
 
@@ -100,7 +100,10 @@ pub(crate) struct InGuest {
 #[cfg(feature = "kvm")]
 pub(crate) fn enter_guest() -> InGuest {
     take_fault();
-    STATE.with(|state| state.is_in_guest.set(true));
+    STATE.with(|state| {
+        state.interrupted.set((0, 0));
+        state.is_in_guest.set(true);
+    });
     InGuest {
         _not_send: PhantomData,
     }
@@ -334,8 +337,8 @@ pub(crate) fn interrupt_engine(thread: u32, address: usize) {
     }
 }
 
-/// Notes that a stale access was interrupted at an instruction; says whether the last one was
-/// interrupted there too, so that it did not get past it.
+/// Notes that an access was interrupted at an instruction; says whether the last one was interrupted
+/// there too, so that it did not get past it.
 pub(crate) fn is_stuck_at(instruction: usize, address: usize) -> bool {
     STATE.with(|state| {
         let here = (instruction, address);

@@ -1,5 +1,8 @@
 //! A virtual processor whose missing pages are seen to.
 
+#[cfg(test)]
+mod tests;
+
 use super::error::RunError;
 use super::fetch;
 use super::memory::Vm;
@@ -8,7 +11,7 @@ use crate::mapping::AccessError;
 use crate::thread::{self, AttachedThread};
 use crate::uaccess::UserFault;
 use core::fmt;
-use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use kvm_bindings::{KVM_EXIT_MEMORY_FAULT, KVM_EXIT_UNKNOWN, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pinless_mm::addr::PAGE_SIZE;
 use pinless_mm::primary_mmu::Access;
@@ -91,6 +94,7 @@ impl Vcpu {
         let _: &AttachedThread = thread;
         loop {
             self.finish_access()?;
+            self.forget_memory_fault();
             let fd = &raw mut self.fd;
             // SAFETY: a borrow of this round's own. An exit that borrows from it is either returned
             // at once, under the lifetime of `self`, or dropped before the next round.
@@ -99,17 +103,35 @@ impl Vcpu {
             let exit = fd.run();
             drop(outside);
             match exit {
-                Ok(VcpuExit::MmioRead(gpa, data)) if self.vm.find(gpa).is_some() => {
-                    self.begin_access(gpa, data.len(), Access::Read);
-                }
-                Ok(VcpuExit::MmioWrite(gpa, data)) if self.vm.find(gpa).is_some() => {
-                    self.begin_access(gpa, data.len(), Access::Write);
-                }
-                Ok(VcpuExit::MemoryFault { gpa, size, .. }) => self.fill(gpa, size)?,
-                Ok(VcpuExit::InternalError) if self.fetch_again()? => {}
+                Ok(exit) if self.see_to(&exit)? => {}
                 Ok(exit) => return Ok(exit),
                 Err(error) => return self.ended_by(Errno(error.errno())),
             }
+        }
+    }
+
+    /// Sees to an exit that is of memory of ours; false when it is for the program.
+    fn see_to(&mut self, exit: &VcpuExit<'_>) -> Result<bool, RunError> {
+        match exit {
+            VcpuExit::MmioRead(gpa, data) if self.vm.find(*gpa).is_some() => {
+                self.begin_access(*gpa, data.len(), Access::Read);
+            }
+            VcpuExit::MmioWrite(gpa, data) if self.vm.find(*gpa).is_some() => {
+                self.begin_access(*gpa, data.len(), Access::Write);
+            }
+            VcpuExit::MemoryFault { gpa, size, .. } => self.fill(*gpa, *size)?,
+            VcpuExit::InternalError => return self.fetch_again(),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Takes back what the last run said of a missing page: where this one does not say which, the
+    /// kernel may leave it there.
+    fn forget_memory_fault(&mut self) {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason == KVM_EXIT_MEMORY_FAULT {
+            run.exit_reason = KVM_EXIT_UNKNOWN;
         }
     }
 
@@ -117,22 +139,22 @@ impl Vcpu {
     fn ended_by(&self, errno: Errno) -> Result<VcpuExit<'static>, RunError> {
         match errno.0 {
             libc::EFAULT => Err(RunError::NoAddress),
-            libc::EINTR => match thread::take_fault() {
-                // The kernel met a page that could not be had, and sent SIGBUS.
-                Some(fault) => Err(self.denied(fault)),
-                None => Ok(VcpuExit::Intr),
-            },
+            libc::EINTR => {
+                // The kernel may have met a page that could not be had, and sent SIGBUS.
+                let denied = thread::take_fault().and_then(|fault| self.denied(fault));
+                denied.map_or(Ok(VcpuExit::Intr), Err)
+            }
             _ => Err(RunError::Refused(errno)),
         }
     }
 
-    fn denied(&self, fault: UserFault) -> RunError {
-        let Some(gpa) = self.vm.gpa_of(fault.address) else {
-            return RunError::NoAddress;
-        };
-        let offset = self.vm.find(gpa).map_or(0, |(_, offset)| offset);
+    /// The end of a run by a page of the guest's; nothing if the guest does not have it, or not any
+    /// more.
+    fn denied(&self, fault: UserFault) -> Option<RunError> {
+        let gpa = self.vm.gpa_of(fault.address)?;
+        let (_, offset) = self.vm.find(gpa)?;
         let error = AccessError::at(offset, fault.cause);
-        RunError::Memory { gpa, error }
+        Some(RunError::Memory { gpa, error })
     }
 
     fn begin_access(&mut self, gpa: u64, len: usize, access: Access) {

@@ -7,6 +7,8 @@ mod fake;
 mod faults;
 mod files;
 mod forks;
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+mod guests;
 mod lifetimes;
 mod operations;
 mod pins;
