@@ -10,7 +10,7 @@
 mod guest;
 mod turncoat;
 
-use guest::{Ended, FIRST_PAGE, Guest, Machine, Pass};
+use guest::{Ended, FIRST_PAGE, Guest, Kind, Machine, Pass};
 use pinless::kvm::{KvmError, RunError, VcpuStats, Vm};
 use pinless::swap::Inject;
 use pinless::sync::{Mutex, MutexGuard};
@@ -43,13 +43,45 @@ fn machines() -> Option<MutexGuard<'static, ()>> {
     there.ok().map(|()| MACHINES.lock())
 }
 
+/// Every guest, in every mode that this kernel allows for it.
+fn guests() -> impl Iterator<Item = (Kind, FaultMode)> {
+    let kinds = [Kind::Real, Kind::Program].into_iter();
+    let all = kinds.flat_map(|kind| MODES.map(|mode| (kind, mode)));
+    let has_addresses = has_addresses();
+    all.filter(move |guest| has_addresses || *guest != (Kind::Program, FaultMode::InThread))
+}
+
+/// Whether a run that ends for a missing page says which. If not, it ends nevertheless, in an error
+/// that says what to do.
+fn has_addresses() -> bool {
+    let pinless = system(64);
+    let thread = attach_thread().expect("a thread can be attached");
+    let options = MapOptions::of_pages(16).fault_mode(FaultMode::InThread);
+    let machine = machine(&pinless, "asking", Kind::Program, options);
+    let pass = Pass {
+        pages: FIRST_PAGE..16,
+        expects: None,
+        writes: 1,
+    };
+    let mut guest = machine.guest(0).expect("a processor");
+    match guest.pass(&thread, &pass) {
+        Ok(Ended::Done) => true,
+        Err(error @ RunError::NoAddress) => {
+            assert!(error.to_string().contains("use service threads"), "{error}");
+            println!("skipped: programs of guests in the processor's thread: {error}");
+            false
+        }
+        ended => panic!("{ended:?}"),
+    }
+}
+
 /// A guest with such memory.
-fn machine(pinless: &Pinless, name: &str, options: MapOptions) -> Machine {
+fn machine(pinless: &Pinless, name: &str, kind: Kind, options: MapOptions) -> Machine {
     let mm = pinless.new_mm(name);
     let memory = pinless.map(&mm, options).expect("a mapping");
     // It is torn down when the mapping is gone; until then the handle would only be in the way.
     std::mem::forget(mm);
-    Machine::new(memory).expect("a machine")
+    Machine::new(memory, kind).expect("a machine")
 }
 
 fn system(nr_frames: u32) -> Pinless {
@@ -107,10 +139,11 @@ const WRITTEN_PAGES: u32 = 1024;
 
 /// Two processors write, each in a thread of its own, while a third thread has pages taken away.
 #[track_caller]
-fn check_writes(kind: MapOptions, mode: FaultMode, nr_evictions: u64, mut told: Option<Told>) {
+fn check_writes(kind: Kind, options: MapOptions, nr_evictions: u64, mut told: Option<Told>) {
     let pinless = system(WRITTEN_PAGES / 4);
     let _attached = attach_thread().expect("a thread can be attached");
-    let machine = machine(&pinless, "writing", kind.fault_mode(mode));
+    let machine = machine(&pinless, "writing", kind, options);
+    let mode = machine.memory().fault_mode();
     let middle = WRITTEN_PAGES / 2;
     let shares = [(FIRST_PAGE, middle), (middle, WRITTEN_PAGES)].map(|(first, end)| Share {
         kept: first..end - 64,
@@ -128,7 +161,7 @@ fn check_writes(kind: MapOptions, mode: FaultMode, nr_evictions: u64, mut told: 
                     nr += 1;
                     share
                         .pass(machine, &mut guest, &thread, nr)
-                        .unwrap_or_else(|error| panic!("{mode:?}, pass {nr}: {error}"));
+                        .unwrap_or_else(|error| panic!("{kind:?} {mode:?}, pass {nr}: {error}"));
                 }
                 (nr, guest.vcpu().stats())
             })
@@ -154,7 +187,8 @@ fn check_writes(kind: MapOptions, mode: FaultMode, nr_evictions: u64, mut told: 
     for (share, (nr, _)) in shares.iter().zip(&ends) {
         for page in share.kept.start..share.ballooned.end() {
             let found = machine.memory().load_u64(offset_of(page));
-            assert_eq!(found, Ok(value(page, *nr).into()), "{mode:?} page {page}");
+            let expected = Ok(value(page, *nr).into());
+            assert_eq!(found, expected, "{kind:?} {mode:?} page {page}");
         }
     }
     let memcg = pinless.memcg();
@@ -164,7 +198,7 @@ fn check_writes(kind: MapOptions, mode: FaultMode, nr_evictions: u64, mut told: 
     let in_thread: u64 = ends.iter().map(|(_, stats)| resolved(stats)).sum();
     assert_eq!(in_thread > 0, mode == FaultMode::InThread, "{ends:?}");
     println!(
-        "{kind:?}, {mode:?}: {} evictions, {ends:?}",
+        "{kind:?}, {options:?}: {} evictions, {ends:?}",
         memcg.stat().pgsteal
     );
     if let Some(mut told) = told {
@@ -238,11 +272,11 @@ fn no_guest_write_is_lost() {
     };
     let asked = std::env::var("PINLESS_KVM_EVICTIONS");
     let nr_evictions = asked.map_or(10_000, |nr| nr.parse().expect("a number"));
-    for mode in MODES {
-        let private = MapOptions::of_pages(WRITTEN_PAGES);
-        check_writes(private, mode, nr_evictions, Told::start());
+    for (kind, mode) in guests() {
+        let private = MapOptions::of_pages(WRITTEN_PAGES).fault_mode(mode);
+        check_writes(kind, private, nr_evictions, Told::start());
         // Other processes could map it: reclaim goes another way, KVM is told all the same.
-        check_writes(private.shared(), mode, nr_evictions / 4, Told::start());
+        check_writes(kind, private.shared(), nr_evictions / 4, Told::start());
     }
 }
 
@@ -255,12 +289,13 @@ fn a_guest_survives_a_page_that_the_store_lost() {
     let Some(_machines) = machines() else {
         return;
     };
-    for mode in MODES {
+    for (kind, mode) in guests() {
         let pinless = system(2 * NR_PAGES);
         let thread = attach_thread().expect("a thread can be attached");
         let machine = machine(
             &pinless,
             "losing",
+            kind,
             MapOptions::of_pages(NR_PAGES).fault_mode(mode),
         );
         let mut guest = machine.guest(0).expect("a processor");
@@ -275,7 +310,11 @@ fn a_guest_survives_a_page_that_the_store_lost() {
             )
         };
         let all = FIRST_PAGE..NR_PAGES;
-        assert_eq!(pass(all.clone(), None, 1), Ok(Ended::Done), "{mode:?}");
+        assert_eq!(
+            pass(all.clone(), None, 1),
+            Ok(Ended::Done),
+            "{kind:?} {mode:?}"
+        );
         let zswap = pinless.memcg().zswap();
         zswap.inject(Inject::CorruptSlot { one_in: 1 });
         let lost = PageRun::single(LOST);
@@ -286,16 +325,16 @@ fn a_guest_survives_a_page_that_the_store_lost() {
             // The second time nothing but the access is tried again.
             let ended = pass(LOST..LOST + 1, Some(1), 2);
             let Err(error @ RunError::Memory { gpa, .. }) = ended else {
-                panic!("{mode:?}: {ended:?}");
+                panic!("{kind:?} {mode:?}: {ended:?}");
             };
-            assert_eq!(gpa, offset_of(LOST), "{mode:?}");
+            assert_eq!(gpa, offset_of(LOST), "{kind:?} {mode:?}");
             let is_lost = matches!(error.fault(), Some(FaultError::Lost { page: LOST, .. }));
-            assert!(is_lost && !error.is_killed(), "{mode:?}: {error}");
+            assert!(is_lost && !error.is_killed(), "{kind:?} {mode:?}: {error}");
         }
         let repaired = machine.memory().advise(lost, Advice::DontNeed);
         repaired.expect("no device");
         let empty = guest.go_on(&thread);
-        assert_eq!(empty, Ok(Ended::Lost { page: LOST }), "{mode:?}");
+        assert_eq!(empty, Ok(Ended::Lost { page: LOST }), "{kind:?} {mode:?}");
         let mut pass = |pages, expects| {
             let writes = 2;
             let pass = Pass {
@@ -308,7 +347,7 @@ fn a_guest_survives_a_page_that_the_store_lost() {
         assert_eq!(pass(FIRST_PAGE..LOST, Some(1)), Ok(Ended::Done));
         assert_eq!(pass(LOST..LOST + 1, None), Ok(Ended::Done));
         assert_eq!(pass(LOST + 1..NR_PAGES, Some(1)), Ok(Ended::Done));
-        assert_eq!(pass(all, Some(2)), Ok(Ended::Done), "{mode:?}");
+        assert_eq!(pass(all, Some(2)), Ok(Ended::Done), "{kind:?} {mode:?}");
     }
 }
 
@@ -320,12 +359,15 @@ fn an_oom_kill_ends_the_guest_with_an_error() {
         return;
     };
     let private = MapOptions::of_pages(4096);
-    let kinds = [private, private.shared()];
-    for (kind, mode) in kinds.iter().flat_map(|kind| MODES.map(|mode| (kind, mode))) {
+    let all = guests().flat_map(|(kind, mode)| {
+        let private = private.fault_mode(mode);
+        [private, private.shared()].map(|options| (kind, options))
+    });
+    for (kind, options) in all {
         let pinless = Pinless::builder(64 * PAGE_SIZE as u64).zswap_max(16 << 10);
         let pinless = pinless.build().expect("looked at already");
         let _attached = attach_thread().expect("a thread can be attached");
-        let machine = machine(&pinless, "killed", kind.fault_mode(mode));
+        let machine = machine(&pinless, "killed", kind, options);
         let is_told = Arc::new(AtomicBool::new(false));
         let tells = Arc::clone(&is_told);
         let mm = machine.memory().vma().mm();
@@ -349,7 +391,7 @@ fn an_oom_kill_ends_the_guest_with_an_error() {
         });
         for end in ends.into_iter().flatten() {
             let error = end.expect_err("killed");
-            assert!(error.is_killed(), "{mode:?}: {error}");
+            assert!(error.is_killed(), "{kind:?} {options:?}: {error}");
             assert!(error.to_string().contains("make a new one"), "{error}");
         }
         // Who chose the victim tells it, perhaps after the victim has noticed.

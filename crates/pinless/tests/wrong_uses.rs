@@ -120,11 +120,15 @@ fn a_mapping_that_the_system_has_no_room_for() {
     let fits_twice = 2 * pinless::MAPPING_BYTES_MAX + books - GIB;
     for (limit, words) in [(16 * GIB, "mmap failed"), (fits_twice, "the books of")] {
         let limited = format!("ulimit -v {} && exec \"$0\" \"$@\"", limit / 1024);
-        check_in_child("a_mapping_that_the_system_has_no_room_for", words, |program| {
-            let mut shell = Command::new("sh");
-            shell.args(["-c", &limited]).arg(program);
-            shell
-        });
+        check_in_child(
+            "a_mapping_that_the_system_has_no_room_for",
+            words,
+            |program| {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &limited]).arg(program);
+                shell
+            },
+        );
     }
 }
 

@@ -1,16 +1,18 @@
 //! A virtual machine and its memory slots.
 
-use super::error::KvmError;
+use super::error::{KvmError, RunError};
 use super::vcpu::Vcpu;
 use crate::errno::Errno;
 use crate::kept::Kept;
 use crate::lock_order;
-use crate::mapping::SharedMapping;
+use crate::mapping::{AccessError, SharedMapping};
+use crate::uaccess::Cause;
 use core::fmt;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use lockdep::sync::RwLock;
 use pinless_mm::addr::{PAGE_SIZE, Vaddr};
+use pinless_mm::fault::FaultError;
 use std::sync::Arc;
 
 /// Names memory of a [`Vm`], until that is removed; then other memory may get the name.
@@ -155,6 +157,23 @@ impl Vm {
             (offset < slot.memory.len_bytes()).then_some(slot.gpa + offset)
         });
         found.next()
+    }
+
+    /// An error if the address space of some of the memory was killed.
+    pub(super) fn check_alive(&self) -> Result<(), RunError> {
+        let slots = self.slots.read();
+        for slot in slots.iter() {
+            let handler = slot.memory.mapping().handler();
+            let denied = handler.map(|handler| handler.denied(0));
+            if denied == Some(FaultError::Killed) {
+                let error = AccessError::at(0, Cause::Fault(FaultError::Killed));
+                return Err(RunError::Memory {
+                    gpa: slot.gpa,
+                    error,
+                });
+            }
+        }
+        Ok(())
     }
 
     fn set_region(&self, slot: &Slot, len_bytes: u64) -> Result<(), KvmError> {

@@ -121,6 +121,8 @@ impl Vcpu {
             }
             VcpuExit::MemoryFault { gpa, size, .. } => self.fill(*gpa, *size)?,
             VcpuExit::InternalError => return self.fetch_again(),
+            // Of a guest whose page tables went with the rest of its memory, too.
+            VcpuExit::Shutdown => return self.vm.check_alive().map(|()| false),
             _ => return Ok(false),
         }
         Ok(true)

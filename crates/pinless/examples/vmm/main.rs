@@ -1,12 +1,13 @@
 //! A small VMM: a guest with four times more memory than there is, until it is killed.
 //!
 //! ```text
-//! cargo run --release -p pinless --example vmm -- 64 service 8
+//! cargo run --release -p pinless --example vmm -- 64 service 8 real
 //! ```
 //!
-//! Arguments: MiB of guest memory, who resolves its faults (`service` or `in-thread`), and how
-//! often the guest writes all of its memory. Meanwhile another thread has memory paged out. Then
-//! the address space is killed, and the processor's loop ends.
+//! Arguments: MiB of guest memory, who resolves its faults (`service` or `in-thread`), how often
+//! the guest writes all of its memory, and what the guest is (code in `real` mode, or a 64-bit
+//! `program`). Meanwhile another thread has memory paged out. Then the address space is killed, and
+//! the processor's loop ends.
 
 #![expect(clippy::print_stdout, reason = "an example tells what it does")]
 
@@ -20,8 +21,8 @@ mod guest;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [mib, mode, passes] = &args[..] else {
-        return Err("say how much, who and how often: vmm 64 service 8".into());
+    let [mib, mode, passes, kind] = &args[..] else {
+        return Err("say how much, who, how often and what: vmm 64 service 8 real".into());
     };
     let (len_bytes, mode) = (mib.parse::<u64>()? << 20, mode.parse::<FaultMode>()?);
     let pinless = Pinless::builder(len_bytes / 4).build()?;
@@ -31,19 +32,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let chosen = Arc::clone(&is_chosen);
     mm.set_on_kill(move || chosen.store(true, Ordering::Relaxed));
     let memory = pinless.map(&mm, MapOptions::new(len_bytes).fault_mode(mode))?;
-    run(&pinless, memory, passes.parse()?)?;
+    run(&pinless, memory, passes.parse()?, kind)?;
     println!("told of the kill: {}", is_chosen.load(Ordering::Relaxed));
     Ok(())
 }
 
 #[cfg(target_arch = "x86_64")]
-fn run(pinless: &Pinless, memory: Mapping, passes: u32) -> Result<(), Box<dyn Error>> {
+fn run(pinless: &Pinless, memory: Mapping, passes: u32, kind: &str) -> Result<(), Box<dyn Error>> {
     use guest::{Ended, FIRST_PAGE, Machine, Pass};
     use pinless::{Advice, PAGE_SIZE, PageRun, attach_thread};
 
     // Where faults are resolved in the thread, this one also touches the memory.
     let _attached = attach_thread()?;
-    let machine = Machine::new(memory)?;
+    let machine = Machine::new(memory, kind.parse()?)?;
     let nr_pages = machine.memory().nr_pages();
     let done = std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| {
@@ -84,6 +85,6 @@ fn run(pinless: &Pinless, memory: Mapping, passes: u32) -> Result<(), Box<dyn Er
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn run(_pinless: &Pinless, _memory: Mapping, _passes: u32) -> Result<(), Box<dyn Error>> {
+fn run(_: &Pinless, _: Mapping, _: u32, _: &str) -> Result<(), Box<dyn Error>> {
     Err("the guest's code is for x86-64".into())
 }

@@ -3,8 +3,6 @@
 //! Not every kernel and machine ends a run in each of these ways; those that this one has are in
 //! the tests of guests.
 
-#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
-
 use super::{RunError, Vcpu, VcpuExit, Vm};
 use crate::kvm::KvmError;
 use crate::{AccessError, Errno, HostMapping, MonotonicClock, Resolver};
@@ -87,7 +85,9 @@ fn a_page_that_a_run_missed_is_filled() {
     assert_eq!(vcpu.see_to(&missing(NR_PAGES, 1)), refused, "it has none");
     let in_a_row = (0..2000).find(|_| vcpu.see_to(&missing(2, 1)) == refused);
     assert_eq!(in_a_row, Some(1024), "it makes no way");
-    assert_eq!(vcpu.see_to(&VcpuExit::Hlt), Ok(false), "for the program");
+    for exit in [VcpuExit::Hlt, VcpuExit::Shutdown] {
+        assert_eq!(vcpu.see_to(&exit), Ok(false), "for the program");
+    }
 }
 
 #[test]
@@ -103,6 +103,9 @@ fn a_page_that_cannot_be_had_ends_the_run() {
     let gpa = gpa_of(page);
     let ended = world.vcpu.see_to(&missing(page, 1));
     assert_eq!(ended, Err(RunError::Memory { gpa, error }));
+    let ended = world.vcpu.see_to(&VcpuExit::Shutdown);
+    let error = ended.expect_err("its page tables are gone, too");
+    assert!(error.is_killed(), "{error}");
 }
 
 /// A kernel that names no page says nothing, and what it has said before is not taken for it.
