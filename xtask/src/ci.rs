@@ -62,6 +62,11 @@ const STEPS: &[Step] = &[
         env: &[("RUSTDOCFLAGS", "-D warnings")],
     },
     Step {
+        title: "public interface",
+        cargo: &["run", "--quiet", "--package", "xtask", "--", "api"],
+        env: &[],
+    },
+    Step {
         title: "tests",
         cargo: TEST,
         env: &[],

@@ -1,5 +1,6 @@
 //! Automation of the workspace: `cargo xtask tidy`, `cargo xtask ci`, `cargo xtask bench NAME`,
-//! `cargo xtask miri`, `cargo xtask vm-test`, `cargo xtask soak`, `cargo xtask huge`.
+//! `cargo xtask api`, `cargo xtask miri`, `cargo xtask vm-test`, `cargo xtask soak`,
+//! `cargo xtask huge`.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -7,6 +8,7 @@
     reason = "a tool that talks to people"
 )]
 
+mod api;
 mod bench;
 mod ci;
 mod jobs;
@@ -31,6 +33,8 @@ enum Command {
     Ci,
     /// Check the sources and the crate edges against the house rules.
     Tidy,
+    /// Check that everything that the interface of `pinless` speaks of has a name there.
+    Api,
     /// Run tests in Miri; needs a nightly compiler with it.
     Miri,
     /// Measure, beside the peer where there is one.
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
+        Command::Api => api::run(),
         Command::Miri => miri::run(),
         Command::Bench(args) => bench::run(&args),
         Command::VmTest(args) => vm_test::run(&args),

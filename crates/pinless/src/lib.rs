@@ -30,7 +30,7 @@
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
 //! | what happens, as it happens, and figures of it | [`event`], [`Metrics`] |
-//! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`] |
+//! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`], [`DeviceMemory`] |
 //! | devices that are there | [`io_uring`], [`kvm`] |
 //!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is
@@ -72,7 +72,7 @@ pub use pinless_host::{
     UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
-pub use pinless_mm::bus::{Bus, BusAddr, Caught, StaleDma};
+pub use pinless_mm::bus::{Bus, BusAddr, Caught, DeviceMemory, Pinned, StaleDma};
 pub use pinless_mm::env::Clock;
 pub use pinless_mm::event;
 pub use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
