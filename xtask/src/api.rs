@@ -12,11 +12,15 @@ use std::process::{Command, ExitCode};
 /// The format of rustdoc's JSON that this reads.
 const FORMAT: u64 = 57;
 
-/// The front door first, and the crates that it speaks of; each with the arguments that open it.
+/// The front door first, and the crates that it speaks of; each with the features that show in an
+/// interface.
 const PACKAGES: [(&str, &[&str]); 4] = [
-    ("pinless", &["--all-features"]),
-    ("pinless-host", &["--all-features"]),
-    ("pinless-mm", &["--all-features"]),
+    ("pinless", &["--features=tracing,vm-memory"]),
+    ("pinless-host", &["--features=vm-memory"]),
+    (
+        "pinless-mm",
+        &["--no-default-features", "--features=notifiers,validate"],
+    ),
     ("lockdep", &[]),
 ];
 
@@ -235,8 +239,8 @@ fn describe(package: &str, features: &[&str]) -> Result<Value, String> {
         .args(["rustdoc", "--quiet", "--lib", "--package", package])
         .args(features)
         .args(["--", "-Zunstable-options", "--output-format=json"])
-        // The compiler of the workspace, whose format is known, and no nightly one. Apart from other
-        // builds, which the variable would have begin again.
+        // The compiler of the workspace, whose format is known, and no nightly one. Apart from
+        // other builds, which the variable would have begin again.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", &folder)
         .current_dir(tidy::root())
@@ -305,10 +309,14 @@ mod tests {
         let root = json!({"visibility": "public", "inner": {"module": {"items": items}}});
         let index: BTreeMap<_, _> = uses.chain([("0".to_owned(), root)]).collect();
         let paths = |crate_id: u32| {
+            let summary = |path: &str, kind: &str| {
+                let path: Vec<_> = path.split("::").collect();
+                json!({"crate_id": crate_id, "path": path, "kind": kind})
+            };
             json!({
-                "1": {"crate_id": crate_id, "path": ["below", "Shown"], "kind": "struct"},
-                "4": {"crate_id": crate_id, "path": ["below", "inside", "Answer"], "kind": "struct"},
-                "5": {"crate_id": crate_id, "path": ["below", "sealed", "Sealed"], "kind": "trait"},
+                "1": summary("below::Shown", "struct"),
+                "4": summary("below::inside::Answer", "struct"),
+                "5": summary("below::sealed::Sealed", "trait"),
             })
         };
         let of_type = |id: u32| json!({"resolved_path": {"id": id, "path": "", "args": null}});

@@ -337,8 +337,8 @@ pub(crate) fn interrupt_engine(thread: u32, address: usize) {
     }
 }
 
-/// Notes that an access was interrupted at an instruction; says whether the last one was interrupted
-/// there too, so that it did not get past it.
+/// Notes that an access was interrupted at an instruction; says whether the last one was, too, so
+/// that it did not get past it.
 pub(crate) fn is_stuck_at(instruction: usize, address: usize) -> bool {
     STATE.with(|state| {
         let here = (instruction, address);

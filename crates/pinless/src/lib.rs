@@ -30,7 +30,8 @@
 //! | memory | [`Mapping`], [`MapOptions`], [`FaultMode`], [`Advice`] |
 //! | memory that stays while it is used | [`Guard`], [`Io`], [`Pin`], [`Mlock`], [`Building`] |
 //! | what happens, as it happens, and figures of it | [`event`], [`Metrics`] |
-//! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`], [`Bus`], [`DeviceMemory`] |
+//! | devices that are told before memory goes | [`mmu_notifier`], [`Fence`] |
+//! | what they reach memory through | [`Bus`], [`DeviceMemory`] |
 //! | devices that are there | [`io_uring`], [`kvm`] |
 //!
 //! Nothing is decided here: what to evict and whom to kill is `pinless-mm`'s, how pages move is

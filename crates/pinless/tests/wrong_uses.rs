@@ -58,7 +58,7 @@ fn mappings_that_cannot_be() {
 
 const SCENARIO: &str = "PINLESS_SCENARIO";
 
-/// The test again, in a process of its own that `run` makes of the program; what it skipped is told.
+/// The test again, in a process of its own that `run` makes of the program.
 fn check_in_child(test: &str, scenario: &str, run: impl FnOnce(PathBuf) -> Command) {
     let program = std::env::current_exe().expect("a path");
     let mut child = run(program);
