@@ -80,7 +80,9 @@ fn run(pinless: &Pinless, memory: Mapping, passes: u32, kind: &str) -> Result<()
     let stat = pinless.memcg().stat();
     println!("the guest ended: {end}");
     println!("pages taken back: {}, faults: {vcpu:?}", stat.pgsteal);
-    println!("{}", pinless.memcg().oom_reports()[0]);
+    for report in pinless.memcg().oom_reports() {
+        println!("{report}");
+    }
     Ok(())
 }
 
