@@ -26,7 +26,7 @@ use crate::mapping::HostMapping;
 use crate::primary_mmu::{CreateError, is_nobodys, write_protect};
 use crate::uffd::Uffd;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun};
 use pinless_mm::fault::FaultError;
 use pinless_mm::primary_mmu::Access;
@@ -40,6 +40,10 @@ const NR_PEERS_MAX: usize = 64;
 
 /// How often a peer's page table that is being changed is tried again.
 const NR_RETRIES_MAX: u32 = 64;
+
+/// Faults of a peer in a row that find no frame, each after all the time that one may wait for it,
+/// after which the access ends.
+const NR_STARVED_MAX: u32 = 4;
 
 /// Why memory is not shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,6 +149,7 @@ impl HostMapping {
             nr_pages,
             is_closed: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
+            nr_starved: AtomicU32::new(0),
         });
         // It has no page yet, and gets none before it is served: until then nobody need know it.
         shared.peers().add(&peer)?;
@@ -230,6 +235,8 @@ pub(crate) struct Peer {
     is_closed: AtomicBool,
     /// It has ended.
     is_gone: AtomicBool,
+    /// Its faults in a row that found no frame.
+    nr_starved: AtomicU32,
 }
 
 impl Peer {
@@ -285,6 +292,14 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Has whoever waits for a page try again.
+    fn try_again(&self, page: PageIndex) {
+        // Fails only when the range is gone, and then nobody waits there.
+        let _ = self.uffd.wake(self.address(page), PAGE_SIZE);
+    }
+}
+
 impl FaultSide for Peer {
     fn uffd(&self) -> &Uffd {
         &self.uffd
@@ -296,14 +311,18 @@ impl FaultSide for Peer {
     }
 
     fn wake(&self, page: PageIndex) {
-        // Fails only when the range is gone, and then nobody waits there.
-        let _ = self.uffd.wake(self.address(page), PAGE_SIZE);
+        // Relaxed: only the service thread counts.
+        self.nr_starved.store(0, Ordering::Relaxed);
+        self.try_again(page);
     }
 
-    /// In SIGBUS, for good: a mark in another process cannot be taken away again but by a fill.
+    /// In SIGBUS, until the page is filled for somebody else: a mark in another process cannot be
+    /// taken away again but by that. So a frame is waited for more than once.
     fn refuse(&self, page: PageIndex, error: FaultError) {
-        if matches!(error, FaultError::NoFrame { .. }) {
-            return self.wake(page);
+        let is_starved = matches!(error, FaultError::NoFrame { .. });
+        // Relaxed: as above.
+        if is_starved && self.nr_starved.fetch_add(1, Ordering::Relaxed) < NR_STARVED_MAX {
+            return self.try_again(page);
         }
         if is_nobodys(error) {
             // A mark of write protection would be in the way of poison. For any other reason the
@@ -311,7 +330,7 @@ impl FaultSide for Peer {
             let _ = self.protect(PageRun::single(page), Access::Write);
         }
         if self.uffd.poison(self.address(page), PAGE_SIZE).is_err() {
-            self.wake(page);
+            self.try_again(page);
         }
     }
 }

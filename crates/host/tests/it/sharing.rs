@@ -210,6 +210,40 @@ fn a_client_is_refused_what_is_lost_and_everything_when_the_owner_lets_go() {
     assert!(status.success(), "{status}");
 }
 
+/// No access waits for ever, and what one of them was refused is there when somebody else gets it.
+#[test]
+fn a_client_for_which_there_is_no_frame_gets_an_error() {
+    let test = "a_client_for_which_there_is_no_frame_gets_an_error";
+    let Some(mut pair) = pair(shared(FaultMode::InThread), test, |client| {
+        // The owner says when.
+        while client.load_u64(offset(1, BEGUN)) != Ok(1) {
+            std::thread::yield_now();
+        }
+        let refused = AccessError::OwnerRefused {
+            offset: offset(3, 0),
+            page: 3,
+        };
+        assert_eq!(client.load_u64(offset(3, 0)), Err(refused));
+        client.store_u64(offset(0, BEGUN), 1).unwrap();
+        while client.load_u64(offset(3, 0)) != Ok(word_of(3, 0)) {
+            std::thread::yield_now();
+        }
+    }) else {
+        return;
+    };
+    let _attached = attach_thread().unwrap();
+    let waited = std::time::Duration::ZERO;
+    pair.fake.refuse(3, FaultError::NoFrame { waited });
+    pair.mapping.store_u64(offset(1, BEGUN), 1).unwrap();
+    while pair.mapping.load_u64(offset(0, BEGUN)) != Ok(1) {
+        std::thread::yield_now();
+    }
+    pair.fake.books.lock().refused.remove(&3);
+    assert_eq!(pair.mapping.load_u64(offset(3, 0)), Ok(word_of(3, 0)));
+    assert!(pair.child.wait().unwrap().success());
+    drop(pair.share);
+}
+
 /// A page that is protected is somebody's: whoever stores it would miss the write.
 #[test]
 fn a_client_cannot_write_what_the_machine_refuses() {
