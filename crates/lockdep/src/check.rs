@@ -5,7 +5,7 @@
 //!
 //! Linux counterpart: validate_chain() and mark_usage() in kernel/locking/lockdep.c.
 
-use crate::core::{Core, Use, step_of};
+use crate::core::{Core, Thread, Use, step_of};
 use crate::finding::{Apart, Draft, Finding, Findings, HopSeen};
 use crate::graph::{
     Direction, Hop, Kinds, NR_GATES, Place, Provenance, Recorded, State, Step, Walk,
@@ -433,7 +433,12 @@ impl Check<'_> {
                 && !end.place.held.word.has(Word::WAIT)
         });
         let alone = meetings.find(|(wait, end)| {
-            wait.place.thread == end.place.thread && !is_common(wait) && !is_common(end)
+            let thread = self.core.thread(wait.place.thread);
+            // Tasks of one name are not one.
+            wait.place.thread == end.place.thread
+                && !thread.is_some_and(Thread::is_task)
+                && !is_common(wait)
+                && !is_common(end)
         });
         alone.map(|(wait, _)| wait.place.taken.word.class())
     }

@@ -10,6 +10,8 @@ use crate::word::{ClassId, Word};
 
 const NR_USES_MAX: usize = crate::room(8 * 1024);
 const NR_THREADS_MAX: usize = crate::room(16 * 1024);
+/// How many names of tasks are told apart.
+const NR_TASK_NAMES_MAX: usize = crate::room(1024);
 const NAME_BYTES: usize = 16;
 
 /// A use of a class that set one of its usage bits.
@@ -20,10 +22,12 @@ pub(crate) struct Use {
     pub(crate) step: Step,
 }
 
-/// A thread that was seen.
+/// A thread that was seen, or all tasks of one name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Thread {
     name: [u8; NAME_BYTES],
+    /// The name of tasks, which never end as far as is known: there may be more of them.
+    task: Option<&'static str>,
     /// The time of its first event, in events of this kind.
     pub(crate) began: u64,
     /// The time of its end, or `u64::MAX`.
@@ -31,7 +35,15 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
+    /// Whether it stands for tasks, of which there may be several.
+    pub(crate) fn is_task(&self) -> bool {
+        self.task.is_some()
+    }
+
     pub(crate) fn name(&self) -> &str {
+        if let Some(name) = self.task {
+            return name;
+        }
         let len = self.name.iter().position(|&byte| byte == 0);
         let name = &self.name[..len.unwrap_or(NAME_BYTES)];
         std::str::from_utf8(name).unwrap_or("?")
@@ -56,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) injected: Inject,
     pub(crate) uses: Vec<Use>,
     pub(crate) threads: Vec<Thread>,
+    /// Those of `threads` that are tasks.
+    tasks: Vec<u32>,
     /// Acquisitions that no table knew.
     pub(crate) nr_misses: u64,
     /// Who notified, with what held; see [`crate::needs`].
@@ -80,6 +94,7 @@ impl Core {
             injected: Inject::Nothing,
             uses: Vec::with_capacity(NR_USES_MAX),
             threads: Vec::with_capacity(NR_THREADS_MAX),
+            tasks: Vec::with_capacity(NR_TASK_NAMES_MAX),
             nr_misses: 0,
             notifiers: Vec::with_capacity(NR_NOTIFIERS_MAX),
             now: 0,
@@ -139,12 +154,33 @@ impl Core {
 
     /// Numbers a thread that has not been seen before; 0 when there is no more room.
     pub(crate) fn add_thread(&mut self) -> u32 {
+        self.add(None)
+    }
+
+    /// The number of the tasks of this name; 0 when there is no more room.
+    pub(crate) fn number_task(&mut self, name: &'static str) -> u32 {
+        let is_it = |number: &u32| self.thread(*number).is_some_and(|t| t.task == Some(name));
+        if let Some(&number) = self.tasks.iter().find(|&number| is_it(number)) {
+            return number;
+        }
+        if self.tasks.len() == self.tasks.capacity() {
+            return 0;
+        }
+        let number = self.add(Some(name));
+        if number != 0 {
+            self.tasks.push(number);
+        }
+        number
+    }
+
+    fn add(&mut self, task: Option<&'static str>) -> u32 {
         if self.threads.len() == self.threads.capacity() {
             return 0;
         }
         self.now += 1;
         self.threads.push(Thread {
-            name: thread_name(),
+            name: task.map_or_else(thread_name, |_| [0; NAME_BYTES]),
+            task,
             began: self.now,
             ended: u64::MAX,
         });

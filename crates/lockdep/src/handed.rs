@@ -7,7 +7,6 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use crate::hooks;
 use crate::sync::raw::RawLock;
 use crate::task::Task;
 
@@ -59,6 +58,7 @@ static HANDED: RawLock<([Option<Handed>; NR_MAX], usize)> = RawLock::new(([None;
 static NR_HANDED: AtomicUsize = AtomicUsize::new(0);
 
 /// Files a release. Call it before the lock is free for others.
+#[cfg(feature = "validate")]
 pub(crate) fn file(taken_by: Token, instance: usize) {
     let mut handed = HANDED.lock();
     let (entries, next) = &mut *handed;
@@ -68,7 +68,7 @@ pub(crate) fn file(taken_by: Token, instance: usize) {
     entries[at] = Some(Handed { taken_by, instance });
     NR_HANDED.store(entries.iter().flatten().count(), Ordering::Relaxed);
     drop(handed);
-    hooks::next_epoch();
+    crate::hooks::next_epoch();
 }
 
 /// Takes what others released off the stack of the calling thread.

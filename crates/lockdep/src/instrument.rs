@@ -52,12 +52,12 @@ pub struct Instrumented<F> {
 
 /// Makes a future a task of its own.
 pub trait Instrument: Future + Sized {
-    /// The future as a task of this name. Allocates.
+    /// The future as a task of this name, by which reports call it. Allocates.
     #[track_caller]
     fn instrument(self, name: &'static str) -> Instrumented<Self> {
         Instrumented {
             future: Some(Box::pin(self)),
-            task: TaskState::new(),
+            task: TaskState::named(name),
             name,
             site: Site::caller(),
         }

@@ -233,6 +233,8 @@ pub(crate) struct Task {
     pub(crate) nr_joined: Cell<u32>,
     /// Locks that found no room, and are not tracked.
     pub(crate) nr_lost: Cell<u32>,
+    /// The name of the task of an executor that is on the thread, if one is.
+    pub(crate) name: Cell<Option<&'static str>>,
     nr_recent: Cell<u32>,
     /// What came before this one is forgotten.
     recent_from: Cell<u32>,
@@ -276,6 +278,7 @@ impl Task {
             thread: Cell::new(0),
             nr_joined: Cell::new(0),
             nr_lost: Cell::new(0),
+            name: Cell::new(None),
             nr_recent: Cell::new(0),
             recent_from: Cell::new(0),
             recent: [const { Cell::new(Recent::NOTHING) }; NR_RECENT as usize],
@@ -539,6 +542,7 @@ pub struct TaskState {
     context: Context,
     sections: Sections,
     recent: Vec<Recent>,
+    name: Option<&'static str>,
 }
 
 impl TaskState {
@@ -552,7 +556,16 @@ impl TaskState {
             context: Context(0),
             sections: Sections::NONE,
             recent: Vec::new(),
+            name: None,
         }
+    }
+
+    /// The same, by whose name reports call it, instead of its thread's.
+    #[must_use]
+    pub const fn named(name: &'static str) -> Self {
+        let mut task = Self::new();
+        task.name = Some(name);
+        task
     }
 
     /// How many locks the task holds.
@@ -637,6 +650,7 @@ impl Task {
         other.held.drain(..nr_held);
         other.context = self.context.replace(other.context);
         other.sections = self.sections.replace(other.sections);
+        other.name = self.name.replace(other.name);
     }
 }
 

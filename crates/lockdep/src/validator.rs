@@ -179,8 +179,11 @@ impl Inner {
         }
     }
 
-    /// The number of the calling thread in this validator.
+    /// The number of the calling thread in this validator, or of the task that is on it.
     pub(crate) fn thread(task: &Task, core: &mut Core) -> u32 {
+        if let Some(name) = task.name.get() {
+            return core.number_task(name);
+        }
         if task.thread.get() == 0 {
             task.thread.set(core.add_thread());
             // It fails in a thread that is ending; its end was told.

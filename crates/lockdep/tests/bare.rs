@@ -36,7 +36,7 @@ fn a_lock_is_as_large_as_the_lock_inside() {
 
 #[test]
 #[cfg(not(feature = "validate"))]
-fn a_guard_is_as_large_as_the_guard_inside() {
+fn whatever_is_wrapped_stays_as_large() {
     fn check<A, B>() {
         let name = std::any::type_name::<A>();
         assert_eq!(size_of::<A>(), size_of::<B>(), "{name}");
@@ -47,6 +47,11 @@ fn a_guard_is_as_large_as_the_guard_inside() {
     check::<sync::RwLockReadGuard<'_, u8>, std::sync::RwLockReadGuard<'_, u8>>();
     check::<sync::RwLockWriteGuard<'_, u8>, std::sync::RwLockWriteGuard<'_, u8>>();
     check::<sync::Mutex<[u64; 3]>, std::sync::Mutex<[u64; 3]>>();
+    use lockdep::lock_api;
+    use parking_lot::{RawMutex, RawRwLock};
+    check::<lock_api::Mutex<RawMutex, u8>, parking_lot::Mutex<u8>>();
+    check::<lock_api::RwLock<RawRwLock, u8>, parking_lot::RwLock<u8>>();
+    check::<lock_api::MutexGuard<'_, RawMutex, u8>, parking_lot::MutexGuard<'_, u8>>();
 }
 
 #[test]
@@ -56,6 +61,10 @@ fn nothing_is_reported_and_waits_work() {
     let (a, b) = (Mutex::new("a", false), Mutex::new("b", ()));
     drop((a.lock(), b.lock()));
     drop((b.lock(), a.lock()));
+    let foreign = lockdep::lock_api::mutex::<parking_lot::RawMutex, _>("foreign", ());
+    let guard = foreign.lock();
+    std::thread::scope(|scope| drop(scope.spawn(move || drop(guard))));
+    assert!(foreign.try_lock().is_some());
     lockdep::assert_no_reports();
     let changed = Condvar::new("changed");
     std::thread::scope(|scope| {

@@ -33,7 +33,10 @@ impl ThreadNames {
 
     fn get(&self, number: u32) -> Option<String> {
         let found = self.0.iter().find(|(known, _)| *known == number);
-        found.map(|(number, thread)| format!("{} (thread {number})", thread.name()))
+        found.map(|(number, thread)| {
+            let what = if thread.is_task() { "task" } else { "thread" };
+            format!("{} ({what} {number})", thread.name())
+        })
     }
 }
 

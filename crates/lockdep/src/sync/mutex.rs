@@ -10,6 +10,7 @@ use std::sync;
 use super::scheduler::{self, PointKind};
 use super::watch::{self, Place, Release, Watched};
 use super::{ignore_poison, ignore_poison_try};
+use crate::event::{self, HeldAs};
 use crate::hooks::Hooks;
 use crate::{Class, Mode};
 
@@ -94,6 +95,23 @@ impl<T: ?Sized> Mutex<T> {
             Location::caller(),
         );
         Some(guard)
+    }
+
+    /// Says that the caller might take the lock here, and does not: judged as if it did.
+    ///
+    /// Never sleeps. Kernel counterpart: `might_lock()`.
+    #[track_caller]
+    pub fn might_lock(&self) {
+        let site = Location::caller();
+        watch::might_lock(&self.class, &watch::SLEEP, Mode::Exclusive, site);
+    }
+
+    /// Whether the calling thread holds the lock; `None` where the validator is off.
+    ///
+    /// Kernel counterpart: `lockdep_is_held()`.
+    #[must_use]
+    pub fn is_held(&self) -> Option<bool> {
+        event::is_held(self.class.addr(), HeldAs::Any)
     }
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.

@@ -10,6 +10,7 @@ use std::sync;
 use super::scheduler::{self, PointKind};
 use super::watch::{self, Release};
 use super::{ignore_poison, ignore_poison_try};
+use crate::event::{self, HeldAs};
 use crate::hooks::Hooks;
 use crate::identity::ClassRef;
 use crate::{Class, Mode};
@@ -154,6 +155,32 @@ impl<T: ?Sized> RwLock<T> {
             Location::caller(),
         );
         Some(guard)
+    }
+
+    /// Says that the caller might take the lock for reading here, and does not.
+    ///
+    /// Never sleeps. Kernel counterpart: `might_lock_read()`.
+    #[track_caller]
+    pub fn might_read(&self) {
+        let site = Location::caller();
+        watch::might_lock(&self.class, &watch::SLEEP, Mode::Shared, site);
+    }
+
+    /// Says that the caller might take the lock for writing here, and does not.
+    ///
+    /// Never sleeps. Kernel counterpart: `might_lock()`.
+    #[track_caller]
+    pub fn might_write(&self) {
+        let site = Location::caller();
+        watch::might_lock(&self.class, &watch::SLEEP, Mode::Exclusive, site);
+    }
+
+    /// Whether the calling thread holds the lock in this way; `None` where the validator is off.
+    ///
+    /// Kernel counterpart: `lockdep_is_held_type()`.
+    #[must_use]
+    pub fn is_held(&self, how: HeldAs) -> Option<bool> {
+        event::is_held(self.class.addr(), how)
     }
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.

@@ -36,6 +36,15 @@ pub(super) fn lock(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, si
     acquire(hooks, class, as_, (mode, 0), site);
 }
 
+/// Tells that a lock might be taken here, and is not.
+pub(super) fn might_lock(class: &Class, as_: &Attributes, mode: Mode, site: Place) {
+    let hooks = hooks();
+    if hooks.has_validator() {
+        lock(hooks, class, as_, mode, site);
+        event::release_at(class.addr(), Site::Place(site));
+    }
+}
+
 /// Tells that a lock was taken by trying.
 #[inline(always)]
 pub(super) fn tried(hooks: Hooks, class: &Class, as_: &Attributes, mode: Mode, site: Place) {

@@ -76,7 +76,7 @@ fn a_bounded_queue_loses_no_wake_up() {
             consumer(),
             producer(2),
         ]);
-        assert_eq!(popped.load(Ordering::Relaxed), (0..NR_ITEMS).sum());
+        assert_eq!(popped.load(Ordering::Relaxed), (0..NR_ITEMS).sum::<u64>());
     });
 }
 

@@ -209,13 +209,14 @@ fn a_token_ends_one_park() {
 
 #[test]
 fn two_parkers_hand_a_turn_to_and_fro() {
+    const NR_ROUNDS: usize = if cfg!(miri) { 3 } else { 20 };
     world::everywhere(|world| {
         let parkers = [Parker::new("ping"), Parker::new("pong")];
         let turn = AtomicUsize::new(0);
         let player = |me: usize| {
             let (parkers, turn) = (&parkers, &turn);
             Box::new(move || {
-                for round in 0..if cfg!(miri) { 3 } else { 20 } {
+                for round in 0..NR_ROUNDS {
                     parkers[me].park();
                     assert_eq!(turn.load(Ordering::Relaxed), 2 * round + me);
                     turn.fetch_add(1, Ordering::Relaxed);
@@ -225,7 +226,7 @@ fn two_parkers_hand_a_turn_to_and_fro() {
         };
         parkers[0].unpark();
         world.run(vec![player(0), player(1)]);
-        assert_eq!(turn.load(Ordering::Relaxed), 40);
+        assert_eq!(turn.load(Ordering::Relaxed), 2 * NR_ROUNDS);
     });
 }
 

@@ -2,8 +2,11 @@
 
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
-use lock_api::{RawMutex, RawRwLock};
+use lock_api::{
+    MutexGuard, RawMutex, RawRwLock, RwLockReadGuard, RwLockUpgradableReadGuard, RwLockWriteGuard,
+};
 use lockdep::lock_api::{Mutex, RwLock, mutex, rw_lock, spin_mutex};
 use lockdep::{Kind, Severity, Validator, event, sync};
 
@@ -69,6 +72,68 @@ fn locks_of_other_crates_are_watched() {
     check_mutexes::<spin::Mutex<()>>();
     check_rw_locks::<parking_lot::RawRwLock, parking_lot::RawMutex>();
     check_rw_locks::<spin::RwLock<()>, spin::Mutex<()>>();
+}
+
+/// What `parking_lot` has beside the plain operations: each takes and gives back what it says.
+#[test]
+fn every_way_to_take_and_to_release_is_watched() {
+    type Table = RwLock<parking_lot::RawRwLock, u32>;
+    type Log = Mutex<parking_lot::RawMutex, u32>;
+    const LONG: Duration = Duration::from_secs(100_000);
+    // Takes the lock in some way, and does something under it.
+    type Way = fn(&Table, &dyn Fn());
+    const WAYS: [(Way, &[Kind]); 9] = [
+        (|table, act| (table.read(), act()).1, &[]),
+        (|table, act| (table.read_recursive(), act()).1, &[]),
+        (|table, act| (table.try_read_for(LONG), act()).1, &[]),
+        (
+            |table, act| (table.try_write_for(LONG), act()).1,
+            &[Kind::Circular],
+        ),
+        (
+            |table, act| (table.upgradable_read(), act()).1,
+            &[Kind::Circular],
+        ),
+        (
+            |table, act| (table.try_upgradable_read(), act()).1,
+            &[Kind::Circular],
+        ),
+        (
+            |table, act| {
+                let writer = RwLockUpgradableReadGuard::upgrade(table.upgradable_read());
+                act();
+                drop(RwLockWriteGuard::downgrade_to_upgradable(writer));
+            },
+            &[Kind::Circular],
+        ),
+        (
+            |table, act| (RwLockWriteGuard::downgrade(table.write()), act()).1,
+            &[],
+        ),
+        (
+            |table, act| {
+                let reader = RwLockUpgradableReadGuard::downgrade(table.upgradable_read());
+                act();
+                RwLockReadGuard::unlock_fair(reader);
+            },
+            &[],
+        ),
+    ];
+    for (nth, (way, expected)) in WAYS.into_iter().enumerate() {
+        let validator = Validator::new();
+        let entered = validator.enter();
+        let table: Table = rw_lock("foreign.any_table", 0);
+        let log: Log = mutex("foreign.any_log", 0);
+        way(&table, &|| MutexGuard::unlock_fair(log.lock()));
+        assert_eq!((event::nr_held(), kinds(&validator)), (0, vec![]), "{nth}");
+        // A reader that comes to it waits for a writer only.
+        let held = log.try_lock_for(LONG).expect("it is free");
+        drop(table.read_recursive());
+        drop(held);
+        assert_eq!(event::nr_held(), 0);
+        drop(entered);
+        assert_eq!(kinds(&validator), expected, "{nth}");
+    }
 }
 
 #[test]

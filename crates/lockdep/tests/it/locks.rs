@@ -3,9 +3,10 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lockdep::Validator;
+use lockdep::event::{self, HeldAs};
 use lockdep::scheduler::scheduler_point;
 use lockdep::sync::{Completion, Mutex, RwLock, ShortLock};
+use lockdep::{Kind, Severity, Validator};
 
 use crate::world::{self, Task, World};
 
@@ -226,4 +227,59 @@ fn locks_taken_in_two_orders_get_stuck_under_some_seed() {
     check([[0, 1], [1, 0]], true);
     // One task taking a lock twice.
     check([[0, 1], [1, 1]], true);
+}
+
+/// A table is taken under a mutex in some way, and the mutex might be by a reader of the table.
+#[test]
+fn what_might_be_taken_is_judged_as_if_it_were() {
+    type Act = fn(&RwLock<()>);
+    let rows: [(Act, &[Kind]); 5] = [
+        (|table| drop(table.write()), &[Kind::Circular]),
+        (RwLock::might_write, &[Kind::Circular]),
+        (|table| drop(table.read()), &[]),
+        (RwLock::might_read, &[]),
+        (|table| drop(table.try_write()), &[]),
+    ];
+    for (nth, (under, expected)) in rows.into_iter().enumerate() {
+        let validator = Validator::new();
+        let entered = validator.enter();
+        let (mutex, table) = (
+            Mutex::new("might.mutex", ()),
+            RwLock::new("might.table", ()),
+        );
+        let held = mutex.lock();
+        under(&table);
+        drop(held);
+        let reader = table.read();
+        mutex.might_lock();
+        drop(reader);
+        assert_eq!(event::nr_held(), 0);
+        drop(entered);
+        let reports = validator.reports();
+        let bad = reports.iter().filter(|r| r.severity > Severity::Unlikely);
+        let found: Vec<Kind> = bad.map(|report| report.kind).collect();
+        assert_eq!(found, expected, "row {nth}: {reports:?}");
+    }
+}
+
+#[test]
+fn a_lock_knows_whether_this_thread_holds_it() {
+    let (mutex, table) = (Mutex::new("held.mutex", ()), RwLock::new("held.table", ()));
+    let how = || {
+        let ways = [HeldAs::Any, HeldAs::Exclusive, HeldAs::Reader];
+        (
+            mutex.is_held(),
+            ways.map(|how| table.is_held(how) == Some(true)),
+        )
+    };
+    assert_eq!(how(), (Some(false), [false; 3]));
+    let guards = (mutex.lock(), table.read());
+    assert_eq!(how(), (Some(true), [true, false, true]));
+    // Somebody else does not.
+    let elsewhere = std::thread::scope(|scope| scope.spawn(how).join());
+    assert_eq!(elsewhere.expect("no panic"), (Some(false), [false; 3]));
+    drop(guards);
+    let guard = table.write();
+    assert_eq!(how(), (Some(false), [true, true, false]));
+    drop(guard);
 }

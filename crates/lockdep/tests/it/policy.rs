@@ -29,7 +29,8 @@ impl End {
 
 /// Two classes in both orders, with a third around them or one order only declared.
 fn scenario(name: &str) {
-    let [gate, a, b] = ["gate", "a", "b"].map(|name| DynamicClass::new(name, Attributes::SLEEP));
+    let [gate, a, b, c] =
+        ["gate", "a", "b", "c"].map(|name| DynamicClass::new(name, Attributes::SLEEP));
     let both = |first: &DynamicClass, second: &DynamicClass| {
         event::acquire(&Acquire::new(first.id(), 1, Mode::Exclusive));
         event::acquire(&Acquire::new(second.id(), 2, Mode::Exclusive));
@@ -51,23 +52,33 @@ fn scenario(name: &str) {
             both(&a, &b);
             both(&b, &a);
         }
+        "errors" => {
+            both(&a, &b);
+            both(&b, &a);
+            both(&b, &c);
+            both(&c, &b);
+        }
         _ => both(&a, &b),
     }
 }
 
-/// Runs a scenario under a setting, with a file of suppressions; how it ended, and whether anything
-/// was printed.
-fn run(setting: &str, suppressions: &str, name: &str) -> (End, bool) {
+/// Runs a scenario with these variables; how it ended, and what was printed.
+fn run(variables: &[(&str, &str)], name: &str) -> (End, String) {
     let program = std::env::current_exe().expect("a test knows its program");
     let output = Command::new(program)
         .args(["--exact", TEST])
-        .env("LOCKDEP", setting)
-        .env("LOCKDEP_SUPPRESSIONS", suppressions)
+        .env("LOCKDEP_SUPPRESSIONS", "no such file")
+        .envs(variables.iter().copied())
         .env(VARIABLE, name)
         .output()
         .expect("a test starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (End::of(output.status), said.contains("lockdep: "))
+    (End::of(output.status), said)
+}
+
+/// How many circles were printed as text.
+fn nr_printed(said: &str) -> usize {
+    said.matches("\n  signature: circular").count()
 }
 
 #[test]
@@ -79,32 +90,50 @@ fn the_environment_says_what_a_report_does() {
         scenario(&name);
         return;
     }
-    const QUIET: (End, bool) = (End::Well, false);
-    const PRINTS: (End, bool) = (End::Well, true);
-    const ABORTS: (End, bool) = (End::Abort, true);
+    const QUIET: (End, usize) = (End::Well, 0);
+    const ONCE: (End, usize) = (End::Well, 1);
+    const TWICE: (End, usize) = (End::Well, 2);
+    const PANICS: (End, usize) = (End::Panic, 1);
+    const ABORTS: (End, usize) = (End::Abort, 1);
     let rows = [
-        // The setting, and what follows from: nothing, unlikely, warning, error.
-        ("off", [QUIET, QUIET, QUIET, QUIET]),
-        ("print", [QUIET, QUIET, PRINTS, PRINTS]),
-        ("once", [QUIET, QUIET, PRINTS, PRINTS]),
-        ("panic", [QUIET, QUIET, PRINTS, (End::Panic, false)]),
-        ("abort", [QUIET, QUIET, PRINTS, ABORTS]),
-        ("strict", [QUIET, QUIET, ABORTS, ABORTS]),
+        // The setting, and what follows from: nothing, unlikely, warning, error, two errors.
+        ("off", [QUIET; 5]),
+        ("print", [QUIET, QUIET, ONCE, ONCE, TWICE]),
+        ("once", [QUIET, QUIET, ONCE, ONCE, ONCE]),
+        ("panic", [QUIET, QUIET, ONCE, PANICS, PANICS]),
+        ("abort", [QUIET, QUIET, ONCE, ABORTS, ABORTS]),
+        ("strict", [QUIET, QUIET, ABORTS, ABORTS, ABORTS]),
     ];
     for (setting, expected) in rows {
-        for (name, expected) in ["nothing", "unlikely", "warning", "error"]
-            .into_iter()
-            .zip(expected)
-        {
-            let (end, prints) = run(setting, "no such file", name);
-            assert_eq!(end, expected.0, "{setting}, {name}");
-            // Of one that panics, the harness prints, too.
-            assert!(
-                end == End::Panic || prints == expected.1,
-                "{setting}, {name}"
-            );
+        let names = ["nothing", "unlikely", "warning", "error", "errors"];
+        for (name, expected) in names.into_iter().zip(expected) {
+            let (end, said) = run(&[("LOCKDEP", setting)], name);
+            assert_eq!((end, nr_printed(&said)), expected, "{setting}, {name}");
         }
     }
+}
+
+#[test]
+fn reports_are_printed_as_json_one_a_line() {
+    if cfg!(miri) {
+        return;
+    }
+    let variables = [("LOCKDEP", "print"), ("LOCKDEP_FORMAT", "json")];
+    let (end, said) = run(&variables, "errors");
+    let reports: Vec<serde_json::Value> = said
+        .lines()
+        .filter(|line| line.contains("lockdep") || line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("a line is an object"))
+        .collect();
+    let signatures: Vec<&str> = reports
+        .iter()
+        .filter_map(|report| report["signature"].as_str())
+        .collect();
+    let expected = [
+        "circular: a(W)>b(W) b(W)>a(W)",
+        "circular: b(W)>c(W) c(W)>b(W)",
+    ];
+    assert_eq!((end, &signatures[..]), (End::Well, &expected[..]), "{said}");
 }
 
 #[test]
@@ -114,13 +143,15 @@ fn a_file_says_what_is_not_to_be_told() {
     }
     const CIRCLE: &str = "circular: a(W)>b(W) b(W)>a(W)";
     let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/lockdep_suppressions");
+    let variables = [("LOCKDEP", "abort"), ("LOCKDEP_SUPPRESSIONS", file)];
     for (list, expected) in [
-        (CIRCLE.to_owned(), (End::Well, false)),
-        (format!("# a comment\n\n{CIRCLE}\n"), (End::Well, false)),
-        (format!("# {CIRCLE}"), (End::Abort, true)),
-        (CIRCLE.replace('b', "c"), (End::Abort, true)),
+        (CIRCLE.to_owned(), (End::Well, 0)),
+        (format!("# a comment\n\n{CIRCLE}\n"), (End::Well, 0)),
+        (format!("# {CIRCLE}"), (End::Abort, 1)),
+        (CIRCLE.replace('b', "c"), (End::Abort, 1)),
     ] {
         std::fs::write(file, &list).expect("tests may write there");
-        assert_eq!(run("abort", file, "error"), expected, "{list}");
+        let (end, said) = run(&variables, "error");
+        assert_eq!((end, nr_printed(&said)), expected, "{list}");
     }
 }

@@ -1,9 +1,10 @@
 //! What a report is known by, how it shows what happens, and how it is kept quiet.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lockdep::event::{self, Acquire};
-use lockdep::{Attributes, DynamicClass, Mode, Report, Validator};
+use lockdep::{Attributes, DynamicClass, Mode, Policy, Report, Validator};
+use serde_json::Value;
 
 /// Classes in a circle of so many orders, found in this turn; what is reported.
 fn circle(validator: &Validator, names: &[&str], first: usize) -> Vec<Arc<Report>> {
@@ -81,5 +82,58 @@ fn what_is_suppressed_is_not_reported_and_nothing_else_is_lost() {
         // The order that is suppressed is known all the same, and so is every other.
         let all = circle(&validator, &["quiet.x", "quiet.y"], 0);
         assert_eq!(all.len(), nr_reports + 1, "{list}");
+    }
+}
+
+/// What a program is called with, and gets as JSON, is what it can ask for, and what it reads.
+#[test]
+fn a_sink_is_told_once_and_an_object_has_what_the_text_has() {
+    let validator = Validator::new();
+    let told: Arc<Mutex<Vec<Report>>> = Arc::default();
+    let sink = Arc::clone(&told);
+    let tell = move |report: &Report| sink.lock().expect("no panic").push(report.clone());
+    validator.set_sink(Arc::new(tell));
+    let names = ["sink.\"a\"", "sink.b", "sink.c"];
+    circle(&validator, &names, 0);
+    assert_eq!(told.lock().expect("no panic").len(), 0, "silent by policy");
+    validator.reset();
+    validator.set_policy(Policy::Print);
+    circle(&validator, &names, 0);
+    let kept = circle(&validator, &names, 1);
+    let told = told.lock().expect("no panic").clone();
+    let [report] = &told[..] else {
+        panic!("told once, though it was done twice: {told:?}");
+    };
+    assert_eq!(
+        kept.iter().map(|kept| &**kept).collect::<Vec<_>>(),
+        [report]
+    );
+    let json: Value = serde_json::from_str(&report.json()).expect("it is JSON");
+    let text = report.text();
+    let field = |value: &Value| value.as_str().expect("a string").to_owned();
+    assert_eq!(field(&json["kind"]), "circular");
+    assert_eq!(field(&json["severity"]), "error");
+    assert_eq!(field(&json["signature"]), report.signature);
+    let list = |name: &str| json[name].as_array().expect("a list").clone();
+    assert_eq!(list("orders").len(), names.len());
+    for order in list("orders") {
+        for side in ["held", "taken"] {
+            let acquisition = &order[side];
+            let (class, site) = (field(&acquisition["class"]), field(&acquisition["site"]));
+            assert!(names.contains(&class.as_str()) && site.contains("reports.rs:"));
+            assert!(
+                text.contains(&format!("`{class}` (W, task) at {site}")),
+                "{text}"
+            );
+        }
+        assert_eq!(field(&order["provenance"]), "observed");
+        assert_eq!(order["nr_seen"], 1);
+    }
+    for (name, key) in [("timeline", Some("text")), ("advice", None)] {
+        assert!(!list(name).is_empty());
+        for value in list(name) {
+            let line = field(key.map_or(&value, |key| &value[key]));
+            assert!(text.contains(&line), "{line}");
+        }
     }
 }

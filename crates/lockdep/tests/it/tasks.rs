@@ -7,8 +7,8 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use lockdep::instrument::{Instrument, Instrumented};
-use lockdep::sync::Mutex;
-use lockdep::{Kind, Map, Validator, event};
+use lockdep::sync::{Completion, Mutex};
+use lockdep::{Kind, Map, Report, Severity, Validator, event};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -199,4 +199,66 @@ fn a_task_that_is_cancelled_releases_what_it_held() {
     drop(entered);
     let kinds: Vec<Kind> = validator.reports().iter().map(|r| r.kind).collect();
     assert_eq!(kinds, [Kind::HeldAtExit], "only that it waited");
+}
+
+/// Polls one task after the other to its end, on this thread; the one report.
+#[track_caller]
+fn report_of(tasks: impl IntoIterator<Item = Task>) -> Arc<Report> {
+    let validator = Validator::new();
+    let entered = validator.enter();
+    for mut task in tasks {
+        assert!(poll(&mut task).is_ready());
+    }
+    drop(entered);
+    let reports = validator.reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    Arc::clone(&reports[0])
+}
+
+#[test]
+fn a_report_calls_tasks_by_their_names() {
+    let locks = locks();
+    let nested = |name, [outer, inner]: [usize; 2]| -> Task {
+        let locks = Arc::clone(&locks);
+        let inner_task = async move {
+            let held = locks[outer].lock();
+            drop(locks[inner].lock());
+            drop(held);
+        };
+        // A task within a task, as a runtime within an executor has them.
+        Box::pin(async move { inner_task.instrument(name).await }.instrument("around"))
+    };
+    let report = report_of([nested("first", [0, 1]), nested("second task", [1, 0])]);
+    assert_eq!(report.severity, Severity::Error);
+    let names = report.orders.iter().map(|order| order.thread.as_deref());
+    let names: Vec<&str> = names.map(|name| name.expect("it was seen")).collect();
+    let is_called = |name: &str, part: &str| name.starts_with(part);
+    assert!(is_called(names[0], "first (task ") && is_called(names[1], "second task (task "));
+    assert!(report.text().contains("second task (task"), "{report}");
+}
+
+/// One thread that ends a wait and another time waits may be alone; tasks of one name are not one.
+#[test]
+fn tasks_on_one_thread_are_not_one() {
+    let check = |name: fn(Task) -> Task, expected: Severity| {
+        let lock = Arc::new(Mutex::new("task.lock", ()));
+        let done = Arc::new(Completion::new("task.done"));
+        let (its, end) = (Arc::clone(&lock), Arc::clone(&done));
+        let signals: Task = Box::pin(async move {
+            drop(its.lock());
+            end.complete_all();
+            end.reset();
+        });
+        let waits: Task = Box::pin(async move {
+            let _held = lock.lock();
+            let _ = done.wait_timeout(std::time::Duration::from_nanos(1));
+        });
+        let report = report_of([name(signals), name(waits)]);
+        assert_eq!(report.severity, expected, "{report}");
+    };
+    check(|task| task, Severity::Unlikely);
+    check(
+        |task| Box::pin(task.instrument("worker")),
+        Severity::Warning,
+    );
 }

@@ -13,7 +13,7 @@ use lockdep::sync::{Condvar, Mutex, Waited};
 pub(crate) type Task<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 /// How many seeds a test runs under.
-const NR_SEEDS: u64 = if cfg!(miri) { 2 } else { 60 };
+const NR_SEEDS: u64 = if cfg!(miri) { 1 } else { 60 };
 /// How often a test runs on threads.
 const NR_THREAD_ROUNDS: u64 = if cfg!(miri) { 1 } else { 20 };
 

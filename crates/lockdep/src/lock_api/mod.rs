@@ -28,22 +28,27 @@
     reason = "the traits of `lock_api` are unsafe to implement"
 )]
 
+#[cfg(not(feature = "validate"))]
+#[path = "unwatched.rs"]
+mod watch;
+#[cfg(feature = "validate")]
+mod watch;
+
 use std::any::TypeId;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use lock_api::{
-    GuardSend, RawMutex, RawMutexTimed, RawRwLock, RawRwLockDowngrade, RawRwLockRecursive,
+    GuardSend, RawMutex, RawMutexFair, RawMutexTimed, RawRwLock, RawRwLockDowngrade, RawRwLockFair,
+    RawRwLockRecursive, RawRwLockTimed, RawRwLockUpgrade, RawRwLockUpgradeDowngrade,
 };
 
-use crate::class::Class;
+use self::watch::Watch;
 use crate::contention;
-use crate::event::{self, Acquire};
-use crate::handed::{self, Token};
 use crate::hooks;
-use crate::registry::{self, Attributes, WaitType};
-use crate::task::{self, Site};
-use crate::wait::{EventKind, EventState, Limit};
-use crate::word::{ClassId, Mode};
+use crate::registry::WaitType;
+use crate::word::Mode;
+
+/// The class name of a lock that was given none.
+const UNNAMED: &str = "";
 
 /// A mutex of `lock_api` over a watched raw lock.
 pub type Mutex<R, T> = lock_api::Mutex<Checked<R>, T>;
@@ -111,7 +116,7 @@ impl<R> Checked<R> {
 impl<R> std::fmt::Debug for Checked<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Checked")
-            .field("class", &self.watch.class.name())
+            .field("class", &self.watch.name())
             .finish_non_exhaustive()
     }
 }
@@ -119,113 +124,6 @@ impl<R> std::fmt::Debug for Checked<R> {
 /// Whether a guard may have been sent to the thread that drops it.
 fn is_sent<Marker: 'static>() -> bool {
     TypeId::of::<Marker>() == TypeId::of::<GuardSend>()
-}
-
-/// What is told of one lock.
-struct Watch {
-    class: Class,
-    wait: WaitType,
-    /// The token of who took it alone.
-    taken_by: AtomicU32,
-    /// Another thread than had taken it once released it: it is an event now.
-    is_event: AtomicBool,
-    waits: EventState,
-}
-
-/// The class name of a lock that was given none.
-const UNNAMED: &str = "";
-
-impl Watch {
-    #[track_caller]
-    const fn new(class: &'static str, wait: WaitType) -> Self {
-        Self {
-            class: Class::new(class),
-            wait,
-            taken_by: AtomicU32::new(Token::ANY.0),
-            is_event: AtomicBool::new(false),
-            waits: EventState::new(EventKind::Once),
-        }
-    }
-
-    #[track_caller]
-    fn id(&self) -> ClassId {
-        let attributes = Attributes::of(self.wait);
-        if self.class.known_id().is_none() && self.class.name() == UNNAMED {
-            let place = std::panic::Location::caller();
-            self.class
-                .set_id(registry::resolve_site("unnamed", place, &attributes));
-        }
-        self.class.id(&attributes)
-    }
-
-    // Relaxed throughout: the lock itself orders what its holders write, and a reader that learns
-    // late that the lock is an event told an order more.
-    fn is_event(&self) -> bool {
-        self.is_event.load(Ordering::Relaxed)
-    }
-
-    /// Somebody is about to take it, and may block.
-    #[track_caller]
-    fn taking(&self, mode: Mode) {
-        if !hooks::load().has_validator() {
-            return;
-        }
-        if self.is_event() {
-            let site = Site::caller();
-            return drop(self.waits.wait(self.id(), Limit::Forever, site));
-        }
-        event::acquire(&Acquire::new(self.id(), self.class.addr(), mode));
-    }
-
-    /// It was taken, as was told before.
-    fn taken(&self, mode: Mode) {
-        if !hooks::load().has_validator() {
-            return;
-        }
-        if self.is_event() {
-            return self.waits.begin();
-        }
-        let taken_by = if mode.is_read() {
-            Token::ANY
-        } else {
-            Token::mine()
-        };
-        self.taken_by.store(taken_by.0, Ordering::Relaxed);
-    }
-
-    /// It was taken without blocking.
-    #[track_caller]
-    fn tried(&self, mode: Mode) {
-        if hooks::load().has_validator() && !self.is_event() {
-            event::acquire(&Acquire::new(self.id(), self.class.addr(), mode).tried());
-        }
-        self.taken(mode);
-    }
-
-    /// It was not taken after all.
-    fn given_up(&self) {
-        if !self.is_event() {
-            event::release_at(self.class.addr(), Site::Unknown);
-        }
-    }
-
-    /// It is about to be released.
-    #[track_caller]
-    fn releasing(&self, is_sent: bool) {
-        let (hooks, addr) = (hooks::load(), self.class.addr());
-        if !hooks.has_validator() || task::with(|task| task.pop_known(addr, hooks)) {
-            return;
-        }
-        let is_mine = event::is_held(addr, event::HeldAs::Any) == Some(true);
-        if is_mine || !is_sent || hooks::was_toggled() {
-            return event::release_at(addr, Site::Unknown);
-        }
-        if !self.is_event.swap(true, Ordering::Relaxed) {
-            handed::file(Token(self.taken_by.load(Ordering::Relaxed)), addr);
-        } else {
-            self.waits.signal(self.id(), Site::caller());
-        }
-    }
 }
 
 // SAFETY: every operation is that of the raw lock, which keeps the contract.
@@ -277,12 +175,12 @@ where
 
     #[track_caller]
     fn try_lock_for(&self, timeout: Self::Duration) -> bool {
-        self.timed(|raw| raw.try_lock_for(timeout))
+        self.timed(Mode::Exclusive, |raw| raw.try_lock_for(timeout))
     }
 
     #[track_caller]
     fn try_lock_until(&self, timeout: Self::Instant) -> bool {
-        self.timed(|raw| raw.try_lock_until(timeout))
+        self.timed(Mode::Exclusive, |raw| raw.try_lock_until(timeout))
     }
 }
 
@@ -295,14 +193,14 @@ impl<R> Checked<R> {
         contention::take(hooks::load(), class, attempt, || lock(&self.raw));
     }
 
-    /// Takes the lock alone, with a time limit: what is told before it blocks is taken back if the
-    /// time runs out.
+    /// Takes the lock with a time limit: what is told before it blocks is taken back if the time
+    /// runs out.
     #[track_caller]
-    fn timed(&self, try_lock: impl FnOnce(&R) -> bool) -> bool {
-        self.watch.taking(Mode::Exclusive);
+    fn timed(&self, mode: Mode, try_lock: impl FnOnce(&R) -> bool) -> bool {
+        self.watch.taking(mode);
         let is_taken = try_lock(&self.raw);
         if is_taken {
-            self.watch.taken(Mode::Exclusive);
+            self.watch.taken(mode);
         } else {
             self.watch.given_up();
         }
@@ -382,10 +280,7 @@ where
     R::GuardMarker: 'static,
 {
     unsafe fn downgrade(&self) {
-        if !self.watch.is_event() {
-            event::downgrade(self.watch.class.addr());
-            self.watch.taken(Mode::Shared);
-        }
+        self.watch.downgrading();
         // SAFETY: the caller is the writer.
         unsafe { self.raw.downgrade() };
     }
@@ -416,8 +311,131 @@ where
     }
 }
 
+// SAFETY: as above.
+unsafe impl<R: RawMutexFair> RawMutexFair for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    #[track_caller]
+    unsafe fn unlock_fair(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller holds the lock.
+        unsafe { self.raw.unlock_fair() };
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawRwLockFair> RawRwLockFair for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    #[track_caller]
+    unsafe fn unlock_shared_fair(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller is a reader.
+        unsafe { self.raw.unlock_shared_fair() };
+    }
+
+    #[track_caller]
+    unsafe fn unlock_exclusive_fair(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller is the writer.
+        unsafe { self.raw.unlock_exclusive_fair() };
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawRwLockTimed> RawRwLockTimed for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    type Duration = R::Duration;
+    type Instant = R::Instant;
+
+    #[track_caller]
+    fn try_lock_shared_for(&self, timeout: Self::Duration) -> bool {
+        self.timed(Mode::Shared, |raw| raw.try_lock_shared_for(timeout))
+    }
+
+    #[track_caller]
+    fn try_lock_shared_until(&self, timeout: Self::Instant) -> bool {
+        self.timed(Mode::Shared, |raw| raw.try_lock_shared_until(timeout))
+    }
+
+    #[track_caller]
+    fn try_lock_exclusive_for(&self, timeout: Self::Duration) -> bool {
+        self.timed(Mode::Exclusive, |raw| raw.try_lock_exclusive_for(timeout))
+    }
+
+    #[track_caller]
+    fn try_lock_exclusive_until(&self, timeout: Self::Instant) -> bool {
+        self.timed(Mode::Exclusive, |raw| raw.try_lock_exclusive_until(timeout))
+    }
+}
+
+/// A reader that may become a writer counts as a writer from the start: no other of its kind gets in
+/// beside it. That an upgrade waits for the readers inside is not told, so what is taken between the
+/// two is taken as under a writer.
+// SAFETY: as above.
+unsafe impl<R: RawRwLockUpgrade> RawRwLockUpgrade for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    #[track_caller]
+    fn lock_upgradable(&self) {
+        self.watch.taking(Mode::Exclusive);
+        self.wait(|raw| raw.try_lock_upgradable(), R::lock_upgradable);
+        self.watch.taken(Mode::Exclusive);
+    }
+
+    #[track_caller]
+    fn try_lock_upgradable(&self) -> bool {
+        let is_taken = self.raw.try_lock_upgradable();
+        if is_taken {
+            self.watch.tried(Mode::Exclusive);
+        }
+        is_taken
+    }
+
+    #[track_caller]
+    unsafe fn unlock_upgradable(&self) {
+        self.watch.releasing(is_sent::<R::GuardMarker>());
+        // SAFETY: the caller is the reader that may become a writer.
+        unsafe { self.raw.unlock_upgradable() };
+    }
+
+    unsafe fn upgrade(&self) {
+        // SAFETY: as above.
+        unsafe { self.raw.upgrade() };
+    }
+
+    unsafe fn try_upgrade(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { self.raw.try_upgrade() }
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<R: RawRwLockUpgradeDowngrade> RawRwLockUpgradeDowngrade for Checked<R>
+where
+    R::GuardMarker: 'static,
+{
+    unsafe fn downgrade_upgradable(&self) {
+        self.watch.downgrading();
+        // SAFETY: the caller is the reader that may become a writer.
+        unsafe { self.raw.downgrade_upgradable() };
+    }
+
+    unsafe fn downgrade_to_upgradable(&self) {
+        // SAFETY: the caller is the writer.
+        unsafe { self.raw.downgrade_to_upgradable() };
+    }
+}
+
 #[cfg(all(test, feature = "validate"))]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::{Kind, Validator};
 
