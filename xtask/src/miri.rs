@@ -6,7 +6,8 @@
 use crate::ci::{Step, run_all};
 use std::process::ExitCode;
 
-/// Files, clocks and variables of the environment are real. `parking_lot` makes pointers of numbers.
+/// Files, clocks and variables of the environment are real; some locks make
+/// pointers of numbers.
 const FLAGS: (&str, &str) = (
     "MIRIFLAGS",
     "-Zmiri-disable-isolation -Zmiri-permissive-provenance",

@@ -372,7 +372,7 @@ impl Inner {
     /// Keeps a report; how to deliver it, if it is new.
     fn keep(&self, report: &Arc<Report>) -> Option<Delivery> {
         let mut reports = self.reports.lock();
-        let same = |r: &Arc<Report>| r.signature == report.signature;
+        let same = |r: &Arc<Report>| r.fault == report.fault;
         let known = reports.list.iter().position(same);
         // What was unlikely, and has become worse, is told again.
         if known.is_some_and(|at| reports.list[at].severity >= report.severity)

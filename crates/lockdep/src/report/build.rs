@@ -61,6 +61,7 @@ pub(crate) fn build(finding: &Finding, threads: &ThreadNames) -> Report {
         kind: finding.kind,
         severity: Severity::Error,
         signature: String::new(),
+        fault: String::new(),
         thread: threads.get(finding.thread),
         act: acquisition(finding.act),
         against: finding.against.map(acquisition),
@@ -77,7 +78,8 @@ pub(crate) fn build(finding: &Finding, threads: &ThreadNames) -> Report {
         advice: Vec::new(),
     };
     grade(&mut report, finding);
-    report.signature = signature(&report, finding.note);
+    report.fault = signature(&report, finding.note, str::to_owned);
+    report.signature = signature(&report, finding.note, without_version);
     report.advice = advice(&report);
     if !finding.note.is_empty() {
         report.doubt.get_or_insert_with(|| finding.note.to_owned());
@@ -150,24 +152,40 @@ fn grade(report: &mut Report, finding: &Finding) {
     report.doubt = Some(doubt);
 }
 
-/// The kind and the classes; for a cycle, beginning with the smallest name.
-fn signature(report: &Report, note: &str) -> String {
-    let letter =
-        |acquisition: &Acquisition| format!("{}({})", acquisition.class, acquisition.mode.letter());
+/// A class name without the number that tells it from others of the name: that follows from which
+/// was used first, and may be another in the next run.
+fn without_version(class: &str) -> String {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let (name, subclass) = match class.rsplit_once('/') {
+        Some((name, subclass)) if is_number(subclass) => (name, &class[name.len()..]),
+        _ => (class, ""),
+    };
+    match name.rsplit_once('#') {
+        Some((name, version)) if is_number(version) => format!("{name}{subclass}"),
+        _ => class.to_owned(),
+    }
+}
+
+/// The kind and the classes, called by `name`; for a cycle, wherever it was entered.
+fn signature(report: &Report, note: &str, name: fn(&str) -> String) -> String {
+    let letter = |acquisition: &Acquisition| {
+        let class = name(&acquisition.class);
+        format!("{class}({})", acquisition.mode.letter())
+    };
     let mut parts: Vec<String> = report
         .orders
         .iter()
         .map(|order| format!("{}>{}", letter(&order.held), letter(&order.taken)))
         .collect();
     if report.kind == Kind::Circular {
-        let first = (0..parts.len()).min_by_key(|&at| parts[at].clone());
-        parts.rotate_left(first.unwrap_or(0));
+        let rotated = |first: usize| [&parts[first..], &parts[..first]].concat();
+        parts = (0..parts.len()).map(rotated).min().unwrap_or_default();
     } else {
         parts.extend(
             report
                 .uses
                 .iter()
-                .map(|(name, used)| format!("{}:{name}", used.class)),
+                .map(|(what, used)| format!("{}:{what}", name(&used.class))),
         );
         parts.push(letter(&report.act));
         parts.extend(report.against.iter().map(letter));

@@ -170,8 +170,11 @@ pub struct Report {
     pub kind: Kind,
     /// How sure.
     pub severity: Severity,
-    /// Names the fault in this and later runs, whatever the order in which it was found.
+    /// Names the fault in this and later runs, whatever the order in which it was found. Classes of
+    /// one name are not told apart.
     pub signature: String,
+    /// The same for this run alone, with classes of one name told apart.
+    pub(crate) fault: String,
     /// The thread in which it was found.
     pub thread: Option<String>,
     /// What it was about to do.

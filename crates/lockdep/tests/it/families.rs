@@ -12,6 +12,8 @@ mod irq;
 use lockdep::testing::World;
 use lockdep::{Attributes, Kind};
 
+use crate::reports::texts;
+
 /// What a case must come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
@@ -51,14 +53,13 @@ impl Case {
     fn fault(&self, family: &str) -> Option<String> {
         let world = World::with(self.attributes);
         let reports = world.run(&self.program);
-        let texts: Vec<String> = reports.iter().map(|report| report.text()).collect();
         let found = reports.first().map(|report| report.kind);
         let is_right = match self.verdict {
             Silent => found.is_none(),
             Reports(kinds) => found.is_some_and(|found| kinds.contains(&found)),
         };
-        let (program, texts) = (&self.program, texts.join("\n"));
-        (!is_right).then(|| format!("{family}: {program}: {found:?}\n{texts}"))
+        let program = &self.program;
+        (!is_right).then(|| format!("{family}: {program}: {found:?}\n{}", texts(&reports)))
     }
 }
 

@@ -13,6 +13,8 @@ use lockdep::{
     WaitType, context, prime, wait,
 };
 
+use crate::reports::texts;
+
 const SILENT: &[(Severity, Kind)] = &[];
 const CIRCLE: (Severity, Kind) = (Severity::Error, Kind::Circular);
 
@@ -25,8 +27,7 @@ fn check(expected: &[(Severity, Kind)], act: impl FnOnce()) -> Vec<Arc<Report>> 
     drop(entered);
     let reports = validator.reports();
     let found: Vec<_> = reports.iter().map(|r| (r.severity, r.kind)).collect();
-    let texts: Vec<String> = reports.iter().map(|report| report.text()).collect();
-    assert_eq!(found, expected, "{}", texts.join("\n"));
+    assert_eq!(found, expected, "{}", texts(&reports));
     reports
 }
 
@@ -363,8 +364,7 @@ fn programs_beyond_the_families() {
     ] {
         let world = World::new();
         let reports = world.run(program);
-        let texts: Vec<String> = reports.iter().map(|report| report.text()).collect();
-        assert_eq!(world.kinds(), expected, "{program}\n{}", texts.join("\n"));
+        assert_eq!(world.kinds(), expected, "{program}\n{}", texts(&reports));
     }
 }
 

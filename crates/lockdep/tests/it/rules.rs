@@ -3,6 +3,8 @@
 use lockdep::testing::World;
 use lockdep::{Attributes, Kind, Severity, WaitType};
 
+use crate::reports::texts;
+
 /// Runs a program in a world of its own: these kinds are found, and nothing else.
 #[track_caller]
 fn check(program: &str, expected: &[Kind]) {
@@ -12,8 +14,7 @@ fn check(program: &str, expected: &[Kind]) {
 #[track_caller]
 fn check_in(world: &World, program: &str, expected: &[Kind]) {
     let reports = world.run(program);
-    let texts: Vec<String> = reports.iter().map(|report| report.text()).collect();
-    assert_eq!(world.kinds(), expected, "{program}\n{}", texts.join("\n"));
+    assert_eq!(world.kinds(), expected, "{program}\n{}", texts(&reports));
 }
 
 const CIRCLE: &[Kind] = &[Kind::Circular];

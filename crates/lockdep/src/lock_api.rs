@@ -29,7 +29,7 @@
 )]
 
 #[cfg(not(feature = "validate"))]
-#[path = "unwatched.rs"]
+#[path = "lock_api/unwatched.rs"]
 mod watch;
 #[cfg(feature = "validate")]
 mod watch;
@@ -373,9 +373,8 @@ where
     }
 }
 
-/// A reader that may become a writer counts as a writer from the start: no other of its kind gets in
-/// beside it. That an upgrade waits for the readers inside is not told, so what is taken between the
-/// two is taken as under a writer.
+/// A reader that may become a writer counts as a writer from the start: no other of its kind gets
+/// in beside it. That an upgrade waits for the readers inside is not told.
 // SAFETY: as above.
 unsafe impl<R: RawRwLockUpgrade> RawRwLockUpgrade for Checked<R>
 where
