@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
 
+use pinless::mmu_notifier::{Context, Notifier, Range};
 use pinless::sync::Mutex;
 use pinless::{Advice, MapOptions, PAGE_SIZE, Pinless};
 use std::collections::BTreeSet;
@@ -53,6 +54,14 @@ impl Subscriber for Heard {
     fn exit(&self, _: &Id) {}
 }
 
+struct Refuses;
+
+impl Notifier for Refuses {
+    fn start<C: Context>(&self, _: &Range, cx: &C) -> Result<(), C::Refusal> {
+        cx.would_block()
+    }
+}
+
 #[test]
 fn spans_and_events_are_heard() {
     let heard = Heard {
@@ -74,6 +83,12 @@ fn spans_and_events_are_heard() {
         let guard = memory.guard(run, pinless::Access::Write);
         guard.expect("a frame").store_u64(0, 1).expect("inside");
     }
+    // More than there are frames, beside a device that is asked without blocking first.
+    let subscription = memory.subscribe("slow device", Arc::new(Refuses));
+    for page in 0..256 {
+        memory.load_u64(page * PAGE_SIZE as u64).expect("a frame");
+    }
+    drop(subscription);
     let all = memory.all();
     memory.advise(all, Advice::DontNeed).expect("no device");
     memory.unmap().expect("nobody holds it");
@@ -84,7 +99,7 @@ fn spans_and_events_are_heard() {
     for word in ["span map", "span guard", "span advise", "span unmap"] {
         assert!(words.contains(word), "no {word} in {words:?}");
     }
-    for word in ["fault", "evict", "bracket", "kill"] {
+    for word in ["fault", "evict", "bracket", "refusal", "kill"] {
         assert!(words.contains(word), "no {word} in {words:?}");
     }
 }
