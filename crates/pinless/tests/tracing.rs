@@ -1,7 +1,5 @@
 //! Spans and events reach the `tracing` crate.
 
-#![expect(clippy::print_stdout, reason = "a test that cannot run here says so")]
-
 use pinless::mmu_notifier::{Context, Notifier, Range};
 use pinless::sync::Mutex;
 use pinless::{Advice, MapOptions, PAGE_SIZE, Pinless};
