@@ -215,9 +215,14 @@ pub(super) fn bounds_change_while_they_are_in_use(machine: &dyn Machine) {
         })
     };
     for frames in [30, 12, 40, 5, 20, 4, 40, 8] {
-        memcg
-            .set_limit(Knob::Max, frames * PAGE_BYTES)
-            .expect("nothing is pinned");
+        // A thread that is kept from its processor while it has a page is in the way for a while.
+        world.wait_until("the bound changes", || {
+            match memcg.set_limit(Knob::Max, frames * PAGE_BYTES) {
+                Ok(()) => true,
+                Err(SetLimitError::InUse { .. }) => false,
+                Err(error) => panic!("{error}"),
+            }
+        });
         assert_eq!(memcg.frames().max(), frames);
         check_level(memcg);
     }
