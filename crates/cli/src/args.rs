@@ -79,7 +79,8 @@ pub(crate) struct ConformArgs {
     pub(crate) json: Option<PathBuf>,
 }
 
-const TEARDOWN_HELP: &str = "\
+/// The text below the options of `pinless teardown`.
+pub(crate) const TEARDOWN_HELP: &str = "\
 What happens:
   The program starts in a memory cgroup of its own. Its limit is set, the
   program hits it, and the kernel's OOM killer takes it. From then on it is
@@ -98,13 +99,13 @@ What happens:
   set. Cgroup v1 takes no limit below what is in use: it is set near it, and a
   helper in the group takes up the rest.
 
-Verdicts, from good to bad:
-  clean           all memory came back in time, nobody complained
-  slow            it came back, but later than --slow
-  kernel complaint  a WARN, BUG or lockdep splat names the program or driver
-  stuck           after --stuck seconds something is still there (says where)
-  reaper gave up  a notifier refused in all ten passes
-  second victim   another process died before the first one's memory was back
+Verdicts, from good to bad, with their exit codes (the worst round counts):
+  0  clean             all memory came back in time, nobody complained
+  3  slow              it came back, but later than --slow
+  4  kernel complaint  a WARN, BUG or lockdep splat names the program or driver
+  5  stuck             after --stuck seconds something is still there (says where)
+  6  reaper gave up    a notifier refused in all ten passes
+  7  second victim     another process died before the first one's memory was back
 
 Examples:
   pinless teardown -- ./my-driver-test --all
@@ -113,8 +114,8 @@ Examples:
   pinless teardown --json - -- ./my-driver-test | jq .rounds[0].timeline
 
 Exit codes:
-  0 clean, 1 any other verdict, 2 it could not be tested (the reason is on
-  stderr), 130 ended by Ctrl-C";
+  0 and 3 to 7 as above, 1 a bug of pinless, 2 it could not be tested (the
+  reason is on stderr), 130 ended by Ctrl-C. `exit_code` in the JSON is the same";
 
 /// Options of `pinless teardown`.
 #[derive(clap::Args, Debug)]

@@ -4,10 +4,12 @@ use crate::args::Cli;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use lockdep::sync::Mutex;
+use serde::Serialize;
 use std::fmt;
 
-/// What the shell sees.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the shell sees. Scripts know the numbers: none of them changes its meaning.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(into = "u8")]
 pub(crate) enum Exit {
     /// Everything held.
     Held = 0,
@@ -15,8 +17,24 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command was asked for something that cannot be done.
     BadUse = 2,
+    /// A teardown: memory came back late.
+    Slow = 3,
+    /// A teardown: the kernel complained.
+    Complaint = 4,
+    /// A teardown: memory did not come back.
+    Stuck = 5,
+    /// A teardown: the kernel's reaper gave up.
+    ReaperGaveUp = 6,
+    /// A teardown: a second process was killed too early.
+    SecondVictim = 7,
     /// The user ended it before it could show everything; what it had shown so far held.
     Interrupted = 130,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
 }
 
 /// Where the last panic came from.

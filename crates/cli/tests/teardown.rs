@@ -96,7 +96,8 @@ fn report(code: i32, options: &[&str], program: &[&str]) -> Option<(Value, Outpu
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
     assert_nothing_left(&groups, pid);
-    let report = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["exit_code"], code, "{report:#}");
     Some((report, output))
 }
 
@@ -145,6 +146,10 @@ fn the_limit_can_come_after_the_memory() {
             usage.is_some_and(|usage| usage > 24 << 20),
             "{when}: {usage:?}"
         );
+        if report["cgroup"] == "v1" {
+            let notes = report["notes"].to_string();
+            assert!(notes.contains("takes no limit below"), "{notes}");
+        }
     }
 }
 
@@ -238,7 +243,7 @@ fn pages_that_never_come_back_are_stuck() {
         .write(true)
         .open(&pipe);
     let told = report(
-        1,
+        5,
         &["--limit", "4M", "--stuck", "5"],
         &[text(&keeper), text(&pipe)],
     );
@@ -257,7 +262,7 @@ fn pages_that_never_come_back_are_stuck() {
 #[test]
 fn what_takes_longer_than_allowed_is_slow() {
     let leaker = program("leaker");
-    let Some((report, output)) = report(1, &["--limit", "8M", "--slow", "0"], &[text(&leaker)])
+    let Some((report, output)) = report(3, &["--limit", "8M", "--slow", "0"], &[text(&leaker)])
     else {
         return;
     };
@@ -395,7 +400,7 @@ fn is_running(pid: u32) -> bool {
 #[test]
 fn interrupted_it_leaves_nothing_behind() {
     let Some(groups) = groups() else { return };
-    for name in ["-INT", "-TERM"] {
+    for name in ["-INT", "-TERM", "-HUP"] {
         let mut endless = Endless::start();
         assert_eq!(endless.end(name), Some(130), "{name}");
         assert_nothing_left(&groups, endless.test.id());
@@ -423,6 +428,47 @@ fn killed_it_takes_the_program_along() {
     assert_nothing_left(&groups, endless.test.id());
 }
 
+/// What is left without trace events: the victim, its end, its memory, and a sentence that says
+/// what is missing.
+#[track_caller]
+fn check_untraced(report: &Value) {
+    let round = &report["rounds"][0];
+    assert_eq!(round["traced"], false);
+    assert_eq!(round["mmu_notifiers"]["kvm_unmap_hva_range"], Value::Null);
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("without trace events ("), "{notes}");
+    assert!(notes.contains("the reaper is not seen"), "{notes}");
+}
+
+/// Root on a machine without tracefs: in a mount namespace of its own, something else lies over it.
+#[test]
+fn without_tracefs_it_tells_less_and_says_so() {
+    if groups().is_none() {
+        return;
+    }
+    let hide = "for dir in /sys/kernel/tracing /sys/kernel/debug; do \
+                [ ! -d $dir ] || mount -t tmpfs none $dir || exit 77; done; exec \"$@\"";
+    let leaker = program("leaker");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", hide, "sh"])
+        .args([env!("CARGO_BIN_EXE_pinless"), "teardown"])
+        .args(PATIENT)
+        .args(["--limit", "8M", "--json", "-", "--", text(&leaker)])
+        .output();
+    let Ok(output) = output else {
+        println!("skipped: no unshare");
+        return;
+    };
+    if output.status.code() == Some(77) || stderr(&output).starts_with("unshare: ") {
+        println!("skipped: no mount namespace: {}", stderr(&output));
+        return;
+    }
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    check_clean(&report, "leaker");
+    check_untraced(&report);
+}
+
 /// In a group that was handed to another user, that user needs nothing else.
 #[test]
 fn who_owns_a_group_needs_no_root() {
@@ -439,6 +485,8 @@ fn who_owns_a_group_needs_no_root() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     check_clean(&report, "leaker");
+    // Tracing is root's.
+    check_untraced(&report);
     removed.expect("nothing is left in it");
 }
 

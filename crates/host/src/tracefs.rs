@@ -39,6 +39,33 @@ pub struct Event {
 }
 
 impl Event {
+    /// Takes a line of the kernel's `trace_pipe` apart: `  comm-123  [001] d..1. 14216.150121:
+    /// event_name: fields`. None of what tells of no event.
+    pub fn parse(line: &str) -> Option<Self> {
+        // The name of a task may hold anything, so the line is taken apart from the processor's
+        // brackets outwards.
+        let mut from = 0;
+        let (head, tail) = loop {
+            let at = from + line[from..].find(" [")?;
+            let tail = &line[at + 2..];
+            let (processor, tail) = tail.split_once("] ")?;
+            if !processor.is_empty() && processor.bytes().all(|byte| byte.is_ascii_digit()) {
+                break (&line[..at], tail);
+            }
+            from = at + 2;
+        };
+        let task = head.trim_end().rsplit_once('-')?.1.parse().ok()?;
+        let mut words = tail.splitn(3, ": ");
+        let time = words.next()?.split_whitespace().next_back()?;
+        let name = words.next()?;
+        Some(Self {
+            at_ns: nanoseconds(time)?,
+            task,
+            name: name.trim_end_matches(':').to_owned(),
+            fields: words.next().unwrap_or_default().trim().to_owned(),
+        })
+    }
+
     /// The number in `key=NUMBER`.
     pub fn number(&self, key: &str) -> Option<u64> {
         let value = self.value(key)?;
@@ -154,7 +181,7 @@ impl Trace {
         let text = core::mem::replace(&mut self.partial, rest);
         for line in String::from_utf8_lossy(&text).lines() {
             self.lost += lost(line);
-            events.extend(parse(line));
+            events.extend(Event::parse(line));
         }
         events
     }
@@ -220,31 +247,6 @@ fn lost(line: &str) -> u64 {
     number.unwrap_or(0)
 }
 
-/// `  comm-123  [001] d..1. 14216.150121: event_name: fields`. The name of a task may hold
-/// anything, so the line is taken apart from the processor's brackets outwards.
-fn parse(line: &str) -> Option<Event> {
-    let mut from = 0;
-    let (head, tail) = loop {
-        let at = from + line[from..].find(" [")?;
-        let tail = &line[at + 2..];
-        let (processor, tail) = tail.split_once("] ")?;
-        if !processor.is_empty() && processor.bytes().all(|byte| byte.is_ascii_digit()) {
-            break (&line[..at], tail);
-        }
-        from = at + 2;
-    };
-    let task = head.trim_end().rsplit_once('-')?.1.parse().ok()?;
-    let mut words = tail.splitn(3, ": ");
-    let time = words.next()?.split_whitespace().next_back()?;
-    let name = words.next()?;
-    Some(Event {
-        at_ns: nanoseconds(time)?,
-        task,
-        name: name.trim_end_matches(':').to_owned(),
-        fields: words.next().unwrap_or_default().trim().to_owned(),
-    })
-}
-
 /// Seconds with a decimal point, without rounding.
 fn nanoseconds(time: &str) -> Option<u64> {
     let (seconds, fraction) = time.split_once('.')?;
@@ -260,7 +262,7 @@ mod tests {
 
     #[track_caller]
     fn check(line: &str, expected: Option<(u64, u32, &str, &str)>) {
-        let parsed = parse(line);
+        let parsed = Event::parse(line);
         let seen = parsed.as_ref().map(|event| {
             let (name, fields) = (event.name.as_str(), event.fields.as_str());
             (event.at_ns, event.task, name, fields)

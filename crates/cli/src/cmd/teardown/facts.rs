@@ -46,6 +46,13 @@ pub(super) struct Blocked {
     pub(super) last_ns: u64,
 }
 
+impl Blocked {
+    /// The function of the kernel that it sleeps in.
+    pub(super) fn place(&self) -> &str {
+        self.wchan.as_deref().unwrap_or("an unknown place")
+    }
+}
+
 /// Invalidations of a KVM guest's memory that reached its MMU notifier, by who asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct KvmUnmaps {
@@ -91,8 +98,11 @@ pub(super) struct Facts {
     pub(super) peak_bytes: u64,
     pub(super) pressure: Option<Pressure>,
     pub(super) lost_events: u64,
-    /// Processes that went on, and had to be ended.
-    pub(super) nr_survivors: usize,
+    /// The process whose address space is kept after its end: only its unmapping, or the reaper's
+    /// last step, says that its memory is gone. None where tracing would not tell.
+    pub(super) held: Option<u32>,
+    /// How many processes went on, and when they were ended.
+    pub(super) survivors: Option<At<usize>>,
     /// What the kernel answered when it was asked to take the rest back.
     pub(super) mrelease: Option<String>,
 }
@@ -159,6 +169,45 @@ impl Facts {
             ("kvm_unmap_hva_range", _) if self.is_reaping() => self.kvm.reaper += 1,
             _ => {}
         }
+    }
+
+    /// Takes in a look at the group after the kill: those in `alive` have not ended.
+    pub(super) fn see_alive(&mut self, now: u64, alive: &[u32]) {
+        if alive.is_empty() {
+            self.empty_ns.get_or_insert(now);
+        }
+        for index in 0..self.victims.len() {
+            let At { ns: after, what } = &self.victims[index];
+            let pid = what.pid;
+            if what.gone_ns.is_some() {
+                continue;
+            }
+            let mut unmapped = self.unmapped.iter();
+            let exit = unmapped.find(|at| at.what == pid && at.ns >= *after);
+            let mut reaped = self.reaper.iter();
+            let reaped = reaped.find(|at| at.what == (Reaper::Finished, pid));
+            let told = exit.map(|at| at.ns).or(reaped.map(|at| at.ns));
+            let has_ended = !alive.contains(&pid) && self.held != Some(pid);
+            self.victims[index].what.gone_ns = told.or(has_ended.then_some(now));
+        }
+    }
+
+    /// Takes in what is charged after the kill. Memory is back when that is no more than what the
+    /// kernel may keep: `slack_bytes`, and what `stat` says is not the program's.
+    pub(super) fn see_usage(&mut self, now: u64, usage: u64, slack_bytes: u64, stat: &Stat) {
+        let mut kept = slack_bytes + stat.file + stat.kernel;
+        if self.empty_ns.is_some() {
+            // Files in a tmpfs, which nobody has to give back.
+            kept += stat.shmem;
+        }
+        if usage <= kept {
+            self.back_ns.get_or_insert(now);
+        }
+    }
+
+    /// Takes in a thread that slept where its death does not wake it.
+    pub(super) fn see_asleep(&mut self, task: u32, now: u64, asleep: impl FnOnce() -> Blocked) {
+        self.blocked.entry(task).or_insert_with(asleep).last_ns = now;
     }
 
     fn is_reaping(&self) -> bool {

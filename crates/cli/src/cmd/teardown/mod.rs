@@ -8,6 +8,8 @@
 mod facts;
 pub(crate) mod press;
 mod progress;
+#[cfg(test)]
+mod replay;
 pub(crate) mod report;
 mod round;
 mod splat;
@@ -139,11 +141,7 @@ pub(crate) fn main(args: &TeardownArgs) -> Exit {
     for line in term::failures(&report) {
         exit::eprint_line(&line);
     }
-    match (report.ok, report.interrupted) {
-        (_, true) => Exit::Interrupted,
-        (true, false) => Exit::Held,
-        (false, false) => Exit::Failed,
-    }
+    report.exit_code
 }
 
 fn run_and_show(args: &TeardownArgs) -> Result<Report, TeardownError> {
@@ -199,6 +197,7 @@ fn begin(args: &TeardownArgs) -> Report {
         ok: false,
         verdict: None,
         interrupted: false,
+        exit_code: Exit::Interrupted,
         program: words
             .map(|word| word.to_string_lossy().into_owned())
             .collect(),
@@ -241,6 +240,10 @@ fn sum_up(report: &mut Report) {
     let rounds = &report.rounds;
     report.verdict = rounds.iter().map(|round| round.verdict).max();
     report.ok = report.verdict.is_some_and(Verdict::is_good);
+    report.exit_code = match report.verdict {
+        Some(verdict) if !report.interrupted => verdict.exit(),
+        _ => Exit::Interrupted,
+    };
     report.kill_to_exit = Spread::of(rounds.iter().filter_map(|round| round.kill_to_exit_us));
     report.kill_to_back = Spread::of(rounds.iter().filter_map(|round| round.kill_to_back_us));
     let unmaps = rounds.iter().filter_map(|round| {

@@ -5,6 +5,7 @@ use super::round::Played;
 use super::splat::Complaint;
 use super::verdict::Verdict;
 use crate::args::Bytes;
+use crate::exit::Exit;
 use serde::Serialize;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -16,6 +17,8 @@ pub(crate) struct Report {
     /// The worst of the rounds'; none if it was interrupted before the first was over.
     pub(crate) verdict: Option<Verdict>,
     pub(crate) interrupted: bool,
+    /// What the command ends with: one number for each verdict.
+    pub(crate) exit_code: Exit,
     pub(crate) program: Vec<String>,
     pub(crate) limit_bytes: u64,
     pub(crate) limit_when: String,
@@ -144,6 +147,8 @@ impl Round {
                 .map(|(ns, kill)| ns.saturating_sub(kill) / 1000)
         };
         let gone = facts.victims.first().and_then(|at| at.what.gone_ns);
+        // Of who is held the memory goes later.
+        let ended = gone.into_iter().chain(facts.empty_ns).min();
         let traced = |count: u64| played.is_traced.then_some(count);
         Self {
             verdict,
@@ -154,11 +159,11 @@ impl Round {
             peak_bytes: facts.peak_bytes,
             left_bytes: facts.left_bytes,
             start_to_kill_us: kill.map(|kill| kill.saturating_sub(played.begun_ns) / 1000),
-            kill_to_exit_us: since_kill(gone.or(facts.empty_ns)),
+            kill_to_exit_us: since_kill(ended),
             kill_to_back_us: since_kill(facts.back_ns),
             victims: victims(facts),
             exit: facts.exit.as_ref().map(|exit| ending(exit.what)),
-            survivors: facts.nr_survivors,
+            survivors: facts.survivors.as_ref().map_or(0, |at| at.what),
             reaper: reaper(facts),
             mmu_notifiers: MmuNotifiers {
                 kvm_unmap_hva_range: traced(facts.kvm.program),
@@ -267,6 +272,12 @@ fn timeline(facts: &Facts, begun_ns: u64) -> Vec<Step> {
         add(
             Some(at.ns),
             format!("memory of {who} ({}) unmapped", at.what),
+        );
+    }
+    if let Some(at) = &facts.survivors {
+        add(
+            Some(at.ns),
+            format!("{} processes that went on ended", at.what),
         );
     }
     add(facts.empty_ns, "no process left".to_owned());

@@ -181,6 +181,9 @@ impl Round<'_> {
         } else {
             None
         };
+        if hold.is_some() && self.watcher.is_traced() {
+            self.watcher.facts.held = Some(program.child.id());
+        }
         let mut presser = None;
         if self.limit_bytes.is_none() {
             if !self.wait_for_limit_time(&mut program)? {
@@ -393,6 +396,7 @@ impl Round<'_> {
             if hold.is_some() && self.is_reaper_done(now, since_kill) {
                 let facts = &mut self.watcher.facts;
                 facts.reaped_bytes = Some(facts.usage_at_kill.saturating_sub(self.memcg.usage()));
+                facts.held = None;
                 hold = None;
             }
             let facts = &self.watcher.facts;
@@ -408,6 +412,7 @@ impl Round<'_> {
                 return true;
             }
             if since_kill > self.args.stuck.saturating_mul(1_000_000_000) {
+                self.watcher.facts.held = None;
                 drop(hold);
                 self.ask_for_memory();
                 return true;
@@ -436,7 +441,10 @@ impl Round<'_> {
             .filter(|&&pid| process::Status::read(pid).is_some_and(|status| status.state != 'Z'));
         let nr = alive.count();
         if nr > 0 {
-            self.watcher.facts.nr_survivors = nr;
+            self.watcher.facts.survivors = Some(At {
+                ns: now_ns(),
+                what: nr,
+            });
             self.memcg.kill_all();
         }
     }

@@ -1,8 +1,9 @@
 //! The verdict over a round.
 
-use super::facts::{Facts, Reaper};
+use super::facts::{Blocked, Facts, Reaper};
 use super::splat::Complaint;
 use crate::args::Bytes;
+use crate::exit::Exit;
 use serde::Serialize;
 
 /// How the teardown went; the better comes first.
@@ -26,6 +27,18 @@ pub(crate) enum Verdict {
 impl Verdict {
     pub(crate) fn is_good(self) -> bool {
         self == Self::Clean
+    }
+
+    /// The code with which a test ends whose worst round went like this.
+    pub(crate) fn exit(self) -> Exit {
+        match self {
+            Self::Clean => Exit::Held,
+            Self::Slow => Exit::Slow,
+            Self::Complaint => Exit::Complaint,
+            Self::Stuck => Exit::Stuck,
+            Self::ReaperGaveUp => Exit::ReaperGaveUp,
+            Self::SecondVictim => Exit::SecondVictim,
+        }
     }
 
     /// The words of the table.
@@ -106,7 +119,7 @@ fn stuck(facts: &Facts, measure: Measure) -> Option<String> {
                 "{} is in state {} in {}",
                 task.name,
                 task.state,
-                task.wchan.as_deref().unwrap_or("an unknown place")
+                task.place()
             ),
             None => "a process is still there".to_owned(),
         });
@@ -128,29 +141,45 @@ fn stuck(facts: &Facts, measure: Measure) -> Option<String> {
 }
 
 fn slow(facts: &Facts, measure: Measure) -> Option<String> {
-    let since = if measure.is_held {
-        facts.reaper_ns(Reaper::Woken).or(facts.kill_ns())?
+    let took = if measure.is_held {
+        let since = facts.reaper_ns(Reaper::Woken).or(facts.kill_ns())?;
+        let until = facts.reaper_ns(Reaper::Finished).or(facts.back_ns)?;
+        until.saturating_sub(since)
     } else {
-        facts.kill_ns()?
+        // Who was not killed had a right to its memory until it was ended.
+        let since = facts.survivors.as_ref().map(|at| at.ns);
+        let all = facts.back_ns?.saturating_sub(since.or(facts.kill_ns())?);
+        let victims = facts.victims.iter();
+        let each = victims.filter_map(|at| Some(at.what.gone_ns?.saturating_sub(at.ns)));
+        each.fold(all, u64::max)
     };
-    let until = if measure.is_held {
-        facts.reaper_ns(Reaper::Finished).or(facts.back_ns)?
-    } else {
-        facts.back_ns?
-    };
-    let took = until.saturating_sub(since);
     (took > measure.slow_ns).then(|| {
         format!(
-            "memory took {} ms to come back, {} are allowed",
+            "memory took {} ms to come back, {} are allowed{}",
             took / 1_000_000,
-            measure.slow_ns / 1_000_000
+            measure.slow_ns / 1_000_000,
+            longest_sleep(facts)
         )
     })
 }
 
+/// Who slept longest where its death did not wake it, if anybody did.
+fn longest_sleep(facts: &Facts) -> String {
+    let slept_ns = |task: &Blocked| task.last_ns - task.first_ns;
+    let Some(task) = facts.blocked.values().max_by_key(|task| slept_ns(task)) else {
+        return String::new();
+    };
+    format!(
+        "; {} slept for {} ms in {}",
+        task.name,
+        slept_ns(task) / 1_000_000,
+        task.place()
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::facts::{At, Blocked, Victim};
+    use super::super::facts::{At, Victim};
     use super::*;
     use pinless_host::memcg::Stat;
 
@@ -215,6 +244,31 @@ mod tests {
             MEASURE,
             Verdict::ReaperGaveUp,
         );
+    }
+
+    /// Scripts go by the codes, and people by the help and the manual: all say the same.
+    #[test]
+    fn each_verdict_has_its_own_code_and_is_told_with_it() {
+        let manual = include_str!("../../../../../docs/teardown.md");
+        let mut codes = std::collections::BTreeSet::new();
+        for verdict in [
+            Verdict::Clean,
+            Verdict::Slow,
+            Verdict::Complaint,
+            Verdict::Stuck,
+            Verdict::ReaperGaveUp,
+            Verdict::SecondVictim,
+        ] {
+            let (code, words) = (u8::from(verdict.exit()), verdict.words());
+            assert_eq!(code == 0, verdict.is_good(), "{words}");
+            assert!(![1, 2, 130].contains(&code), "{words} has a code of others");
+            assert!(codes.insert(code), "{words} has the code of another one");
+            let row = format!("\n| {words} | {code} | ");
+            assert!(manual.contains(&row), "{row} is not in docs/teardown.md");
+            let line = format!("\n  {code}  {words:16}  ");
+            assert!(crate::args::TEARDOWN_HELP.contains(&line), "{line}");
+        }
+        assert_eq!(codes.into_iter().collect::<Vec<_>>(), [0, 3, 4, 5, 6, 7]);
     }
 
     #[test]

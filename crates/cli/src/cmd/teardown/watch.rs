@@ -3,7 +3,7 @@
 use super::facts::{At, Blocked, Facts, Victim};
 use pinless_host::MonotonicClock;
 use pinless_host::kmsg::Kmsg;
-use pinless_host::memcg::Memcg;
+use pinless_host::memcg::{Memcg, Stat};
 use pinless_host::process::{self, Status};
 use pinless_host::psi::{self, Pressure};
 use pinless_host::tracefs::{Trace, Wanted};
@@ -87,6 +87,10 @@ impl<'a> Watcher<'a> {
         self.kmsg.is_some()
     }
 
+    pub(super) fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// Bytes charged when it looked last.
     pub(super) fn usage(&self) -> u64 {
         self.usage
@@ -156,8 +160,6 @@ impl<'a> Watcher<'a> {
             // Who has no memory any more is being killed just now: the last look counts.
             let largest = largest.filter(|&(rss, _)| rss > 0);
             self.largest = largest.map(|(rss, pid)| (pid, rss)).or(self.largest);
-        } else if alive.is_empty() {
-            self.facts.empty_ns.get_or_insert(now);
         }
         alive
     }
@@ -210,21 +212,7 @@ impl<'a> Watcher<'a> {
     }
 
     fn look_at_the_dying(&mut self, now: u64, alive: &[u32]) {
-        for index in 0..self.facts.victims.len() {
-            let pid = self.facts.victims[index].what.pid;
-            let is_done = self.facts.victims[index].what.gone_ns.is_some();
-            if is_done {
-                continue;
-            }
-            let after = self.facts.victims[index].ns;
-            let mut unmapped = self.facts.unmapped.iter();
-            let exit = unmapped.find(|at| at.what == pid && at.ns >= after);
-            let mut reaped = self.facts.reaper.iter();
-            let reaped = reaped.find(|at| at.what == (super::facts::Reaper::Finished, pid));
-            let told = exit.map(|at| at.ns).or(reaped.map(|at| at.ns));
-            let seen = (!alive.contains(&pid)).then_some(now);
-            self.facts.victims[index].what.gone_ns = told.or(seen);
-        }
+        self.facts.see_alive(now, alive);
         let killed = self.facts.kill_ns().unwrap_or(now);
         if now.saturating_sub(killed) < BLOCKED_NS || alive.is_empty() {
             return;
@@ -245,7 +233,7 @@ impl<'a> Watcher<'a> {
         if status.state != 'D' {
             return;
         }
-        let blocked = self.facts.blocked.entry(task).or_insert_with(|| Blocked {
+        self.facts.see_asleep(task, now, || Blocked {
             name: status.name,
             state: status.state,
             wchan: process::wchan(task),
@@ -253,26 +241,21 @@ impl<'a> Watcher<'a> {
             first_ns: now,
             last_ns: now,
         });
-        blocked.last_ns = now;
     }
 
-    /// Memory is back when nothing is charged but what the kernel may keep.
     fn look_at_memory(&mut self, now: u64) {
         if self.facts.back_ns.is_some() {
             return;
         }
-        let mut kept = self.slack_bytes;
-        if self.usage > kept {
-            let stat = self.memcg.stat();
-            kept += stat.file + stat.kernel;
-            if self.facts.empty_ns.is_some() {
-                // Files in a tmpfs, which nobody has to give back.
-                kept += stat.shmem;
-            }
-        }
-        if self.usage <= kept {
-            self.facts.back_ns = Some(now);
-        }
+        let is_much = self.usage > self.slack_bytes;
+        // What there is of each kind costs more to find out.
+        let stat = if is_much {
+            self.memcg.stat()
+        } else {
+            Stat::default()
+        };
+        let (usage, slack_bytes) = (self.usage, self.slack_bytes);
+        self.facts.see_usage(now, usage, slack_bytes, &stat);
     }
 
     /// The last look, when nobody is left in the group.
