@@ -231,6 +231,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     oom_devices::n70_n71_what_a_device_holds_is_left_behind_by_name,
     #[cfg(feature = "notifiers")]
+    oom_devices::what_a_pin_keeps_is_told_and_comes_back_with_it,
+    #[cfg(feature = "notifiers")]
     oom_devices::n61_n75_no_second_victim_before_the_first_is_reaped,
     #[cfg(feature = "notifiers")]
     oom_devices::nobody_is_killed_while_advice_is_carried_out,

@@ -7,7 +7,7 @@ use crate::gfp::Gfp;
 use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
 use crate::mm_struct::Advice;
 use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
-use crate::oom::Reaping;
+use crate::oom::{Held, Reaping};
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +59,40 @@ pub(super) fn n70_n71_what_a_device_holds_is_left_behind_by_name(machine: &dyn M
     );
     assert!(report.first_page_ns.is_some());
     hangs.store(false, Ordering::Relaxed);
+    drop(subscription);
+}
+
+/// A device lets go of its translations at once, and of its pages when its work is over: what it
+/// keeps is unmapped but not freed. It counts until then, and the report says what keeps it.
+pub(super) fn what_a_pin_keeps_is_told_and_comes_back_with_it(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(32));
+    let mm = world.memcg.new_mm("victim");
+    let mapping = world.map(&mm, 16);
+    for page in 0..16 {
+        write_page(&*mapping, page, &[7; PAGE_SIZE]);
+    }
+    let vma = mapping.vma();
+    let pin = vma.pin(PageRun::new(4, 3), Access::Write, Gfp::Kernel);
+    let agrees = Arc::new(Holder {
+        hangs: Arc::default(),
+    });
+    let subscription = mm.notifiers().subscribe("hfi", Ranges::WholeMm, agrees);
+    assert!(world.memcg.kill(&mm));
+    world.wait_until_reaped();
+    let report = world.memcg.oom_reports().pop().expect("one was killed");
+    assert_eq!(report.passes, world.memcg.limits().reap_passes);
+    let told = report.skipped.iter();
+    let told: Vec<_> = told.map(|it| (&*it.holder, it.how, it.pages)).collect();
+    assert_eq!(told, [("a pin", Held::Pinned, 3)], "{report}");
+    assert_eq!(report.back_ns, None, "{report}");
+    assert_eq!(mm.nr_frames() + mm.nr_swapped(), 3);
+    assert_eq!(world.memcg.frames().usage(), 3, "what is not freed counts");
+    drop(pin.expect("frames"));
+    world.wait_until("all is back", || {
+        let report = world.memcg.oom_reports().pop();
+        report.is_some_and(|report| report.back_ns.is_some())
+    });
+    assert_eq!(world.memcg.frames().usage(), 0);
     drop(subscription);
 }
 
