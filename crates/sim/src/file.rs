@@ -12,6 +12,8 @@ use pinless_mm::swap::{BackingFile, Buffer, CLUSTER_BYTES, Cluster, FileError, F
 pub struct FileFaults {
     /// Reads that end in an error.
     pub read_error_one_in: u64,
+    /// So many clusters, from the first on, cannot be read.
+    pub unreadable: u32,
     /// Writes that end in an error; the cluster is half written.
     pub write_error_one_in: u64,
     /// Writes that are acknowledged, though only a part reached the cluster.
@@ -112,7 +114,7 @@ impl State {
         self.nr_reads += 1;
         let (offset, len) = (offset as usize, len as usize);
         assert!(offset + len <= CLUSTER_BYTES, "a read leaves its cluster");
-        if self.rng.one_in(self.faults.read_error_one_in) {
+        if cluster < self.faults.unreadable || self.rng.one_in(self.faults.read_error_one_in) {
             return Err(FileError::Device { errno: EIO });
         }
         let (from, to) = (
@@ -223,6 +225,8 @@ mod tests {
             check(faults, 7)
         };
         assert_eq!(with(|faults| faults.read_error_one_in = 1).1, error);
+        assert_eq!(with(|faults| faults.unreadable = 2).1, error);
+        assert_eq!(with(|faults| faults.unreadable = 1).1, Ok(()));
         assert_eq!(with(|faults| faults.write_error_one_in = 1).0, error);
         let (written, _, differing) = with(|faults| faults.torn_one_in = 1);
         assert!(written.is_ok() && differing > 0, "{differing} bytes");

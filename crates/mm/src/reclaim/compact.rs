@@ -66,14 +66,14 @@ impl Memcg {
     }
 
     /// Empties the emptiest block of each size that has room for what is in it elsewhere; false
-    /// when there is none, or nothing could be taken out of it.
+    /// when there is nothing more to win.
     fn empty_blocks(&self) -> bool {
         let mut nr_moved = 0;
-        let nr_blocks = self.zswap.empty_blocks(|owner, slot| {
+        let goes_on = self.zswap.empty_blocks(|owner, slot| {
             nr_moved += u64::from(self.relocate(owner, slot).is_some());
         });
         add(&self.stat.zswpcompact, nr_moved);
-        nr_blocks > 0 && nr_moved > 0
+        goes_on
     }
 
     /// Moves the copy of a page to another slot of its size, if that is its slot.

@@ -23,8 +23,8 @@ use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::Vma;
 use crate::page::{State, Word};
 use crate::swap::{
-    CLUSTER_BYTES, CLUSTER_SLOTS_MAX, Cluster, FileHandle, FileStore, Filling, SLOT_BYTES_MAX,
-    SlotHandle, Stored, slots_in,
+    CLUSTER_BYTES, CLUSTER_SLOTS_MAX, Cluster, FileHandle, FileStore, Filling, FoundSlot,
+    SLOT_BYTES_MAX, SlotHandle, Stored, slots_in,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -35,6 +35,9 @@ const RUN_PAGES: u64 = 16;
 
 /// Clusters that are emptied into one.
 const SPARSE_MAX: usize = 8;
+
+/// Clusters that are tried again at a time: one may be a match for the other.
+const AGAIN_MAX: u32 = 2;
 
 /// How often the worker tries again when the file took nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -72,6 +75,15 @@ struct Moved {
 enum Which {
     Cold,
     Any,
+}
+
+/// What was taken out of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Nothing,
+    /// As much as there was room for.
+    Part,
+    All,
 }
 
 impl WriteBack {
@@ -147,16 +159,18 @@ impl Memcg {
             return true;
         };
         while self.is_store_above(5, 8) && !self.is_stopped() {
-            if file.is_short() {
-                // The file is everybody's: the pages of its clusters are found from the root only.
-                let root = self.levels().last().unwrap_or(self);
-                root.win_back(file, batch);
-            }
-            if self.write_cluster(file, &mut batch.moved) == 0 {
+            // The file is everybody's: the pages of its clusters are found from the root only.
+            let root = self.levels().last().unwrap_or(self);
+            let nr_won = match file.is_short() {
+                true => root.win_back(file, batch),
+                false => 0,
+            };
+            if self.write_cluster(file, &mut batch.moved) > 0 {
+                // There is room for what stands by.
+                self.reclaim.kick();
+            } else if nr_won == 0 {
                 return false;
             }
-            // There is room for what stands by.
-            self.reclaim.kick();
         }
         true
     }
@@ -197,47 +211,79 @@ impl Memcg {
     }
 
     /// Writes the pages of clusters that are half empty to one that is full, for the others to come
-    /// free.
-    fn win_back(&self, file: &FileStore, batch: &mut Batch) {
+    /// free. Nothing is won by one that goes to another. Returns how many pages went.
+    fn win_back(&self, file: &FileStore, batch: &mut Batch) -> u64 {
         let Some(mut filling) = file.begin_last() else {
-            return;
+            return 0;
         };
         let mut sparse = [Cluster::MAX; SPARSE_MAX];
-        for nth in 0..SPARSE_MAX {
-            let Some(cluster) = file.sparsest(&sparse[..nth]) else {
-                break;
-            };
-            sparse[nth] = cluster;
-            // One that cannot be read does not keep the others from it.
-            let is_read = file.read_cluster(cluster, &mut batch.cluster).is_ok();
-            if is_read && !self.gather_cluster(cluster, &mut filling, batch) {
+        let (mut nr_tried, mut nr_sources, mut nr_again) = (0, 0, 0);
+        while nr_tried < SPARSE_MAX
+            && let Some(cluster) = file.sparsest(&sparse[..nr_tried])
+        {
+            // What was tried in vain is not all read again for every cluster that is written.
+            nr_again += u32::from(file.was_tried(cluster));
+            if nr_again > AGAIN_MAX {
                 break;
             }
+            // One that cannot be read does not keep the others from it.
+            let is_read = file.read_cluster(cluster, &mut batch.cluster).is_ok();
+            let taken = match is_read {
+                true => self.gather_cluster((file, cluster), &mut filling, batch),
+                false => Taken::Nothing,
+            };
+            nr_sources += u32::from(taken != Taken::Nothing);
+            if taken == Taken::Part {
+                break;
+            }
+            sparse[nr_tried] = cluster;
+            nr_tried += 1;
         }
-        if batch.moved.is_empty() {
-            return filling.give_up();
-        }
-        let nr = self.write_moved(file, filling, &mut batch.moved);
+        let nr = if nr_sources > 1 {
+            self.write_moved(file, filling, &mut batch.moved)
+        } else {
+            batch.moved.clear();
+            filling.give_up();
+            0
+        };
         add(&self.stat.file_compact, nr);
+        for &cluster in &sparse[..nr_tried] {
+            file.note_tried(cluster);
+        }
+        nr
     }
 
-    /// Adds the slots of a cluster that pages still have to another one; false when it is full.
+    /// Adds the slots of a cluster that pages still have to another one. Nothing, when one of them
+    /// would stay, because it is wrong or its page is busy: then the cluster would not come free, and
+    /// the room would be lost.
     fn gather_cluster(
         &self,
-        cluster: Cluster,
+        (file, cluster): (&FileStore, Cluster),
         filling: &mut Filling<'_>,
         Batch {
             moved,
             cluster: bytes,
         }: &mut Batch,
-    ) -> bool {
+    ) -> Taken {
+        let is_there = |(handle, (owner, tag), _): &FoundSlot<'_>| {
+            let copy = Stored::File {
+                handle: *handle,
+                tag: *tag,
+            };
+            self.page_at(*owner, copy).is_some()
+        };
+        let nr_there = slots_in(cluster, bytes).filter(is_there).count();
+        if nr_there < file.nr_pages(cluster) as usize {
+            return Taken::Nothing;
+        }
+        let nr_before = moved.len();
         for (handle, (owner, tag), slot) in slots_in(cluster, bytes) {
             let old = Stored::File { handle, tag };
             let Some((vma, page)) = self.page_at(owner, old) else {
                 continue;
             };
             let Some(handle) = filling.push(slot) else {
-                return false;
+                return Taken::Part;
             };
             moved.push(Moved {
                 generation: vma.generation(page),
@@ -248,7 +294,10 @@ impl Memcg {
                 handle,
             });
         }
-        true
+        match moved.len() > nr_before {
+            true => Taken::All,
+            false => Taken::Nothing,
+        }
     }
 
     /// Fills a cluster with slots of pages that are in the compressed store.
@@ -335,12 +384,14 @@ impl Moved {
     /// pages are: one or none.
     fn finish(self, file: &FileStore) -> u64 {
         let Self { vma, page, .. } = &self;
-        let seen = vma.pages.load(*page);
-        let is_same = is_at_rest(seen) && seen.copy() == Some(self.from);
-        let owned = if is_same {
-            vma.try_own(*page, seen)
-        } else {
-            None
+        let owned = loop {
+            let seen = vma.load_settled(*page);
+            if !is_at_rest(seen) || seen.copy() != Some(self.from) {
+                break None;
+            }
+            if let Some(owned) = vma.try_own(*page, seen) {
+                break Some(owned);
+            }
         };
         match owned {
             Some(owned) if vma.generation(*page) == self.generation => {

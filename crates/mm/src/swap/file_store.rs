@@ -64,14 +64,34 @@ pub struct FileStore {
     file: Arc<dyn BackingFile>,
     /// How many pages have a slot in each cluster; see [`WRITING`] and [`RETIRED`].
     counts: Box<[AtomicU32]>,
-    /// How many slots were written to each cluster.
-    filled: Box<[AtomicU16]>,
+    /// What was written to each cluster.
+    filled: Box<[Filled]>,
+    /// If no page has left a cluster since it could not be emptied: how many had been tried by
+    /// then. Zero otherwise. A hint: a page that leaves at that moment may go unnoticed.
+    tried: Box<[AtomicU64]>,
+    nr_tried: AtomicU64,
     /// Clusters that can be taken.
     nr_free: AtomicU32,
     /// Where the next free cluster is looked for.
     next: AtomicU32,
     buffers: Buffers,
     counters: Counters,
+}
+
+/// What was written to a cluster.
+#[derive(Default)]
+struct Filled {
+    nr_slots: AtomicU16,
+    nr_units: AtomicU16,
+}
+
+impl Filled {
+    /// Whether so many of its pages, of middling size, take no more than half of a cluster.
+    fn is_sparse(&self, nr_pages: u32) -> bool {
+        let nr_slots = u32::from(self.nr_slots.load(Ordering::Relaxed));
+        let nr_units = u32::from(self.nr_units.load(Ordering::Relaxed));
+        2 * nr_pages * nr_units <= nr_slots * CLUSTER_SLOTS_MAX as u32
+    }
 }
 
 #[derive(Default)]
@@ -92,7 +112,9 @@ impl FileStore {
         let nr_clusters = file.nr_clusters().min(FileHandle::NR_CLUSTERS_MAX);
         Self {
             counts: (0..nr_clusters).map(|_| AtomicU32::new(0)).collect(),
-            filled: (0..nr_clusters).map(|_| AtomicU16::new(0)).collect(),
+            filled: (0..nr_clusters).map(|_| Filled::default()).collect(),
+            tried: (0..nr_clusters).map(|_| AtomicU64::new(0)).collect(),
+            nr_tried: AtomicU64::new(0),
             nr_free: AtomicU32::new(nr_clusters),
             next: AtomicU32::new(0),
             buffers: Buffers::new(file.nr_buffers()),
@@ -117,7 +139,7 @@ impl FileStore {
                 RETIRED => stats.retired += 1,
                 0 => {}
                 count => {
-                    let (pages, slots) = (count % WRITING, filled.load(Ordering::Relaxed));
+                    let (pages, slots) = (count % WRITING, filled.nr_slots.load(Ordering::Relaxed));
                     stats.clusters += 1;
                     stats.pages += u64::from(pages);
                     stats.holes += u64::from(u32::from(slots).saturating_sub(pages));
@@ -132,17 +154,37 @@ impl FileStore {
         self.nr_free.load(Ordering::Relaxed) <= self.counts.len() as u32 / SHORT_SHARE
     }
 
-    /// Of the clusters that are half empty, the one with the fewest pages, but for those in `not`.
+    /// Of the clusters that are half empty at least, the one with the fewest pages, but for those in `not`.
+    /// Those that could not be emptied, and are as they were, come after all others, the one first
+    /// that was tried the longest ago.
     pub(crate) fn sparsest(&self, not: &[Cluster]) -> Option<Cluster> {
-        let nr_pages = |cluster: &Cluster| self.counts[*cluster as usize].load(Ordering::Relaxed);
         let is_sparse = |cluster: &Cluster| {
-            let nr_slots = self.filled[*cluster as usize].load(Ordering::Relaxed);
-            (1..WRITING).contains(&nr_pages(cluster)) && 2 * nr_pages(cluster) <= nr_slots.into()
+            let nr_pages = self.nr_pages(*cluster);
+            (1..WRITING).contains(&nr_pages) && self.filled[*cluster as usize].is_sparse(nr_pages)
         };
         let clusters = 0..self.counts.len() as Cluster;
         clusters
             .filter(|cluster| is_sparse(cluster) && !not.contains(cluster))
-            .min_by_key(nr_pages)
+            .min_by_key(|&cluster| {
+                let tried = self.tried[cluster as usize].load(Ordering::Relaxed);
+                (tried, self.nr_pages(cluster))
+            })
+    }
+
+    /// Pages that have a slot in a cluster that is not being written.
+    pub(crate) fn nr_pages(&self, cluster: Cluster) -> u32 {
+        self.counts[cluster as usize].load(Ordering::Relaxed)
+    }
+
+    /// Whether a cluster could not be emptied, and is as it was then.
+    pub(crate) fn was_tried(&self, cluster: Cluster) -> bool {
+        self.tried[cluster as usize].load(Ordering::Relaxed) > 0
+    }
+
+    /// A cluster was to be emptied: what is left in it could not be moved.
+    pub(crate) fn note_tried(&self, cluster: Cluster) {
+        let nr_tried = 1 + self.nr_tried.fetch_add(1, Ordering::Relaxed);
+        self.tried[cluster as usize].store(nr_tried, Ordering::Relaxed);
     }
 
     /// Reads a page that `zswap` had compressed. Waits for the device; allocates nothing.
@@ -290,6 +332,7 @@ impl FileStore {
     }
 
     fn let_go(&self, cluster: Cluster) {
+        self.tried[cluster as usize].store(0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `begin_last`.
         let before = self.counts[cluster as usize].fetch_sub(1, Ordering::Release);
         assert!(
@@ -303,7 +346,7 @@ impl FileStore {
 }
 
 /// A slot in a cluster: where it is, whose, the tag of its store, and its bytes.
-type FoundSlot<'a> = (FileHandle, (Owner, u16), &'a [u8]);
+pub(crate) type FoundSlot<'a> = (FileHandle, (Owner, u16), &'a [u8]);
 
 /// The slots in the bytes of a cluster, as they say themselves. What nobody has any more is among
 /// them; what is wrong is not.
@@ -434,7 +477,12 @@ impl<'a> Filling<'a> {
             Ok(()) => {
                 store.counters.writes.fetch_add(1, Ordering::Relaxed);
                 let filled = &store.filled[cluster as usize];
-                filled.store(self.nr_slots as u16, Ordering::Relaxed);
+                filled
+                    .nr_slots
+                    .store(self.nr_slots as u16, Ordering::Relaxed);
+                filled
+                    .nr_units
+                    .store(self.nr_units as u16, Ordering::Relaxed);
                 count.fetch_add(self.nr_slots, Ordering::Relaxed);
                 Ok(Written { store, count })
             }
@@ -529,6 +577,68 @@ impl Drop for BufferGuard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A file that takes whatever is written to it.
+    #[derive(Debug)]
+    struct Sink;
+
+    impl BackingFile for Sink {
+        fn nr_clusters(&self) -> u32 {
+            5
+        }
+
+        fn nr_buffers(&self) -> u32 {
+            3
+        }
+
+        fn with_buffer(&self, _: Buffer, work: &mut dyn FnMut(&mut [u8])) {
+            work(&mut vec![0; CLUSTER_BYTES]);
+        }
+
+        fn submit(&self, _: Buffer, _: FileOp) {}
+
+        fn wait(&self, _: Buffer) -> Result<(), FileError> {
+            Ok(())
+        }
+    }
+
+    /// Clusters that could not be emptied come after the others, each once before one comes twice,
+    /// until a page leaves them.
+    #[test]
+    fn what_was_tried_in_vain_does_not_come_first() {
+        const NR_SLOTS: usize = 8;
+        let file = FileStore::new(Arc::new(Sink));
+        let mut clusters: Vec<Vec<FileHandle>> = (0..4)
+            .map(|_| {
+                let mut filling = file.begin().expect("one is free");
+                let slots = (0..NR_SLOTS).map(|_| filling.push(&[1; 40]).expect("room"));
+                let slots = slots.collect();
+                drop(filling.write().expect("it takes everything"));
+                slots
+            })
+            .collect();
+        for (nth, slots) in clusters.iter_mut().enumerate() {
+            // 1, 2, 3 and 4 are left.
+            slots.drain(nth + 1..).for_each(|slot| file.free(slot));
+        }
+        let try_next = || {
+            let cluster = file.sparsest(&[])?;
+            let was_tried = file.was_tried(cluster);
+            file.note_tried(cluster);
+            Some((cluster, was_tried))
+        };
+        for nth in (0..4)
+            .map(|nth| (nth, false))
+            .chain((0..3).map(|nth| (nth, true)))
+        {
+            assert_eq!(try_next(), Some(nth));
+        }
+        file.free(clusters[1].pop().expect("two are left"));
+        assert_eq!(try_next(), Some((1, false)));
+        assert_eq!(try_next(), Some((3, true)));
+        file.free(clusters[0].pop().expect("one is left"));
+        assert_eq!(try_next(), Some((2, true)), "an empty one is not sparse");
+    }
 
     /// Two slots, the first of which has one bit turned: in none of them does it become longer than
     /// a page, or is taken for what was stored; the second is found behind it.

@@ -33,7 +33,7 @@ pub use backing_file::{
 pub use codec::Scratch;
 #[cfg(feature = "zstd")]
 pub(crate) use dense::Encoder;
-pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, SLOT_BYTES_MAX, slots_in};
+pub(crate) use file_store::{CLUSTER_SLOTS_MAX, Filling, FoundSlot, SLOT_BYTES_MAX, slots_in};
 pub use file_store::{FileStats, FileStore};
 #[cfg(feature = "zstd")]
 pub(crate) use repack::Packed;

@@ -59,18 +59,20 @@ impl Zswap {
 
     /// Takes the emptiest block of each size out of use, one after the other, where there is room
     /// for what is in it; `relocate` is called with each page in it and is to take it away, with
-    /// [`Zswap::copy_slot`]. Returns how many blocks there were.
-    pub(crate) fn empty_blocks(&self, mut relocate: impl FnMut(Owner, (SlotHandle, u16))) -> u64 {
-        let mut nr = 0;
+    /// [`Zswap::copy_slot`]. Returns whether there may be more to win now: a block came free, or was
+    /// found to be one that cannot be emptied.
+    pub(crate) fn empty_blocks(&self, mut relocate: impl FnMut(Owner, (SlotHandle, u16))) -> bool {
+        let mut goes_on = false;
         for isolated in SizeClass::all().filter_map(|class| self.slab.isolate(class)) {
-            nr += 1;
             isolated.for_each(|handle| {
                 if let Some((owner, tag)) = self.owner_of(handle) {
                     relocate(owner, (handle, tag));
                 }
             });
+            // What stays is not tried once more, so this comes to an end.
+            goes_on |= isolated.is_empty() || !isolated.was_tried();
         }
-        nr
+        goes_on
     }
 
     /// Whose slot this is, as it says itself.

@@ -43,6 +43,8 @@ pub(super) struct Slab {
 struct Class {
     partial: List,
     usage: ClassUsage,
+    /// Blocks that were to be emptied so far.
+    nr_isolated: u64,
 }
 
 /// What a class holds, and has held.
@@ -76,6 +78,9 @@ struct Block {
     free: [u64; WORDS],
     nr_used: u32,
     is_isolated: bool,
+    /// If nothing was taken out of it since it could not be emptied: how many of its class had been
+    /// tried by then. Zero otherwise.
+    tried: u64,
     nr_slots: u32,
     slot_bytes: u32,
     /// Of the last store into this block.
@@ -95,6 +100,7 @@ impl Slab {
         let class = || Class {
             partial: List { head: NONE },
             usage: ClassUsage::default(),
+            nr_isolated: 0,
         };
         let slab = Self {
             classes: (0..NR_CLASSES)
@@ -288,6 +294,7 @@ impl Block {
             free: [0; WORDS],
             nr_used: 0,
             is_isolated: false,
+            tried: 0,
             nr_slots: 0,
             slot_bytes: 0,
             sequence: 0,
@@ -300,6 +307,7 @@ impl Block {
     /// Cuts an empty block into slots of `class`, all free; they hold what the block held before.
     fn format(&mut self, class: SizeClass) {
         assert_eq!(self.nr_used, 0, "a block in use changed its size class");
+        self.tried = 0;
         self.nr_slots = class.slots_per_block() as u32;
         self.slot_bytes = class.slot_bytes() as u32;
         self.summary = 0;
@@ -335,6 +343,7 @@ impl Block {
         self.free[slot / 64] |= 1 << (slot % 64);
         self.summary |= 1 << (slot / 64);
         self.nr_used -= 1;
+        self.tried = 0;
     }
 
     fn assert_used(&self, slot: usize) {

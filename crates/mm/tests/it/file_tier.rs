@@ -2,9 +2,10 @@
 
 use crate::machine::OnTasks;
 use pinless_mm::Memcg;
-use pinless_mm::addr::PAGE_SIZE;
+use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
 use pinless_mm::limits::Limits;
+use pinless_mm::mm_struct::Advice;
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::swap::{BackingFile, FileStats};
 use pinless_sim::{FileFaults, Rng, Sim, SimFile};
@@ -22,8 +23,8 @@ struct Found {
 }
 
 /// Contents of which half can be compressed away.
-fn contents_of(page: u32) -> Vec<u8> {
-    let mut rng = Rng::new(u64::from(page));
+fn contents_of(seed: u64) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
     let words = (0..PAGE_SIZE / 16).flat_map(|_| rng.next().to_le_bytes());
     words
         .chain(core::iter::repeat_n(7, PAGE_SIZE / 2))
@@ -34,14 +35,11 @@ fn offset_of(page: u32) -> u64 {
     u64::from(page) * PAGE_SIZE as u64
 }
 
-/// Fills pages while the file does `writing` wrong, and reads them while it does `reading` wrong.
-fn use_file(sim: &Sim, writing: FileFaults, reading: FileFaults) -> Found {
-    let file = Arc::new(SimFile::new(32, 3, 5));
-    file.set_faults(writing);
+/// 16 frames, so much room for compressed pages, and the file.
+fn memcg_on(sim: &Sim, file: &Arc<SimFile>, zswap_pages: u64) -> Arc<Memcg> {
     let mut limits = Limits::new(16 * PAGE_SIZE as u64);
-    // What the file does not take has room here.
-    limits.zswap_max_bytes = 70 * PAGE_SIZE as u64;
-    let backing = Arc::clone(&file) as Arc<dyn BackingFile>;
+    limits.zswap_max_bytes = zswap_pages * PAGE_SIZE as u64;
+    let backing = Arc::clone(file) as Arc<dyn BackingFile>;
     let memcg = Memcg::with_file(limits, sim.clock(), backing).expect("bounds with room");
     for (name, run) in [
         ("reclaim", Memcg::run_reclaim as fn(&Memcg)),
@@ -53,32 +51,83 @@ fn use_file(sim: &Sim, writing: FileFaults, reading: FileFaults) -> Found {
         let memcg = Arc::clone(&memcg);
         sim.spawn_daemon(name, move || run(&memcg));
     }
+    memcg
+}
+
+/// Fills pages while the file does `writing` wrong, and reads them while it does `reading` wrong.
+fn use_file(sim: &Sim, writing: FileFaults, reading: FileFaults) -> Found {
+    let file = Arc::new(SimFile::new(32, 3, 5));
+    file.set_faults(writing);
+    // What the file does not take has room in the store.
+    let memcg = memcg_on(sim, &file, 70);
     let mm = memcg.new_mm("file");
     let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
-    for page in 0..NR_PAGES {
-        let contents = contents_of(page);
+    let seeds: Vec<_> = (0..u64::from(NR_PAGES)).collect();
+    for (page, &seed) in (0..).zip(&seeds) {
+        let contents = contents_of(seed);
         mapping.write(offset_of(page), &contents).expect("room");
     }
     lockdep::sync::sleep("file_tier.settle", Duration::from_millis(500));
     file.set_faults(reading);
-    let mut found = read_all(&*mapping);
+    let found = read_twice((&memcg, &*mapping), &file, &seeds);
+    memcg.stop();
+    found
+}
+
+/// Reads all pages, and again when the file does nothing wrong any more.
+fn read_twice((memcg, mapping): (&Memcg, &dyn Mapping), file: &SimFile, seeds: &[u64]) -> Found {
+    let mut found = read_all(mapping, seeds);
     file.set_faults(FileFaults::default());
-    let again = read_all(&*mapping);
+    let again = read_all(mapping, seeds);
     assert_eq!(again.unreadable, 0, "what was unreadable is there again");
     assert!(again.lost >= found.lost, "what is lost stays lost");
     found.lost = again.lost;
     found.stats = memcg.file().expect("there is one").stats();
+    found
+}
+
+/// Changes pages, all the time and without reading them first, in a file with hardly more room
+/// than what is in it and in a part that does `faults` wrong.
+fn churn(sim: &Sim, faults: FileFaults) -> Found {
+    // A slot that is wrong keeps its cluster until its page is given up.
+    let nr_kept = if faults.flip_one_in > 0 { 4 } else { 0 };
+    let file = Arc::new(SimFile::new(8 + faults.unreadable + nr_kept, 3, 5));
+    file.set_faults(faults);
+    let memcg = memcg_on(sim, &file, 20);
+    let mm = memcg.new_mm("churn");
+    let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
+    let mut seeds = vec![0; NR_PAGES as usize];
+    let mut rng = Rng::new(73);
+    for nth in 0..u64::from(NR_PAGES) * 8 {
+        let page = match u32::try_from(nth) {
+            Ok(page) if page < NR_PAGES => page,
+            _ => rng.below(u64::from(NR_PAGES)) as u32,
+        };
+        seeds[page as usize] = nth;
+        let forget = mapping
+            .vma()
+            .advise(PageRun::single(page), Advice::DontNeed);
+        forget.expect("nobody has pinned it");
+        let contents = contents_of(nth);
+        if let Err(error) = mapping.write(offset_of(page), &contents) {
+            let stats = memcg.file().expect("there is one").stats();
+            panic!("write {nth}: {error}: {stats:?}, {:?}", memcg.stat());
+        }
+    }
+    let found = read_twice((&memcg, &*mapping), &file, &seeds);
+    let stat = memcg.stat();
+    assert!(stat.file_compact > 0 && stat.oom_kill == 0, "{found:?}");
     memcg.stop();
     found
 }
 
 /// Reads each page: its contents are right, or there are none.
-fn read_all(mapping: &dyn Mapping) -> Found {
+fn read_all(mapping: &dyn Mapping, seeds: &[u64]) -> Found {
     let mut found = Found::default();
-    for page in 0..NR_PAGES {
+    for (page, &seed) in (0..).zip(seeds) {
         let mut contents = vec![0; PAGE_SIZE];
         match mapping.read(offset_of(page), &mut contents) {
-            Ok(()) => assert!(contents == contents_of(page), "wrong data in page {page}"),
+            Ok(()) => assert!(contents == contents_of(seed), "wrong data in page {page}"),
             Err(FaultError::Lost { page: named, cause }) => {
                 assert_eq!(named, page);
                 match cause {
@@ -99,12 +148,24 @@ fn read_all(mapping: &dyn Mapping) -> Found {
 /// Runs a file under three schedules, and hands what was found to `judge`.
 #[track_caller]
 fn check(writing: FileFaults, reading: FileFaults, judge: fn(&Found) -> bool) {
+    check_use((writing, reading), judge, move |sim| {
+        use_file(sim, writing, reading)
+    });
+}
+
+/// The same with what `use_file` does with it, which is told of as `faults`.
+#[track_caller]
+fn check_use(
+    faults: impl core::fmt::Debug,
+    judge: fn(&Found) -> bool,
+    use_file: impl Fn(&Sim) -> Found + Copy + Send + 'static,
+) {
     for seed in 0..3 {
         let run = Sim::run(seed, move |sim| {
-            let found = use_file(sim, writing, reading);
+            let found = use_file(sim);
             assert!(judge(&found), "{found:?}");
         });
-        assert!(run.has_passed(), "{writing:?}, {reading:?}: {run}");
+        assert!(run.has_passed(), "{faults:?}: {run}");
     }
 }
 
@@ -141,4 +202,22 @@ fn what_a_file_does_wrong_is_an_error_of_its_pages() {
     check(with(|faults| faults.torn_one_in = 1), none, |found| {
         found.lost > 0 && u64::from(found.lost) < u64::from(NR_PAGES)
     });
+}
+
+/// Clusters are won back though some cannot be read, or hold what is wrong: nobody else's page is
+/// in error for that.
+#[test]
+fn what_is_wrong_in_a_cluster_keeps_no_other_from_being_won_back() {
+    let check = |faults, judge| check_use(faults, judge, move |sim| churn(sim, faults));
+    let none = FileFaults::default();
+    check(none, |found| found.unreadable + found.lost == 0);
+    for unreadable in [1, 10] {
+        check(FileFaults { unreadable, ..none }, |found| found.lost == 0);
+    }
+    // What a bit hit is in one slot, wherever that was copied to.
+    let flips = FileFaults {
+        flip_one_in: 4,
+        ..none
+    };
+    check(flips, |found| u64::from(found.lost) <= found.stats.writes);
 }

@@ -19,10 +19,15 @@ pub(in crate::swap) struct Isolated<'a> {
     slab: &'a Slab,
     class: SizeClass,
     index: u32,
+    /// It could not be emptied before, and nothing was taken out of it since.
+    was_tried: bool,
 }
 
 impl Slab {
     /// Takes the emptiest block of a class out of its list, if what is in it has room in others.
+    /// Those that could not be emptied, and that nothing was taken out of since, come after all
+    /// others, the one first that was tried the longest ago: a slot that cannot be moved keeps its
+    /// own block alone.
     pub(in crate::swap) fn isolate(&self, class: SizeClass) -> Option<Isolated<'_>> {
         let mut list = self.classes[class.index()].lock();
         let slots_per_block = class.slots_per_block() as u64;
@@ -33,21 +38,37 @@ impl Slab {
         }
         let index = self.emptiest(&list)?;
         list.partial.unlink(&self.places, index);
-        self.blocks[index as usize].lock().is_isolated = true;
+        list.nr_isolated += 1;
+        let mut block = self.blocks[index as usize].lock();
+        block.is_isolated = true;
         Some(Isolated {
             slab: self,
             class,
             index,
+            was_tried: block.tried > 0,
         })
     }
 
     fn emptiest(&self, list: &Class) -> Option<u32> {
         let blocks = list.partial.iter(&self.places).take(BLOCKS_MAX);
-        blocks.min_by_key(|&index| self.blocks[index as usize].lock().nr_used)
+        blocks.min_by_key(|&index| {
+            let block = self.blocks[index as usize].lock();
+            (block.tried, block.nr_used)
+        })
     }
 }
 
 impl Isolated<'_> {
+    /// Whether this could not be emptied before, and nothing was taken out of it since.
+    pub(in crate::swap) fn was_tried(&self) -> bool {
+        self.was_tried
+    }
+
+    /// Whether no slot is in use.
+    pub(in crate::swap) fn is_empty(&self) -> bool {
+        self.slab.blocks[self.index as usize].lock().nr_used == 0
+    }
+
     /// Calls `look` with each slot in use: its handle and what is in it.
     pub(in crate::swap) fn for_each(&self, mut look: impl FnMut(SlotHandle)) {
         for slot in 0..self.class.slots_per_block() {
@@ -70,6 +91,7 @@ impl Drop for Isolated<'_> {
             drop(block);
             self.slab.retire(&mut list, self.index);
         } else {
+            block.tried = list.nr_isolated;
             list.partial.push(&self.slab.places, self.index);
         }
     }
