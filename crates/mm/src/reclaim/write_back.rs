@@ -254,8 +254,8 @@ impl Memcg {
     }
 
     /// Adds the slots of a cluster that pages still have to another one. Nothing, when one of them
-    /// would stay, because it is wrong or its page is busy: then the cluster would not come free, and
-    /// the room would be lost.
+    /// would stay, because it is wrong or its page is busy: then the cluster would not come free,
+    /// and the room would be lost.
     fn gather_cluster(
         &self,
         (file, cluster): (&FileStore, Cluster),

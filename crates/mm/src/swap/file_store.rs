@@ -154,7 +154,7 @@ impl FileStore {
         self.nr_free.load(Ordering::Relaxed) <= self.counts.len() as u32 / SHORT_SHARE
     }
 
-    /// Of the clusters that are half empty at least, the one with the fewest pages, but for those in `not`.
+    /// Of the clusters that are half empty, the one with the fewest pages, but for those in `not`.
     /// Those that could not be emptied, and are as they were, come after all others, the one first
     /// that was tried the longest ago.
     pub(crate) fn sparsest(&self, not: &[Cluster]) -> Option<Cluster> {

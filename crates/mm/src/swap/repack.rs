@@ -59,8 +59,8 @@ impl Zswap {
 
     /// Takes the emptiest block of each size out of use, one after the other, where there is room
     /// for what is in it; `relocate` is called with each page in it and is to take it away, with
-    /// [`Zswap::copy_slot`]. Returns whether there may be more to win now: a block came free, or was
-    /// found to be one that cannot be emptied.
+    /// [`Zswap::copy_slot`]. Returns whether there may be more to win now: a block came free, or
+    /// turned out to be one that cannot be emptied.
     pub(crate) fn empty_blocks(&self, mut relocate: impl FnMut(Owner, (SlotHandle, u16))) -> bool {
         let mut goes_on = false;
         for isolated in SizeClass::all().filter_map(|class| self.slab.isolate(class)) {
