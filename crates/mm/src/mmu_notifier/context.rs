@@ -381,7 +381,6 @@ impl State {
         };
         self.first = (self.first + 1) % SETTLE_QUEUE;
         self.nr -= 1;
-        let step = deadline / DEADLINE_STEPS;
         while !fence.is_signalled() {
             if self.steps_left == 0 {
                 self.unsettled = Some(Unsettled {
@@ -391,8 +390,10 @@ impl State {
                 });
                 return;
             }
-            if fence.wait_timeout(step) == Waited::TimedOut {
-                self.steps_left -= 1;
+            // For the last one all that is left is waited in one go: nobody is charged after it.
+            let nr_steps = if self.nr == 0 { self.steps_left } else { 1 };
+            if fence.wait_timeout(deadline / DEADLINE_STEPS * nr_steps) == Waited::TimedOut {
+                self.steps_left -= nr_steps;
             }
         }
     }
