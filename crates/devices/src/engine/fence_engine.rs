@@ -25,7 +25,8 @@ pub struct Job {
 }
 
 struct Inner {
-    at: BusAddr,
+    /// None: it uses no page.
+    at: Option<BusAddr>,
     offset: usize,
     transfer: ShortLock<Transfer>,
     fence: DmaFence,
@@ -35,8 +36,13 @@ struct Inner {
 struct Transfer {
     is_write: bool,
     bytes: Vec<u8>,
+    far_end: Option<FarEnd>,
     outcome: Result<(), StaleDma>,
 }
+
+/// The other memory of a copy: takes the bytes that were read, or gives those to be written, when
+/// the job runs. Runs on the way to a signal: it takes short locks and allocates nothing.
+pub type FarEnd = Box<dyn FnOnce(&mut [u8]) + Send>;
 
 /// The ring, and the hardware behind it.
 pub struct FenceEngine {
@@ -70,8 +76,28 @@ impl Job {
         let transfer = Transfer {
             is_write,
             bytes,
+            far_end: None,
             outcome: Ok(()),
         };
+        Self::of(Some(at), offset, transfer)
+    }
+
+    /// A copy of `nr` bytes from `at` to the far end.
+    pub fn to_far_end(at: BusAddr, offset: usize, nr: usize, far_end: FarEnd) -> Self {
+        Self::of(Some(at), offset, Transfer::between(false, nr, far_end))
+    }
+
+    /// A copy of `nr` bytes from the far end to `at`.
+    pub fn from_far_end(at: BusAddr, offset: usize, nr: usize, far_end: FarEnd) -> Self {
+        Self::of(Some(at), offset, Transfer::between(true, nr, far_end))
+    }
+
+    /// Tells the far end that everything before it is over.
+    pub fn status(far_end: FarEnd) -> Self {
+        Self::of(None, 0, Transfer::between(false, 0, far_end))
+    }
+
+    fn of(at: Option<BusAddr>, offset: usize, transfer: Transfer) -> Self {
         let inner = Inner {
             at,
             offset,
@@ -116,14 +142,36 @@ impl Job {
         let Inner { at, offset, .. } = *self.inner;
         let mut transfer = self.inner.transfer.lock();
         let (is_write, mut bytes) = (transfer.is_write, core::mem::take(&mut transfer.bytes));
+        let far_end = transfer.far_end.take();
         drop(transfer);
-        let outcome = if is_write {
-            bus.write(at, offset, &bytes)
-        } else {
-            bus.read(at, offset, &mut bytes)
+        let outcome = match (at, is_write) {
+            (Some(at), true) => {
+                if let Some(far_end) = far_end {
+                    far_end(&mut bytes);
+                }
+                bus.write(at, offset, &bytes)
+            }
+            (at, _) => {
+                let read = at.map_or(Ok(()), |at| bus.read(at, offset, &mut bytes));
+                if let (Ok(()), Some(far_end)) = (read, far_end) {
+                    far_end(&mut bytes);
+                }
+                read
+            }
         };
         let mut transfer = self.inner.transfer.lock();
         (transfer.bytes, transfer.outcome) = (bytes, outcome);
+    }
+}
+
+impl Transfer {
+    fn between(is_write: bool, nr: usize, far_end: FarEnd) -> Self {
+        Self {
+            is_write,
+            bytes: vec![0; nr],
+            far_end: Some(far_end),
+            outcome: Ok(()),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub use access::{Operation, fetch, fetch_run};
 pub use counters::{Counter, Counters};
 pub use dma_fence::{CALLBACKS_MAX, Callback, DmaFence, JOB_TIMEOUT, NotHung, Timeline, WorkLost};
 pub use doorbell::{Doorbell, Next};
-pub use fence_engine::{FenceEngine, JOBS_MAX, Job};
+pub use fence_engine::{FarEnd, FenceEngine, JOBS_MAX, Job};
 pub use fifo::{COMMANDS_MAX, Command, Fifo, MAPS_MAX, spare};
 pub use grant_table::{GRANTS_MAX, GrantTable, Grants, Tracking};
 pub use in_flight::{Busy, IN_FLIGHT_MAX, InFlight, Mark};

@@ -1,8 +1,9 @@
 //! The coprocessor's side: its memory, the mirrors of windows, and the messages between nodes.
 
 use crate::engine::{Doorbell, Next};
-use crate::scif::Offset;
+use crate::scif::{Endpoint, Offset, Offsets, Unit};
 use lockdep::sync::{Fence, ShortLock};
+use pinless_mm::addr::PAGE_SIZE;
 use std::collections::VecDeque;
 
 /// How many messages are on their way at once.
@@ -15,15 +16,26 @@ pub const WINDOWS_MAX: usize = 16;
 pub struct Card {
     state: ShortLock<State>,
     doorbell: Doorbell,
+    endpoint: Endpoint,
 }
 
 struct State {
     inbox: VecDeque<Message>,
     mirrors: Vec<Offset>,
+    /// Windows of its own memory that the other side may copy from and to.
+    offered: Vec<Offered>,
+    offsets: Offsets,
     memory: Vec<u8>,
     /// It answers no message.
     is_silent: bool,
     is_over: bool,
+}
+
+/// A window of the node's own.
+struct Offered {
+    offset: Offset,
+    at: usize,
+    nr_bytes: usize,
 }
 
 /// What one node tells the other; each is answered by its fence.
@@ -46,11 +58,13 @@ pub enum What {
 }
 
 impl Card {
-    /// A node with so many bytes of memory.
-    pub fn new(nr_bytes: usize) -> Self {
+    /// A node with so many bytes of memory, and its program's connection to the other node.
+    pub fn new(nr_bytes: usize, endpoint: Endpoint) -> Self {
         let state = State {
             inbox: VecDeque::with_capacity(INBOX_MAX),
             mirrors: Vec::with_capacity(WINDOWS_MAX),
+            offered: Vec::with_capacity(WINDOWS_MAX),
+            offsets: Offsets::default(),
             memory: vec![0; nr_bytes],
             is_silent: false,
             is_over: false,
@@ -58,7 +72,13 @@ impl Card {
         Self {
             state: ShortLock::new("devices.scif.card", state),
             doorbell: Doorbell::new(),
+            endpoint,
         }
+    }
+
+    /// The connection of the node's program to that of the other node.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Sends a message; the fence signals when it was answered. None if the inbox is full, or the
@@ -124,6 +144,34 @@ impl Card {
         into.copy_from_slice(&self.state.lock().memory[at..at + into.len()]);
     }
 
+    /// Registers a window of the node's own memory; none if there is no room, or no such memory.
+    pub fn offer(&self, at: usize, nr_bytes: usize) -> Option<Offset> {
+        let mut state = self.state.lock();
+        let is_there = at.checked_add(nr_bytes)? <= state.memory.len() && nr_bytes > 0;
+        if state.offered.len() == WINDOWS_MAX {
+            return None;
+        }
+        let nr_pages = u32::try_from(nr_bytes.div_ceil(PAGE_SIZE)).ok()?;
+        let offset = is_there.then(|| state.offsets.take(nr_pages, Unit::Pages))??;
+        state.offered.push(Offered {
+            offset,
+            at,
+            nr_bytes,
+        });
+        Some(offset)
+    }
+
+    /// Where in the node's memory `nr_bytes` of a window are, if it has so many there.
+    pub fn place(&self, offset: Offset, from: usize, nr_bytes: usize) -> Option<usize> {
+        let state = self.state.lock();
+        let window = state
+            .offered
+            .iter()
+            .find(|window| window.offset == offset)?;
+        let is_inside = from.checked_add(nr_bytes)? <= window.nr_bytes;
+        is_inside.then_some(window.at + from)
+    }
+
     /// How many windows it has mirrors of.
     pub fn nr_mirrors(&self) -> usize {
         self.state.lock().mirrors.len()
@@ -140,8 +188,10 @@ impl Card {
         self.doorbell.ring();
     }
 
-    /// The node answers what is in its inbox, and then nothing any more.
+    /// The node goes away: it answers what is in its inbox, and then nothing any more, and its
+    /// program hangs up.
     pub fn stop(&self) {
+        self.endpoint.close();
         self.state.lock().is_over = true;
         self.doorbell.ring();
     }

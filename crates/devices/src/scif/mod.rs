@@ -7,8 +7,11 @@
 //! cache, and a worker unpins it when the channel is drained. So starts never wait and never
 //! refuse, and what they were accepted for is freed later.
 //!
-//! The peer is a node with memory, an inbox and mirrors of the registered windows. Copies are in
-//! order; a mark is a place in that order which can be waited for.
+//! The peer is a node with memory, an inbox and mirrors of the registered windows. Programs on both
+//! talk through [endpoints](Endpoint). Copies between windows ([`Scif::write_to`],
+//! [`Scif::read_from`]) go on while the program does, in order; a mark is a place in that order
+//! which can be waited for, and a signal is a value that is stored at one. What the peer
+//! [maps](Scif::map_for_peer) of a window stays pinned until the peer lets go, too.
 //!
 //! A list of notifiers that was walked without its lock (bug 45 of the zoo) cannot be written: what
 //! a lock guards is inside of it.
@@ -23,14 +26,20 @@
 //! Linux counterpart: drivers/misc/mic/scif/, version 4.19
 
 mod card;
+mod endpoint;
 mod offsets;
+mod rma;
 
 pub use card::{Card, Message, WINDOWS_MAX, What};
+pub use endpoint::{
+    Bound, Connecting, Endpoint, EndpointError, Listener, MESSAGES_MAX, Node, Port,
+};
 pub use offsets::{Offset, Offsets, SPACE_PAGES, Unit, Widen, widen};
+pub use rma::{PeerMapping, Rma};
 
 use crate::engine::{
     Counters, DmaFence, Doom, Doorbell, FenceEngine, Insert, Job, Keep, Next, Operation, PinCache,
-    Using, fetch_run, ranges_of, run_of, until_done,
+    Using, WorkLost, fetch_run, ranges_of, run_of, until_done,
 };
 use crate::{Bug, Bugs, DeviceMemory, DeviceStats, DmaDevice, DmaError, Pinned};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -57,20 +66,23 @@ pub struct Scif {
     memory: Arc<dyn DeviceMemory>,
     bugs: Bugs,
     /// The registered windows. Taken in `release`, so nothing is pinned under it.
-    rma: Mutex<Rma>,
+    rma: Mutex<Registered>,
     cache: PinCache,
     channel: FenceEngine,
-    peer: Card,
+    endpoint: Endpoint,
+    peer: Arc<Card>,
     worker: Doorbell,
     /// The last copy that was queued.
     last: Mutex<Option<DmaFence>>,
+    /// Copies between windows that nobody has seen the end of.
+    under_way: Mutex<Vec<rma::UnderWay>>,
     nr_servers: AtomicU32,
     is_over: AtomicBool,
     counters: Counters,
 }
 
 /// What an endpoint has registered.
-struct Rma {
+struct Registered {
     offsets: Offsets,
     windows: Vec<Window>,
     is_over: bool,
@@ -89,6 +101,32 @@ struct Pages {
     at: Vec<BusAddr>,
     /// Held for its destructor.
     _pinned: Pinned,
+}
+
+/// What became of a window that was taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unregistered {
+    /// Its pages are unpinned.
+    Unpinned,
+    /// The peer has it mapped: they stay pinned until it lets go.
+    Lingers,
+    /// There was no such window.
+    Unknown,
+}
+
+/// The port of a node at which its service for windows listens.
+const RMA_PORT: Port = Port(1);
+
+/// Connects two nodes that nobody else knows.
+fn connected() -> (Endpoint, Endpoint) {
+    let (host, card) = (Node::new(), Node::new());
+    let connect = || {
+        let listener = card.bind(RMA_PORT)?.listen(1);
+        let asked = host.bind(RMA_PORT)?.ask(&card, RMA_PORT)?;
+        let theirs = listener.accept();
+        Ok::<_, EndpointError>((asked.wait()?, theirs))
+    };
+    connect().expect("all ports of a new node are free, and somebody listens")
 }
 
 /// A place in the order of copies; see [`Scif::mark`].
@@ -130,20 +168,24 @@ impl Scif {
         bugs: Bugs,
     ) -> (Arc<Self>, Subscription) {
         crate::lock_order::prime();
-        let rma = Rma {
+        let rma = Registered {
             offsets: Offsets::default(),
             windows: Vec::with_capacity(WINDOWS_MAX),
             is_over: false,
         };
+        let (ours, theirs) = connected();
+        let nr_bytes = memory.nr_pages() as usize * PAGE_SIZE;
         let endpoint = Arc::new(Self {
             name: name.into(),
             bugs,
             rma: Mutex::new("devices.scif.rma", rma),
             cache: PinCache::new(memory.nr_pages().max(4)),
             channel: FenceEngine::new(),
-            peer: Card::new(memory.nr_pages() as usize * PAGE_SIZE),
+            endpoint: ours,
+            peer: Arc::new(Card::new(nr_bytes, theirs)),
             worker: Doorbell::new(),
             last: Mutex::new("devices.scif.last", None),
+            under_way: Mutex::new("devices.scif.under_way", Vec::new()),
             nr_servers: AtomicU32::new(0),
             is_over: AtomicBool::new(false),
             counters: Counters::default(),
@@ -159,6 +201,11 @@ impl Scif {
     /// The other node.
     pub fn peer(&self) -> &Card {
         &self.peer
+    }
+
+    /// The program's connection to that of the peer.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Registers a window: its pages stay pinned until it is
@@ -196,21 +243,21 @@ impl Scif {
         if let Err(error) = self.ask(What::Register(offset)) {
             // In order: whenever it answers, the mirror is gone in the end.
             let _unanswered = self.peer.send(What::Unregister(offset));
-            self.remove(offset);
+            let _gone = self.remove(offset);
             return Err(error);
         }
         Ok(offset)
     }
 
     /// Takes a registered window back: the peer's mirror goes first, then the pages are unpinned,
-    /// after all copies that were queued before.
-    pub fn unregister_window(&self, offset: Offset) {
+    /// after all copies that were queued before, unless the peer has it mapped.
+    pub fn unregister_window(&self, offset: Offset) -> Unregistered {
         let _unanswered = self.ask(What::Unregister(offset));
-        self.wait(&self.mark());
-        self.remove(offset);
+        let _lost = self.wait(&self.mark());
+        self.remove(offset)
     }
 
-    fn remove(&self, offset: Offset) {
+    fn remove(&self, offset: Offset) -> Unregistered {
         let mut rma = self.rma.lock();
         let found = rma
             .windows
@@ -221,27 +268,25 @@ impl Scif {
             rma.offsets.give_back(offset);
         }
         drop(rma);
-        drop(window); // unpins with no lock held
-    }
-
-    /// A place in the order of copies: after all that were queued so far.
-    pub fn mark(&self) -> FenceMark {
-        FenceMark {
-            last: self.last.lock().clone(),
+        match window.map(|window| Arc::into_inner(window.pages)) {
+            Some(Some(pages)) => {
+                drop(pages); // unpins with no lock held
+                Unregistered::Unpinned
+            }
+            Some(None) => Unregistered::Lingers,
+            None => Unregistered::Unknown,
         }
     }
 
     /// Waits until every copy before the mark is over.
-    pub fn wait(&self, mark: &FenceMark) {
-        if let Some(last) = &mark.last {
-            let _over = last.wait();
-        }
-    }
-
-    /// Stores `value` at `at` in the peer's memory, after every copy that was queued so far.
-    pub fn signal(&self, at: usize, value: u64) {
-        self.wait(&self.mark());
-        self.peer.store(at, &value.to_le_bytes());
+    ///
+    /// # Errors
+    ///
+    /// [`DmaError::Hung`] if the last of them was lost to a reset of the hardware.
+    pub fn wait(&self, mark: &FenceMark) -> Result<(), DmaError> {
+        let over = mark.last.as_ref().map_or(Ok(()), DmaFence::wait);
+        self.retire();
+        over.map_err(|WorkLost| DmaError::Hung)
     }
 
     fn ask(&self, what: What) -> Result<(), DmaError> {
@@ -322,14 +367,7 @@ impl Scif {
                 Job::new(at, offset, &operation)
             }
         };
-        until_done(|| {
-            let mut last = self.last.lock();
-            let submitted = self.channel.submit(&job)?.then_some(());
-            if submitted.is_some() {
-                *last = Some(job.fence().clone());
-            }
-            Ok(submitted)
-        })?;
+        self.submit(&job)?;
         match operation {
             Operation::Read(into) => {
                 let taken = Operation::Read(&mut *into);
@@ -390,7 +428,7 @@ impl DmaDevice for Scif {
         drop(rma);
         offsets
             .into_iter()
-            .for_each(|offset| self.unregister_window(offset));
+            .for_each(|offset| _ = self.unregister_window(offset));
         self.cache.forget(run);
         self.worker.ring();
     }
@@ -449,6 +487,8 @@ impl DmaDevice for Scif {
 
     fn stop(&self) {
         self.channel.stop();
+        self.retire();
+        self.endpoint.close();
         let mut rma = self.rma.lock();
         rma.is_over = true;
         let windows = core::mem::take(&mut rma.windows);
