@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use core::fmt;
 use core::str::FromStr;
+use pinless::Checks;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -73,6 +74,10 @@ pub(crate) struct ConformArgs {
     /// Where chance starts
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+
+    /// How far the accesses of devices are checked: with less than generations faults are missed
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Checked::Generation)]
+    pub(crate) checks: Checked,
 
     /// Write the report as JSON to FILE; `-` prints it instead of the table
     #[arg(long, value_name = "FILE")]
@@ -236,6 +241,10 @@ pub(crate) struct TortureArgs {
     #[arg(long, value_enum, value_name = "FAULT")]
     pub(crate) inject: Option<Injection>,
 
+    /// How far the accesses of devices are checked
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Checked::Generation)]
+    pub(crate) checks: Checked,
+
     /// Leave io_uring out
     #[arg(long)]
     pub(crate) no_io_uring: bool,
@@ -348,6 +357,36 @@ pub(crate) enum Injection {
     LostStore,
     /// A bit of the compressed store changes
     CorruptSlot,
+}
+
+/// How far the accesses of devices are checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Checked {
+    /// The generation of a frame, before each access and after it
+    Generation,
+    /// Only what is found in the frame, as on hardware
+    Poison,
+    /// Not at all
+    Off,
+}
+
+impl Checked {
+    pub(crate) const fn level(self) -> Checks {
+        match self {
+            Self::Generation => Checks::Generation,
+            Self::Poison => Checks::Poison,
+            Self::Off => Checks::Off,
+        }
+    }
+
+    /// The end of a command that is to do the same again.
+    pub(crate) const fn option(self) -> &'static str {
+        match self {
+            Self::Generation => "",
+            Self::Poison => " --checks poison",
+            Self::Off => " --checks off",
+        }
+    }
 }
 
 /// A size on the command line.

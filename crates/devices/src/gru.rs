@@ -24,7 +24,7 @@ const NR_ENTRIES: usize = 64;
 const NR_CONTEXTS: usize = 8;
 
 /// Address space numbers: few, so that they come round.
-const NR_ASIDS: u32 = 3;
+const NR_ASIDS: u32 = 2;
 
 /// Pages that one instruction invalidates.
 pub const PURGE_PAGES_MAX: u32 = 4;

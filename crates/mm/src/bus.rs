@@ -4,7 +4,7 @@
 //! asking the memory manager again, as hardware does. Each translation carries the generation of
 //! the frame it was made for; the frame's generation changes whenever the frame leaves its
 //! address. The bus compares the two before and after each access: a device that goes on using a
-//! translation which it should have dropped is convicted, not obeyed.
+//! translation which it should have dropped is convicted, not obeyed. [`Checks`] says how far.
 //!
 //! Linux counterpart: the DMA API together with an IOMMU's fault log.
 
@@ -27,6 +27,27 @@ pub struct BusAddr {
     pub generation: u32,
     /// What the device may do.
     pub access: Access,
+}
+
+/// How far the accesses of devices are checked.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Checks {
+    /// The generation of the translation is compared with that of the frame, before each access and
+    /// after it.
+    #[default]
+    Generation,
+    /// No generation is looked at, as hardware has none: what convicts is what is found in a freed
+    /// frame. On a real machine, to which freed frames go back, that is nothing; where they are
+    /// kept, as in the conformance kit, it is the poison that they were filled with.
+    Poison,
+    /// Nothing is checked or counted: to measure devices that are known to be right. An access to a
+    /// page that is not there ends in [`StaleDma`] all the same.
+    Off,
+}
+
+impl Checks {
+    /// Every level, the strictest first.
+    pub const ALL: [Self; 3] = [Self::Generation, Self::Poison, Self::Off];
 }
 
 /// A device used a translation that was no longer valid, or wrote through a read-only one.

@@ -1,6 +1,7 @@
 //! Every bound of the memory manager in one place.
 
 use crate::addr::PAGE_SIZE;
+use crate::bus::Checks;
 use crate::memcg::Knob;
 use core::fmt;
 use core::time::Duration;
@@ -107,6 +108,8 @@ pub struct Limits {
     /// processor away, and whoever is convicted for that is left out until it returns. No less than
     /// [`BUDGET_MIN`].
     pub nonblock_budget: Duration,
+    /// How far the accesses of devices are checked.
+    pub bus_checks: Checks,
 }
 
 impl Limits {
@@ -129,6 +132,7 @@ impl Limits {
             cancel_deadline: Duration::from_secs(1),
             callback_budget: Duration::from_secs(2),
             nonblock_budget: Duration::from_millis(500),
+            bus_checks: Checks::Generation,
         }
     }
 

@@ -9,6 +9,7 @@ use pinless_host::{
     Capabilities, Errno, FaultService, MonotonicClock, ProbeError, SwapFile, SwapFileError, probe,
 };
 use pinless_mm::Memcg;
+use pinless_mm::bus::Checks;
 use pinless_mm::event::Record;
 use pinless_mm::limits::{LimitError, Limits, SPARES};
 use pinless_mm::swap::CLUSTER_BYTES;
@@ -167,6 +168,13 @@ impl Builder {
     pub fn callback_budgets(mut self, blockable: Duration, nonblock: Duration) -> Self {
         self.limits.callback_budget = blockable;
         self.limits.nonblock_budget = nonblock;
+        self
+    }
+
+    /// How far the accesses of devices are checked; by generations otherwise. Less than that is for
+    /// measurements.
+    pub fn bus_checks(mut self, checks: Checks) -> Self {
+        self.limits.bus_checks = checks;
         self
     }
 

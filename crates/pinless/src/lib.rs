@@ -73,7 +73,7 @@ pub use pinless_host::{
     UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};
-pub use pinless_mm::bus::{Bus, BusAddr, Caught, DeviceMemory, Pinned, StaleDma};
+pub use pinless_mm::bus::{Bus, BusAddr, Caught, Checks, DeviceMemory, Pinned, StaleDma};
 pub use pinless_mm::env::Clock;
 pub use pinless_mm::event;
 pub use pinless_mm::fault::{FaultError, FaultHandler, StoreError};

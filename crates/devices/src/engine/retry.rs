@@ -24,17 +24,23 @@ impl Retry {
         Self { nr: 0 }
     }
 
-    /// Pauses before the next try; false when there were enough.
+    /// Pauses before the next try, if it is not the second: then what was missing at first has just
+    /// been brought. False when there were enough.
     pub fn pause(&mut self) -> bool {
         self.nr += 1;
+        if self.nr == 1 {
+            return true;
+        }
         if self.nr >= TRIES_MAX {
             return false;
         }
         match self.nr.checked_sub(QUICK) {
             None => {
                 // One look that fails and one that succeeds: somebody else runs in between.
-                let mut looks = 0..2;
-                spin_wait("devices.retry", 0, || looks.next().is_none());
+                let mut has_looked = false;
+                spin_wait("devices.retry", 0, || {
+                    core::mem::replace(&mut has_looked, true)
+                });
             }
             Some(slow) => {
                 let pause = Duration::from_micros(1 << slow.min(10));

@@ -54,6 +54,7 @@ impl Memcg {
             cancel_deadline: self.limits.cancel_deadline,
             callback_budget: self.limits.callback_budget,
             nonblock_budget: self.limits.nonblock_budget,
+            bus_checks: self.limits.bus_checks,
             ..limits
         };
         limits.check()?;

@@ -3,6 +3,7 @@
 use super::Mm;
 use super::prefetch::Trend;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
+use crate::bus::Checks;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
 use crate::memcg::stat::Stat;
@@ -51,6 +52,8 @@ pub struct Vma {
     primary: Arc<dyn PrimaryMmu>,
     pub(crate) pages: PageTable,
     generations: Box<[AtomicU32]>,
+    /// How far the accesses of devices are checked.
+    pub(super) checks: Checks,
     windows: Box<[Window]>,
     pub(crate) waiters: PageWaiters,
     /// What the program can do without when memory runs out.
@@ -80,6 +83,7 @@ impl Vma {
         let nr_windows = nr_pages.div_ceil(WINDOW_PAGES);
         Some(Self {
             id,
+            checks: mm.memcg().limits().bus_checks,
             mm,
             pages: PageTable::new(nr_pages)?,
             generations: try_zeroed_slice_box(nr_pages as usize).ok()?,

@@ -1,8 +1,8 @@
 //! Devices that refuse, hang, or forget.
 
 use super::{Machine, Rng, World, read_page, write_page};
-use crate::addr::PageRun;
-use crate::bus::{Bus, BusAddr, Caught};
+use crate::addr::{PAGE_SIZE, PageRun};
+use crate::bus::{Bus, BusAddr, Caught, Checks};
 use crate::limits::Limits;
 use crate::mm_struct::{Advice, AdviseError};
 use crate::mmu_notifier::{BracketError, Context, Notifier, Range, Ranges};
@@ -143,6 +143,44 @@ pub(super) fn a_translation_is_stale_after_its_page_moved(machine: &dyn Machine)
     assert_eq!(refused.caught, Caught::ReadOnly);
     assert_eq!(world.memcg.stat().stale_dma, 3);
     assert_eq!(read_page(&*mapping, 1)[..4], [3, 3, 8, 9]);
+}
+
+/// What each level of checks says of a translation whose page is not there, and of one whose page
+/// is back in another frame; and how many of the two it counts.
+pub(super) fn each_level_of_checks_convicts_what_it_looks_at(machine: &dyn Machine) {
+    let stale = |caught| Err(caught);
+    for (checks, absent, back, counted) in [
+        (Checks::Generation, Caught::Before, stale(Caught::Before), 2),
+        (Checks::Poison, Caught::Absent, Ok(()), 1),
+        (Checks::Off, Caught::Absent, Ok(()), 0),
+    ] {
+        let mut limits = Limits::new(64 * PAGE_SIZE as u64);
+        limits.bus_checks = checks;
+        let world = World::with_limits(machine, limits);
+        let mm = world.memcg.new_mm("levels");
+        let mapping = world.map(&mm, 4);
+        let vma = mapping.vma();
+        write_page(&*mapping, 1, &[3; 4]);
+        let mut at = [BusAddr {
+            page: 0,
+            generation: 0,
+            access: Access::Read,
+        }];
+        vma.fault_range(PageRun::single(1), Access::Read, &mut at)
+            .expect("a frame");
+        let read = || {
+            let mut bytes = [0; 4];
+            let outcome = vma.read(at[0], 0, &mut bytes);
+            outcome.map_err(|stale| stale.caught).map(|()| bytes)
+        };
+        assert_eq!(read(), Ok([3; 4]), "{checks:?}: it is fresh");
+        vma.advise(vma.all(), Advice::PageOut)
+            .expect("nobody listens");
+        assert_eq!(read(), Err(absent), "{checks:?}: the page is gone");
+        assert_eq!(read_page(&*mapping, 1)[..4], [3; 4]);
+        assert_eq!(read().map(|_| ()), back, "{checks:?}: it is back");
+        assert_eq!(world.memcg.stat().stale_dma, counted, "{checks:?}");
+    }
 }
 
 /// Does not answer before the device has translated everything again.

@@ -136,6 +136,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     devices::a_translation_is_stale_after_its_page_moved,
     #[cfg(feature = "notifiers")]
+    devices::each_level_of_checks_convicts_what_it_looks_at,
+    #[cfg(feature = "notifiers")]
     devices::advice_not_to_need_ends_beside_a_device,
     #[cfg(feature = "notifiers")]
     endings::an_exit_waits_for_the_devices_before_pages_go,

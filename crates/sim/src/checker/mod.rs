@@ -15,6 +15,11 @@
 //! | G11 | [`Pins`] |
 //! | G15 | [`Replays`] |
 //!
+//! The scenes of the conformance kit use those of them that a driver can break: [`Translations`],
+//! [`Brackets`], [`Locks`], [`Contents`] and [`Pins`] in each run, [`Replays`] over each scene. Its
+//! memory has no bound and kills nobody, so no driver can break what [`Bounds`] and [`Kills`] judge:
+//! they are for workloads on real memory, and `pinless torture` has both.
+//!
 //! G12 (nothing allocates after start) cannot be judged here: it takes an allocator that counts,
 //! and the tests named `..._allocates_nothing` have one.
 
@@ -38,6 +43,7 @@ pub use translations::{Closing, Ticket, Translations};
 
 use crate::conformance::Invariant;
 use core::fmt;
+use core::panic::Location;
 
 /// Something that must not have happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,13 +75,14 @@ impl Breach {
         }
     }
 
-    /// Ends the run.
+    /// Ends the run, where the calling task stands: no destructor hides what is broken.
     ///
     /// # Panics
     ///
-    /// Always: so a run fails.
+    /// Outside of a run.
     #[track_caller]
     pub fn raise(&self) -> ! {
+        crate::scheduler::fail(format!("{self}, at {}", Location::caller()));
         panic!("{self}")
     }
 }

@@ -1,12 +1,13 @@
 //! The memory of a run, as its checkers keep it.
 //!
 //! A page is a few bytes in a frame. When a frame leaves its page, the bytes go on in another one,
-//! if they are kept; the old frame stays for as long as somebody has pinned it.
+//! if they are kept; the old frame stays for as long as somebody has pinned it. Then it is freed,
+//! and filled with poison.
 
 use super::Invariant;
 use crate::checker::{Breach, Closing, Contents, Found, PinId, Pins, Span, Ticket, Translations};
 use pinless_mm::addr::{PageIndex, PageRun};
-use pinless_mm::bus::{BusAddr, Caught, StaleDma};
+use pinless_mm::bus::{BusAddr, Caught, Checks, StaleDma};
 use pinless_mm::primary_mmu::Access;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,9 +17,15 @@ pub(super) const NR_BYTES: usize = 8;
 /// Fetches of one page in a row, while nothing happens to it, after which the device is stuck.
 const FRUITLESS_MAX: u32 = 6;
 
+/// The same while a bracket over another page stays open: nothing at all happens then.
+const FRUITLESS_BESIDE_MAX: u32 = 4;
+
 /// What is known of a run. One task runs at a time, so the lock is always free, and taking it is
 /// no step of the run.
-pub(super) struct Books(Mutex<Inside>);
+pub(super) struct Books {
+    inside: Mutex<Inside>,
+    checks: Checks,
+}
 
 struct Inside {
     pages: Vec<Page>,
@@ -26,6 +33,8 @@ struct Inside {
     contents: Contents,
     pins: Pins,
     open: Vec<(u64, PageRun)>,
+    /// A bracket over these stays open: others need not wait for its end.
+    stays_open: Option<PageRun>,
     /// Rises with each thing that happens.
     now: u64,
     is_released: bool,
@@ -48,6 +57,7 @@ struct Frame {
     /// What the store has of it.
     saved: [u8; NR_BYTES],
     is_dirty: bool,
+    is_freed: bool,
 }
 
 /// What becomes of the pages of a bracket.
@@ -67,34 +77,42 @@ pub(super) enum Allowed {
     Fresh(Ticket),
     /// To a frame that the device keeps pinned.
     Pinned,
+    /// Nobody looks at the translation, only at what is in the frame.
+    Unchecked,
 }
 
 impl Books {
-    pub(super) fn new(nr_pages: u32) -> Self {
+    pub(super) fn new(nr_pages: u32, checks: Checks) -> Self {
         let frame = Frame {
             born: 0,
             bytes: [0; NR_BYTES],
             saved: [0; NR_BYTES],
             is_dirty: false,
+            is_freed: false,
         };
         let page = |_| Page {
             frames: vec![frame.clone()],
             nr_fruitless: 0,
         };
-        Self(Mutex::new(Inside {
+        let inside = Inside {
             pages: (0..nr_pages).map(page).collect(),
             translations: Translations::new(nr_pages),
             contents: Contents::new(),
             pins: Pins::new(),
             open: Vec::new(),
+            stays_open: None,
             now: 1,
             is_released: false,
             is_settled: false,
-        }))
+        };
+        Self {
+            inside: Mutex::new(inside),
+            checks,
+        }
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A moment of its own.
@@ -117,20 +135,16 @@ impl Books {
         if inside.is_released {
             return None;
         }
-        let is_open = !inside.open.is_empty();
+        let is_beside = inside.stays_open.is_some_and(|run| !run.contains(page));
+        let is_open = !inside.open.is_empty() && !is_beside;
         let of = &mut inside.pages[page as usize];
         of.frame_mut().is_dirty |= access == Access::Write;
         of.nr_fruitless = if is_open { 0 } else { of.nr_fruitless + 1 };
-        let is_stuck = of.nr_fruitless == FRUITLESS_MAX;
-        let what = || {
-            format!(
-                "page {page} was asked for {FRUITLESS_MAX} times, and thrown away each time, \
-                 though no bracket is open"
-            )
-        };
-        let found = match is_stuck {
-            true => Err(Breach::of(Invariant::P4, what())),
-            false => Ok(()),
+        let nr = of.nr_fruitless;
+        let found = match (is_beside, nr) {
+            (true, FRUITLESS_BESIDE_MAX) => Err(fruitless(Invariant::P8, page, nr)),
+            (false, FRUITLESS_MAX) => Err(fruitless(Invariant::P4, page, nr)),
+            _ => Ok(()),
         };
         Some((inside.translations.fetched(page, access), found))
     }
@@ -138,8 +152,11 @@ impl Books {
     /// A device begins an access.
     pub(super) fn access_began(&self, at: BusAddr, access: Access) -> Result<Allowed, Breach> {
         let mut inside = self.inside();
-        let is_pinned = inside.is_pinned(at);
         inside.pages[at.page as usize].nr_fruitless = 0;
+        if self.checks != Checks::Generation {
+            return Ok(Allowed::Unchecked);
+        }
+        let is_pinned = inside.is_pinned(at);
         match inside.translations.access_began(at, access) {
             Ok(ticket) => Ok(Allowed::Fresh(ticket)),
             Err(_) if is_pinned && may(at, access) => match inside.is_settled {
@@ -162,6 +179,11 @@ impl Books {
         self.inside().is_settled = true;
     }
 
+    /// A bracket over these is open for long, or was.
+    pub(super) fn stays_open(&self, run: Option<PageRun>) {
+        self.inside().stays_open = run;
+    }
+
     /// Pages that are pinned, each counted once for each pin.
     pub(super) fn nr_pinned(&self) -> usize {
         self.inside().pins.nr()
@@ -171,6 +193,7 @@ impl Books {
     pub(super) fn access(
         &self,
         at: BusAddr,
+        access: Access,
         allowed: Allowed,
         act: impl FnOnce(&mut [u8; NR_BYTES]),
     ) -> Result<(), Breach> {
@@ -181,8 +204,13 @@ impl Books {
         {
             inside.translations.access_ended(ticket)?;
         }
-        act(&mut inside.pages[at.page as usize].frame_of(at.generation).bytes);
-        Ok(())
+        let frame = inside.pages[at.page as usize].frame_of(at.generation);
+        act(&mut frame.bytes);
+        match (self.checks, access) {
+            (Checks::Poison, Access::Read) => frame.unpoisoned(at.page),
+            // Who writes sees nothing: that is found in the end.
+            _ => Ok(()),
+        }
     }
 
     /// What the bus answers to a use that is stale.
@@ -217,8 +245,14 @@ impl Books {
     pub(super) fn unpinned(&self, pin: PinId, access: Access) -> Result<(), Breach> {
         let mut inside = self.inside();
         for (page, born) in inside.pins.unpinned(pin)? {
-            let frame = inside.pages[page as usize].frame_of(born);
+            let is_pinned = inside.pins.is_pinned(page, born);
+            let of = &mut inside.pages[page as usize];
+            let is_old = of.frame_mut().born != born;
+            let frame = of.frame_of(born);
             frame.is_dirty |= access == Access::Write;
+            if is_old && !is_pinned {
+                frame.free();
+            }
         }
         Ok(())
     }
@@ -268,6 +302,9 @@ impl Books {
             }
             let born = inside.translations.generation(page);
             let next = of.frame_mut().clone().successor(born, change);
+            if !is_pinned {
+                of.frame_mut().free();
+            }
             of.frames.push(next);
             if change == Change::Discard {
                 inside.contents.discarded(page, at);
@@ -292,7 +329,10 @@ impl Books {
     pub(super) fn read(&self, found: Found, from: u64) -> Result<(), Breach> {
         let mut inside = self.inside();
         let to = inside.tick();
-        inside.contents.read(found, Span { from, to })
+        match self.checks {
+            Checks::Off => Ok(()),
+            _ => inside.contents.read(found, Span { from, to }),
+        }
     }
 
     /// Frames that left their pages and are still pinned.
@@ -308,9 +348,15 @@ impl Books {
             .count()
     }
 
-    /// Whether all pins are gone.
+    /// Whether all pins are gone, and nobody has written to what was freed.
     pub(super) fn finish(&self) -> Result<(), Breach> {
-        self.inside().pins.finish()
+        let inside = self.inside();
+        inside.pins.finish()?;
+        let frames = || inside.pages.iter().flat_map(|of| &of.frames);
+        match self.checks {
+            Checks::Poison => frames().try_for_each(Frame::unwritten),
+            Checks::Generation | Checks::Off => Ok(()),
+        }
     }
 }
 
@@ -353,8 +399,47 @@ impl Frame {
             bytes,
             saved: bytes,
             is_dirty: false,
+            is_freed: false,
         }
     }
+
+    /// What a freed frame is filled with: no byte that a user writes.
+    const fn poison(&self) -> u8 {
+        0x80 | self.born as u8
+    }
+
+    fn free(&mut self) {
+        self.is_freed = true;
+        self.bytes = [self.poison(); NR_BYTES];
+    }
+
+    /// Whether who reads finds a page, not what was freed.
+    fn unpoisoned(&self, page: PageIndex) -> Result<(), Breach> {
+        if !self.bytes.contains(&self.poison()) {
+            return Ok(());
+        }
+        let what = format!("the device found poison at page {page}, whose frame was freed");
+        Err(Breach::of(Invariant::R4, what))
+    }
+
+    /// Whether what was freed is as it was left.
+    fn unwritten(&self) -> Result<(), Breach> {
+        if !self.is_freed || self.bytes == [self.poison(); NR_BYTES] {
+            return Ok(());
+        }
+        let what = "the device wrote to a frame that was freed";
+        Err(Breach::of(Invariant::R4, what))
+    }
+}
+
+/// A page was looked up in vain again and again.
+fn fruitless(invariant: Invariant, page: PageIndex, times: u32) -> Breach {
+    let why = match invariant {
+        Invariant::P8 => "for a bracket over another page",
+        _ => "though no bracket is open",
+    };
+    let what = format!("page {page} was asked for {times} times, and thrown away each time, {why}");
+    Breach::of(invariant, what)
 }
 
 fn may(at: BusAddr, access: Access) -> bool {
@@ -380,8 +465,40 @@ mod tests {
 
     #[test]
     fn only_lookups_that_lead_to_no_answer_are_in_vain() {
-        let books = Books::new(1);
+        let books = Books::new(1, Checks::Generation);
         assert_eq!(ask(&books, |books| books.answered(0)), 0);
         assert_eq!(ask(&books, |_| ()), 1);
+    }
+
+    /// Uses a page after it was taken away, and ends.
+    fn use_late(checks: Checks, access: Access) -> Result<(), Breach> {
+        let books = Books::new(1, checks);
+        let (at, found) = books.fetch(0, Access::Write).expect("it is not released");
+        found?;
+        let run = PageRun::single(0);
+        books.start_returned(run, Closing::Alone);
+        books.change(run, Change::Move);
+        let allowed = books.access_began(at, access)?;
+        let act = |bytes: &mut [u8; NR_BYTES]| match access {
+            Access::Write => bytes[0] = 1,
+            Access::Read => {}
+        };
+        books.access(at, access, allowed, act)?;
+        books.finish()
+    }
+
+    #[test]
+    fn each_level_convicts_by_what_it_looks_at() {
+        for access in [Access::Read, Access::Write] {
+            let generation = use_late(Checks::Generation, access).expect_err("it is stale");
+            assert_eq!(
+                generation.invariant,
+                Some(Invariant::R1),
+                "and says since when"
+            );
+            let poison = use_late(Checks::Poison, access).expect_err("it finds poison");
+            assert_eq!(poison.invariant, Some(Invariant::R4));
+            assert_eq!(use_late(Checks::Off, access), Ok(()), "nobody looks");
+        }
     }
 }

@@ -10,7 +10,7 @@ use core::time::Duration;
 use lockdep::Map;
 use lockdep::scheduler::scheduler_point;
 use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
-use pinless_mm::bus::{Bus, BusAddr, DeviceMemory, PinError, Pinned, StaleDma};
+use pinless_mm::bus::{Bus, BusAddr, Checks, DeviceMemory, PinError, Pinned, StaleDma};
 use pinless_mm::fault::FaultError;
 use pinless_mm::gfp::{Gfp, might_alloc, might_touch};
 use pinless_mm::mmu_notifier::{
@@ -87,9 +87,9 @@ impl Ask {
 }
 
 impl Memory {
-    pub(super) fn new(nr_pages: u32, judge: &Arc<Judge>) -> Arc<Self> {
+    pub(super) fn new(nr_pages: u32, judge: &Arc<Judge>, checks: Checks) -> Arc<Self> {
         let memory = Arc::new(Self {
-            books: Books::new(nr_pages),
+            books: Books::new(nr_pages, checks),
             judge: Arc::clone(judge),
             notifiers: Notifiers::new(MmId(1)),
             short_of: AtomicU32::new(u32::MAX),
@@ -279,7 +279,7 @@ impl Bus for Memory {
         let allowed = self.books.access_began(at, Access::Read).map_err(stale)?;
         scheduler_point("kit.read", 0);
         self.books
-            .access(at, allowed, |bytes| {
+            .access(at, Access::Read, allowed, |bytes| {
                 into.copy_from_slice(&bytes[offset..][..into.len()]);
             })
             .map_err(stale)
@@ -290,7 +290,7 @@ impl Bus for Memory {
         let allowed = self.books.access_began(at, Access::Write).map_err(stale)?;
         scheduler_point("kit.write", 0);
         self.books
-            .access(at, allowed, |bytes| {
+            .access(at, Access::Write, allowed, |bytes| {
                 bytes[offset..][..from.len()].copy_from_slice(from);
             })
             .map_err(stale)

@@ -28,11 +28,11 @@ mod stage;
 pub use invariant::{Invariant, Need, Pattern};
 pub use report::{Conviction, Grade, Graded, Report};
 
-use crate::Knob;
-use crate::checker::Locks;
+use crate::checker::{Locks, Replays};
 use crate::scheduler::{End, Explore, Run, Strategy};
+use crate::{Knob, Options, Sim};
 use core::fmt;
-use pinless_mm::bus::{DeviceMemory, DmaDevice};
+use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice};
 use pinless_mm::mmu_notifier::{Inject, Subscription};
 use scene::{SCENES, Scene, Size};
 use stage::{Figures, Make, Setting, Stage};
@@ -102,6 +102,7 @@ pub struct Kit {
     nr_schedules: u64,
     seed: u64,
     inject: Inject,
+    checks: Checks,
     scene: Option<String>,
     wanted: Vec<Invariant>,
     shortens: bool,
@@ -113,8 +114,9 @@ const BREACHES_MAX: usize = 3;
 /// Steps of a schedule that is short.
 const STEPS_WANTED: usize = 60;
 
-/// Failing runs that are made to make one shorter.
+/// Failing runs that are made to make one shorter, and one that is long after that.
 const SHORTENED_MAX: u32 = 12;
+const SHORTENED_LONG_MAX: u32 = 200;
 
 /// Points after which a run is thought to go on for ever.
 const STEPS_MAX: u64 = 6_000;
@@ -131,6 +133,7 @@ impl Kit {
             nr_schedules: Self::SCHEDULES,
             seed: 0,
             inject: Inject::None,
+            checks: Checks::Generation,
             scene: None,
             wanted: Vec::new(),
             shortens: true,
@@ -163,6 +166,13 @@ impl Kit {
         Self { inject, ..self }
     }
 
+    /// How far the device's accesses are checked. With [`Checks::Poison`] whoever uses a freed frame
+    /// is convicted of that, and it is not said which start it has not heard of; with
+    /// [`Checks::Off`] the rest is judged.
+    pub fn checks(self, checks: Checks) -> Self {
+        Self { checks, ..self }
+    }
+
     /// Plays one scene only.
     pub fn scene(self, scene: impl Into<String>) -> Self {
         Self {
@@ -192,7 +202,8 @@ impl Kit {
     /// Whether anybody looks at how this failed.
     fn is_shown(&self, nth: usize, run: &Run) -> bool {
         let broken = invariant_of(run).unwrap_or(SCENES[nth].stuck);
-        self.shortens && (self.wanted.is_empty() || self.wanted.contains(&broken))
+        let is_of = |one: &Invariant| *one == broken || one.shows_as().contains(&broken);
+        self.shortens && (self.wanted.is_empty() || self.wanted.iter().any(is_of))
     }
 
     /// The names of the scenes.
@@ -204,7 +215,8 @@ impl Kit {
     ///
     /// # Panics
     ///
-    /// As [`Explore::find`] does. If called from inside a run.
+    /// As [`Explore::find`] does, and if a seed gives two different runs of a scene, whether they
+    /// pass or not: then the device is not decided by its seed alone. If called from inside a run.
     #[track_caller]
     pub fn judge(
         &self,
@@ -216,12 +228,14 @@ impl Kit {
             ignored: Vec::new(),
             wanted: self.wanted.clone(),
             inject: self.inject,
+            checks: self.checks,
             figures: Arc::new(Figures::default()),
             locks: Arc::new(Locks::new()),
         };
         let mut report = Report::new(&self.name, self.seed, self.nr_schedules, self.pattern);
         for (nth, scene) in self.order() {
             self.play(nth, scene, &setting, &mut report);
+            self.replay(nth, &setting);
             if report.convicts(&self.wanted) {
                 break;
             }
@@ -260,6 +274,24 @@ impl Kit {
                 }
                 _ => return,
             }
+        }
+    }
+
+    /// G15: the first seed of a scene, twice.
+    #[track_caller]
+    fn replay(&self, nth: usize, setting: &Setting) {
+        let mut replays = Replays::new();
+        for _ in 0..2 {
+            let body = body(nth, setting);
+            let options = Options {
+                steps_max: STEPS_MAX,
+                knobs: scene::knobs(nth as u64, Size::Small)
+                    .map(|knob| (knob.name, knob.max))
+                    .to_vec(),
+                ..Options::new(self.seed)
+            };
+            let run = Sim::run_with(options, body);
+            replays.seen(&run).unwrap_or_else(|breach| breach.raise());
         }
     }
 
@@ -311,29 +343,49 @@ impl Kit {
     /// in a small scene from the start.
     #[track_caller]
     fn shortest(&self, nth: usize, found: Run, setting: &Setting) -> Run {
-        let part = self.part();
         let found = self.with_less(nth, found, setting);
-        let again = Explore::new(found.seed..found.seed + 1).strategy(found.strategy);
-        let knobs = knobs_of(&found);
-        let (_, shorter) = explore(again, Shown::Shortened, nth, &knobs, setting);
-        let mut best = shorter.unwrap_or(found);
-        for (from, nr, size) in [
-            (3 * part, 2 * part, Size::Tiny),
-            (5 * part, 3 * part, Size::Small),
-        ] {
-            if report::shown(&best).len() <= STEPS_WANTED {
-                break;
-            }
-            let seeds = self.seeds(from, nr, Strategy::Drawn);
-            let knobs = scene::knobs(nth as u64, size);
-            let (_, found) = explore(seeds, Shown::Shortened, nth, &knobs, setting);
-            let is_better = |run: &Run| {
-                let shorter = report::shown(run).len() < report::shown(&best).len();
-                shorter && invariant_of(run) == invariant_of(&best)
-            };
-            best = found.filter(is_better).unwrap_or(best);
+        let mut best = shorter(nth, found, SHORTENED_MAX, setting);
+        if is_short(&best) {
+            return best;
         }
-        best
+        // Nothing else ends a run: what is looked for is this one.
+        let aimed = match invariant_of(&best) {
+            Some(invariant) => setting.aimed_at(invariant),
+            None => setting.clone(),
+        };
+        for size in [Size::Tiny, Size::Small] {
+            if let Some(run) = self.shortest_of_choices(nth, size, &best, &aimed) {
+                let run = shorter(nth, run, SHORTENED_MAX, &aimed);
+                best = [best, run].into_iter().min_by_key(nr_shown).expect("two");
+            }
+            if is_short(&best) {
+                return best;
+            }
+        }
+        shorter(nth, best, SHORTENED_LONG_MAX, &aimed)
+    }
+
+    /// The shortest of the failures like this one, of which each value of the option that a scene
+    /// turns on gives the first.
+    #[track_caller]
+    fn shortest_of_choices(
+        &self,
+        nth: usize,
+        size: Size,
+        like: &Run,
+        setting: &Setting,
+    ) -> Option<Run> {
+        let mut all = Vec::new();
+        for choice in scene::CHOICES {
+            let knobs = scene::knobs(nth as u64, size).map(|knob| match knob.name {
+                "choice" => Knob::number("choice", choice, choice),
+                _ => knob,
+            });
+            let seeds = self.seeds(3 * self.part(), 3 * self.part(), Strategy::Drawn);
+            let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
+            all.extend(found.filter(|run| invariant_of(run) == invariant_of(like)));
+        }
+        all.into_iter().min_by_key(nr_shown)
     }
 
     /// The same failure with fewer users, uses and brackets, as far as it still comes.
@@ -373,7 +425,33 @@ fn knobs_of(run: &Run) -> Vec<Knob> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Shown {
     AsFound,
-    Shortened,
+    /// Shortened by trials of which so many fail.
+    Shortened(u32),
+}
+
+/// Steps that are shown of a failure.
+fn nr_shown(run: &Run) -> usize {
+    report::shown(run).len()
+}
+
+/// Whether a failure can be read at a glance.
+fn is_short(run: &Run) -> bool {
+    nr_shown(run) <= STEPS_WANTED
+}
+
+/// The same failure in fewer steps, if any are found.
+#[track_caller]
+fn shorter(nth: usize, found: Run, failures_max: u32, setting: &Setting) -> Run {
+    let again = Explore::new(found.seed..found.seed + 1).strategy(found.strategy);
+    let shown = Shown::Shortened(failures_max);
+    let (_, shortened) = explore(again, shown, nth, &knobs_of(&found), setting);
+    let is_same = |run: &Run| invariant_of(run) == invariant_of(&found);
+    let shortened = shortened.filter(is_same);
+    shortened
+        .into_iter()
+        .chain([found])
+        .min_by_key(nr_shown)
+        .expect("one is there")
 }
 
 /// Plays a scene with each of the seeds until it fails.
@@ -385,12 +463,21 @@ fn explore(
     knobs: &[Knob],
     setting: &Setting,
 ) -> (u64, Option<Run>) {
-    let (scene, setting) = (&SCENES[nth], setting.clone());
     let seeds = match shown {
         Shown::AsFound => seeds.as_found(),
-        Shown::Shortened => seeds.failures_max(SHORTENED_MAX),
+        Shown::Shortened(failures_max) => seeds.failures_max(failures_max),
     };
-    let explored = seeds.knobs(knobs).steps_max(STEPS_MAX).find(move |sim| {
+    let explored = seeds
+        .knobs(knobs)
+        .steps_max(STEPS_MAX)
+        .find(body(nth, setting));
+    (explored.nr_runs, explored.failure)
+}
+
+/// What a run of a scene does.
+fn body(nth: usize, setting: &Setting) -> impl Fn(&Sim) + Send + Sync + 'static {
+    let (scene, setting) = (&SCENES[nth], setting.clone());
+    move |sim| {
         // The environment may ask for another scene than this one.
         if sim.knob("scene") == nth as u64 {
             setting.locks.reset();
@@ -398,8 +485,7 @@ fn explore(
             let nr_pages = sim.knob("pages") as u32;
             (scene.play)(&Stage::set(sim, &setting, nr_pages));
         }
-    });
-    (explored.nr_runs, explored.failure)
+    }
 }
 
 /// What broke, as the end of the run tells it.

@@ -8,11 +8,11 @@ use crate::{Rng, Sim};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 use lockdep::scheduler::scheduler_point;
-use lockdep::sync::{Mutex, ShortLock, sleep};
+use lockdep::sync::{Mutex, sleep};
 use pinless_mm::addr::PageRun;
-use pinless_mm::bus::{DeviceMemory, DmaDevice, DmaError};
+use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice, DmaError};
 use pinless_mm::mmu_notifier::{Inject, Mode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 /// Makes a device for a memory.
 pub(super) type Make = Arc<dyn Fn(&Arc<dyn DeviceMemory>) -> Subject + Send + Sync>;
@@ -40,8 +40,9 @@ pub(super) struct Judge {
     ignored: Vec<Invariant>,
     /// Held to, also where it is but a figure for devices of the kind.
     wanted: Vec<Invariant>,
-    /// Seen where a panic would be contained.
-    noted: ShortLock<Vec<Breach>>,
+    /// Seen where a panic would be contained. One task runs at a time, so the lock is always free,
+    /// and taking it is no step of the run.
+    noted: StdMutex<Vec<Breach>>,
     figures: Arc<Figures>,
 }
 
@@ -101,8 +102,22 @@ pub(super) struct Setting {
     pub(super) ignored: Vec<Invariant>,
     pub(super) wanted: Vec<Invariant>,
     pub(super) inject: Inject,
+    pub(super) checks: Checks,
     pub(super) figures: Arc<Figures>,
     pub(super) locks: Arc<Locks>,
+}
+
+impl Setting {
+    /// The same, with everything but this known already.
+    pub(super) fn aimed_at(&self, invariant: Invariant) -> Self {
+        let others = Invariant::ALL
+            .into_iter()
+            .filter(|&other| other != invariant);
+        Self {
+            ignored: others.collect(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Judge {
@@ -130,12 +145,16 @@ impl Judge {
 
     /// Remembers a breach that was seen in a callback.
     pub(super) fn note(&self, breach: Breach) {
-        self.noted.lock().push(breach);
+        self.noted().push(breach);
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Vec<Breach>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[track_caller]
     pub(super) fn judge_noted(&self) {
-        let noted = core::mem::take(&mut *self.noted.lock());
+        let noted = core::mem::take(&mut *self.noted());
         noted.into_iter().for_each(|breach| self.judge(Err(breach)));
     }
 }
@@ -147,10 +166,10 @@ impl Stage {
             pattern: setting.pattern,
             ignored: setting.ignored.clone(),
             wanted: setting.wanted.clone(),
-            noted: ShortLock::new("sim.kit.noted", Vec::new()),
+            noted: StdMutex::new(Vec::new()),
             figures: Arc::clone(&setting.figures),
         });
-        let memory = Memory::new(nr_pages, &judge);
+        let memory = Memory::new(nr_pages, &judge, setting.checks);
         memory.notifiers().inject(setting.inject);
         let shared = Arc::clone(&memory) as Arc<dyn DeviceMemory>;
         let subject = (setting.make)(&shared);
@@ -304,17 +323,17 @@ impl Stage {
 
     /// Registers the page, if that is what is missing; whether to try again.
     fn recover(&self, error: &DmaError) -> bool {
-        let may_fail = self.may_fail.load(Relaxed);
+        let may_fail = || self.may_fail.load(Relaxed);
         let met = match *error {
             // Whoever takes the device away may have done so: nobody registers then.
-            DmaError::Unregistered { .. } if may_fail => return false,
+            DmaError::Unregistered { .. } if may_fail() => return false,
             DmaError::Unregistered { page } => self.device.register(self.registered_with(page)),
             error => Err(error),
         };
         match met {
             Ok(()) => true,
             Err(DmaError::Stale(_) | DmaError::LimitReached { .. }) => false,
-            Err(_) if may_fail => false,
+            Err(_) if may_fail() => false,
             Err(error) => {
                 let what = format!("an access failed though nothing hangs: {error}");
                 self.judge.judge(Err(Breach::of(Invariant::P5, what)));

@@ -12,7 +12,7 @@ use super::panics;
 use super::report::Run;
 use super::state::{Next, Plan, Role, State, TaskId};
 use crate::clock::SimClock;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use lockdep::Scheduler;
 use lockdep::event;
@@ -37,11 +37,26 @@ struct Crew {
 
 thread_local! {
     static ME: Cell<Option<TaskId>> = const { Cell::new(None) };
+    /// The run that this thread makes.
+    static RUN: RefCell<Option<Arc<Baton>>> = const { RefCell::new(None) };
 }
 
 /// Whether this thread runs a task.
 pub(super) fn is_task() -> bool {
     ME.get().is_some()
+}
+
+/// Ends the run of the calling task as a failure, where the task stands: nothing of it is unwound,
+/// since its destructors have no part in what failed. Returns only if the caller is no task.
+#[cfg(feature = "conformance")]
+pub(crate) fn fail(message: String) {
+    let (Some(me), Some(baton)) = (ME.get(), RUN.with_borrow(Clone::clone)) else {
+        return;
+    };
+    let next = baton.crew().state.fail_told(me, message);
+    // This stack is never resumed: it keeps of the run what it held before.
+    drop(baton);
+    fiber::suspend(next);
 }
 
 /// A run that has ended.
@@ -73,6 +88,7 @@ impl Baton {
     /// the run has failed.
     pub(super) fn run(self: &Arc<Self>, body: Job, idle: &mut Idle) -> Ended {
         let mut fibers: Vec<Option<Fiber>> = Vec::with_capacity(8);
+        RUN.set(Some(Arc::clone(self)));
         let mut next = Next::Task(self.add("main", Role::Task, body));
         while let Next::Task(id) = next {
             while fibers.len() <= id {
@@ -88,6 +104,7 @@ impl Baton {
                 idle.put(fiber);
             }
         }
+        RUN.set(None);
         Ended {
             run: Run::new(self.crew().state.take_outcome()),
             is_thread_spent: fibers.iter().any(Option::is_some),

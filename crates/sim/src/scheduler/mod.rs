@@ -48,6 +48,7 @@
 //! hook hears of, and runs its destructors. A run that fails stops where it is: its thread ends,
 //! and what its tasks hold, with their stacks, is never freed, since destructors of a broken state
 //! would hide, or wait for, what is broken. A failing run is meant to be the last one, or nearly.
+//! A destructor that panics while its task unwinds ends the process: no hook can leave that.
 
 mod baton;
 mod course;
@@ -73,6 +74,8 @@ pub use report::{End, Run, Wait};
 pub use strategy::{Strategy, UnknownStrategy};
 pub use timeline::{Event, Step};
 
+#[cfg(feature = "conformance")]
+pub(crate) use baton::fail;
 #[cfg(feature = "conformance")]
 pub(crate) use panics::last as last_panic;
 

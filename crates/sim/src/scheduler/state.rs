@@ -391,11 +391,15 @@ impl State {
     /// `me` sleeps in a section that may not. Its caller would contain a panic.
     pub(super) fn fail_asleep(&mut self, me: TaskId, point: Point) -> Next {
         let class = point.class;
-        self.fail(End::Panicked {
-            task: self.tasks[me].name.to_string(),
-            // As a checker says it: what drivers owe has this number.
-            message: format!("P3: slept at `{class}` in a callback that may not block"),
-        })
+        // As a checker says it: what drivers owe has this number.
+        let message = format!("P3: slept at `{class}` in a callback that may not block");
+        self.fail_told(me, message)
+    }
+
+    /// `me` has something to tell that nobody may contain.
+    pub(super) fn fail_told(&mut self, me: TaskId, message: String) -> Next {
+        let task = self.tasks[me].name.to_string();
+        self.fail(End::Panicked { task, message })
     }
 
     /// Nobody gets anywhere. If a task waits while it unwinds, its panic came first.

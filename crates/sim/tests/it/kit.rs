@@ -1,6 +1,9 @@
 //! What is right passes, and each way of being wrong is found, named, and shown shortly.
 
 use crate::mirror::{Mirror, Wrong};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use lockdep::scheduler::scheduler_point;
+use pinless_mm::bus::Checks;
 use pinless_sim::conformance::{Invariant, Kit, Report, Subject};
 
 /// Steps that a schedule may have which is shown.
@@ -31,6 +34,25 @@ fn check(wrong: Wrong, expected: &[Invariant]) {
     assert!(found.replay.contains("seed="), "{}", found.replay);
 }
 
+/// Whoever keeps a translation too long uses a freed frame, which poison tells, too. Nobody is told
+/// of it where nobody looks.
+#[test]
+fn each_level_of_checks_judges_by_what_it_looks_at() {
+    use Invariant::{R1, R2, R4};
+    for (checks, expected) in [
+        (Checks::Generation, Some(R1)),
+        (Checks::Poison, Some(R4)),
+        (Checks::Off, None),
+    ] {
+        let kit = Kit::new("mirror").scene("race").checks(checks);
+        let right = judge(kit.clone().schedules(60), Wrong::Nothing);
+        assert!(right.has_passed(), "{checks:?}: {right}");
+        let wrong = judge(kit.as_found(), Wrong::NoRetry);
+        let found = wrong.broken().find(|one| [R1, R2, R4].contains(one));
+        assert_eq!(found, expected, "{checks:?}: {wrong}");
+    }
+}
+
 #[test]
 fn each_wrong_driver_is_convicted_by_name() {
     use Invariant::{E1, E2, L1, L2, P1, P3, P6, P8, P10, R1, R2, R4, R7, R8};
@@ -49,6 +71,21 @@ fn each_wrong_driver_is_convicted_by_name() {
     ] {
         check(wrong, expected);
     }
+}
+
+/// G15: a device that counts outside of its run does not repeat, though every run of it passes.
+#[test]
+#[should_panic(expected = "G15: seed 0 gave two different runs")]
+fn a_driver_that_its_seed_does_not_decide_is_found_out() {
+    let nr = AtomicU32::new(0);
+    let kit = Kit::new("mirror").schedules(3).scene("race");
+    let _report = kit.judge(move |memory| {
+        for _ in 0..nr.fetch_add(1, Relaxed) {
+            scheduler_point("test.counted", 0);
+        }
+        let (device, listed) = Mirror::attach(memory, Wrong::Nothing);
+        Subject::new(device, listed)
+    });
 }
 
 /// Whoever panics is convicted in every scene that it panics in, by name and with a schedule, and

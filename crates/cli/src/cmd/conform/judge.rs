@@ -5,6 +5,7 @@ use lockdep::sync::Mutex;
 use pinless_devices::model::Pattern as Family;
 use pinless_devices::zoo::Home;
 use pinless_devices::{Bug, BugInfo, Bugs, DeviceMemory, ModelInfo, models, zoo};
+use pinless_mm::bus::Checks;
 use pinless_mm::mmu_notifier::Inject;
 use pinless_sim::conformance::{Invariant, Kit, Pattern, Report, Subject};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(crate) struct Plan {
     pub(crate) schedules: u64,
     pub(crate) seed: u64,
     pub(crate) scene: Option<String>,
+    pub(crate) checks: Checks,
 }
 
 /// How much of it.
@@ -201,6 +203,7 @@ fn play(plan: &Plan, job: &Job, schedules: u64) -> Report {
         .schedules(schedules)
         .seed(plan.seed)
         .inject(job.inject())
+        .checks(plan.checks)
         .wanted(&wanted);
     if let What::Shipped = job.what {
         kit = kit.as_found();

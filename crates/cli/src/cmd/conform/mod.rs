@@ -117,6 +117,7 @@ fn plan(args: &ConformArgs) -> Result<Plan, ConformError> {
         schedules: args.schedules,
         seed: args.seed,
         scene: args.scene.clone(),
+        checks: args.checks.level(),
     })
 }
 

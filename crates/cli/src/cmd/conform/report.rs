@@ -250,5 +250,6 @@ fn verdict(args: &ConformArgs, info: &BugInfo, judged: &Judged) -> Verdict {
 /// A line for a shell that shows it again: the command itself, not a test.
 fn command(args: &ConformArgs, what: &str, schedules: u64, of: &Conviction) -> String {
     let (scene, seed) = (of.scene, args.seed);
-    format!("pinless conform {what} --scene {scene} --seed {seed} --schedules {schedules}")
+    let checks = args.checks.option();
+    format!("pinless conform {what} --scene {scene} --seed {seed} --schedules {schedules}{checks}")
 }

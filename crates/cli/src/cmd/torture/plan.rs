@@ -6,7 +6,7 @@ use crate::cmd::run::rng::{Rng, mix};
 use crate::cmd::run::tenant::{Driver, Shape};
 use clap::ValueEnum;
 use core::time::Duration;
-use pinless::PAGE_SIZE;
+use pinless::{Checks, PAGE_SIZE};
 use pinless_devices::models;
 
 /// Streams of choices that are no life's: see [`Plan::rng`].
@@ -28,6 +28,7 @@ pub(super) struct Plan {
     /// Address spaces at a time.
     pub(super) nr_slots: u32,
     pub(super) inject: Option<Injection>,
+    pub(super) checks: Checks,
     pub(super) with_io_uring: bool,
     /// The command that does the same again.
     pub(super) replay: String,
@@ -42,6 +43,7 @@ impl Plan {
             limit_bytes: (4 + rng.below(13)) << 20,
             nr_slots: 2 + rng.below(3) as u32,
             inject: args.inject,
+            checks: args.checks.level(),
             with_io_uring: !args.no_io_uring,
             replay: replay(args, seed),
         }
@@ -99,6 +101,7 @@ fn replay(args: &TortureArgs, seed: u64) -> String {
     if let Some(input) = &args.input {
         command += &format!(" --input {}", input.display());
     }
+    command += args.checks.option();
     if args.no_io_uring {
         command += " --no-io-uring";
     }

@@ -74,6 +74,7 @@ impl Stage {
             .zswap_max(plan.zswap_bytes())
             .fault_deadline(FAULT_DEADLINE)
             .fault_threads(plan.nr_slots as usize)
+            .bus_checks(plan.checks)
             .build()
             .map_err(RunError::Build)?;
         let zswap = pinless.memcg().zswap();

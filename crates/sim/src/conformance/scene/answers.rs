@@ -56,6 +56,7 @@ pub(super) const STALL: Scene = Scene {
     stuck: P8,
     play: |stage| {
         let bracket = stage.bracket(Ask::new(page(0), Event::Clear, Mode::Blockable));
+        stage.memory.books.stays_open(Some(page(0)));
         let is_done = Arc::new(Completion::new("sim.kit.done"));
         let done = Arc::clone(&is_done);
         stage.spawn("user", move |stage| {
@@ -68,6 +69,7 @@ pub(super) const STALL: Scene = Scene {
             let what = "an access had to wait for the end of a bracket over another page";
             stage.judge(Err(Breach::of(P8, what)));
         }
+        stage.memory.books.stays_open(None);
         drop(bracket);
         stage.finish();
     },
@@ -80,7 +82,9 @@ pub(super) const REFUSED: Scene = Scene {
     judges: &[P4, P6],
     stuck: P4,
     play: |stage| {
-        let (spy, _listed) = Spy::on_list(stage);
+        let (spy, _told_after) = Spy::on_list(stage);
+        // Who came last is told first: before the one that refuses.
+        let (first, _told_before) = Spy::on_list(stage);
         let (single, interval) = Spy::on_interval(stage);
         let _is_used = stage.write(0, 0, 1);
         for nr in 0..stage.nr("brackets") {
@@ -95,7 +99,7 @@ pub(super) const REFUSED: Scene = Scene {
             let _is_old = seen;
             let _is_used = stage.write(0, 0, 2);
         }
-        for spy in [&spy, &single] {
+        for spy in [&spy, &first, &single] {
             stage.judge(spy.seen.lock().finish());
         }
         interval.remove();
@@ -138,7 +142,9 @@ pub(super) const HUNG: Scene = Scene {
     stuck: P9,
     play: |stage| {
         let choice = stage.nr("choice");
-        let _is_used = stage.write(0, 0, 1);
+        if choice % 2 == 1 || stage.nr("uses") > 1 {
+            let _is_used = stage.write(0, 0, 1);
+        }
         if choice % 2 == 0 {
             stage.spawn("user", |stage| {
                 let _is_used = stage.read(0, 0);
@@ -146,10 +152,10 @@ pub(super) const HUNG: Scene = Scene {
         }
         stage.excuse(true);
         stage.device.hang(true);
-        stage.take_back(
-            Ask::new(page(0), Event::Clear, Mode::NonBlock),
-            Change::Move,
-        );
+        if stage.nr("brackets") > 0 {
+            let ask = Ask::new(page(0), Event::Clear, Mode::NonBlock);
+            stage.take_back(ask, Change::Move);
+        }
         let patient = Ask {
             deadline: Duration::from_millis(50),
             ..Ask::new(page(0), Event::Unmap, Mode::Blockable)
@@ -237,8 +243,8 @@ impl Notifier for Spy {
 
     fn end(&self, _range: &Range, cx: &EndContext<'_>) {
         let ended = cx.short(&self.seen).ended();
-        // Contained by the caller, and counted.
-        ended.unwrap_or_else(|breach| breach.raise());
+        // Contained by the caller, and judged by who hears of that.
+        ended.unwrap_or_else(|breach| panic!("{breach}"));
     }
 }
 

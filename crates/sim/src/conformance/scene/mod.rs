@@ -10,6 +10,7 @@ use super::books::Change;
 use super::memory::Ask;
 use super::stage::Stage;
 use crate::{Knob, Rng};
+use core::ops::RangeInclusive;
 use pinless_mm::addr::PageRun;
 use pinless_mm::mmu_notifier::{Event, Mode};
 
@@ -67,6 +68,9 @@ pub(super) enum Size {
 /// The options that say how much happens.
 pub(super) const COUNTS: [&str; 4] = ["users", "ops", "brackets", "uses"];
 
+/// What a scene turns on may be one of these.
+pub(super) const CHOICES: RangeInclusive<u64> = 0..=5;
+
 /// What is drawn for each run.
 pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
     let (is_tiny, is_grown) = (size == Size::Tiny, size == Size::Grown);
@@ -82,7 +86,7 @@ pub(super) fn knobs(scene: u64, size: Size) -> [Knob; 7] {
             u64::from(!is_tiny),
             up_to(3, u64::from(!is_tiny)),
         ),
-        Knob::number("choice", 0, 5),
+        Knob::number("choice", *CHOICES.start(), *CHOICES.end()),
     ]
 }
 

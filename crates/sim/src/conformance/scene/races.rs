@@ -13,6 +13,9 @@ use pinless_mm::mmu_notifier::{Event, Mode};
 /// Changes of one page in a row.
 const CHANGES: u32 = 4;
 
+/// The choice by which brackets come when the first use of a page is under way.
+const LATE: u32 = 3;
+
 /// When drivers that put things right later do so, at the latest.
 const LATER_BY: Duration = Duration::from_millis(1);
 
@@ -39,6 +42,10 @@ pub(super) const EQUAL: Scene = Scene {
             let _is_used = stage.write(0, 0, 1);
         }
         stage.spawn_users();
+        if stage.nr("choice") == LATE {
+            let pause = stage.rng(8).below(8) * 100;
+            sleep("kit.later", LATER_BY + Duration::from_nanos(pause));
+        }
         for taker in 0..2 {
             stage.spawn("taker", move |stage| {
                 let only = stage.nr("choice") > 2;
@@ -86,11 +93,12 @@ pub(super) const LATER: Scene = Scene {
     judges: &[R1, R2, R4],
     stuck: P6,
     play: |stage| {
-        let _is_used = stage.write(0, 0, 1);
-        stage.take_back(
-            Ask::new(page(0), Event::Clear, Mode::Blockable),
-            Change::Move,
-        );
+        // Or the first use of all is what is put right.
+        if stage.nr("uses") > 1 {
+            let _is_used = stage.write(0, 0, 1);
+            let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
+            stage.take_back(ask, Change::Move);
+        }
         stage.spawn("taker", |stage| {
             let choice = u64::from(stage.nr("choice"));
             let pause = LATER_BY + Duration::from_nanos(100 * choice);
