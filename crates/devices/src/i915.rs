@@ -262,6 +262,11 @@ impl DmaDevice for I915 {
         let subscribed = notifiers.subscribe_interval(&self.shared.name, start, end, object);
         let subscription = subscribed.map_err(|_| DmaError::Stopped)?;
         self.objects.add(subscription);
+        // Whoever stops the card stops the engine, and then looks for objects.
+        if self.shared.engine.is_stopped() {
+            self.forget(run);
+            return Err(DmaError::Stopped);
+        }
         Ok(())
     }
 

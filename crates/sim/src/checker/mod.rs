@@ -16,9 +16,9 @@
 //! | G15 | [`Replays`] |
 //!
 //! The scenes of the conformance kit use those of them that a driver can break: [`Translations`],
-//! [`Brackets`], [`Locks`], [`Contents`] and [`Pins`] in each run, [`Replays`] over each scene. Its
-//! memory has no bound and kills nobody, so no driver can break what [`Bounds`] and [`Kills`] judge:
-//! they are for workloads on real memory, and `pinless torture` has both.
+//! [`Brackets`], [`Locks`], [`Contents`] and [`Pins`] in each run, [`Replays`] over each scene.
+//! Its memory has no bound and kills nobody, so no driver can break what [`Bounds`] and [`Kills`]
+//! judge: they are for workloads on real memory, and `pinless torture` has both.
 //!
 //! G12 (nothing allocates after start) cannot be judged here: it takes an allocator that counts,
 //! and the tests named `..._allocates_nothing` have one.

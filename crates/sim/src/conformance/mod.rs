@@ -166,8 +166,8 @@ impl Kit {
         Self { inject, ..self }
     }
 
-    /// How far the device's accesses are checked. With [`Checks::Poison`] whoever uses a freed frame
-    /// is convicted of that, and it is not said which start it has not heard of; with
+    /// How far the device's accesses are checked. With [`Checks::Poison`] whoever uses a freed
+    /// frame is convicted of that, and it is not said which start it has not heard of; with
     /// [`Checks::Off`] the rest is judged.
     pub fn checks(self, checks: Checks) -> Self {
         Self { checks, ..self }
