@@ -22,6 +22,7 @@ mod short;
 mod spin;
 mod watch;
 
+pub use crate::event::HeldAs;
 pub use completion::Completion;
 pub use condvar::Condvar;
 pub use fence::Fence;
