@@ -6,13 +6,9 @@
 //! faults may wait long a service, or a shard, of its own.
 //!
 //! A service thread never touches managed memory (it would wait for itself) and never unmaps or
-//! discards any. It blocks every signal but those that its own instructions raise. While the faults
-//! are those of one thread, it [follows](conductor) that thread to its processor.
+//! discards any. It blocks every signal but those that its own instructions raise.
 //!
 //! Linux counterpart: `fs/userfaultfd.c`.
-
-mod conductor;
-mod follow;
 
 use crate::errno::Errno;
 use crate::fork::is_forked_child;
@@ -20,10 +16,8 @@ use crate::lock_order;
 use crate::plea::Pleas;
 use crate::thread::{self, EngineAccess};
 use crate::uffd::{Fault, MESSAGE_BATCH, Uffd};
-use conductor::{Bell, Conductor};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use follow::{Follow, Trail};
 use lockdep::sync::{Condvar, Mutex};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
 use pinless_mm::fault::{FaultError, FaultHandler};
@@ -90,7 +84,6 @@ struct Shard {
     stop: OwnedFd,
     is_stopping: AtomicBool,
     pleas: Pleas,
-    follow: Follow,
     served: Mutex<BTreeMap<u64, Arc<Served>>>,
 }
 
@@ -101,8 +94,6 @@ type RunningShard = (Arc<Shard>, Option<JoinHandle<()>>);
 ///
 /// They end when the service is dropped, which is after the last mapping that uses it.
 pub struct FaultService {
-    /// Before the shards, which it leads. None where it can lead nobody.
-    conductor: Option<Conductor>,
     shards: Box<[RunningShard]>,
     nr_mappings: AtomicUsize,
     next_key: AtomicU64,
@@ -118,15 +109,13 @@ impl FaultService {
         lock_order::prime();
         // In the first shard that fails, those before it are dropped, which ends their threads.
         let mut service = Self {
-            conductor: None,
             shards: Box::default(),
             nr_mappings: AtomicUsize::new(0),
             next_key: AtomicU64::new(PLEA_KEY + 1),
         };
-        let bell = Conductor::bell();
         let mut shards = Vec::with_capacity(nr_threads.max(1));
         for _ in 0..nr_threads.max(1) {
-            match Shard::start(bell.clone()) {
+            match Shard::start() {
                 Ok(shard) => shards.push(shard),
                 Err(errno) => {
                     service.shards = shards.into();
@@ -135,10 +124,6 @@ impl FaultService {
             }
         }
         service.shards = shards.into();
-        service.conductor = bell.map(|bell| {
-            let shards = service.shards.iter().map(|(shard, _)| Arc::clone(shard));
-            Conductor::start(bell, shards.collect())
-        });
         Ok(Arc::new(service))
     }
 
@@ -181,10 +166,8 @@ impl Drop for FaultService {
     fn drop(&mut self) {
         if is_forked_child() {
             // The threads are the parent's, and so is what would stop them.
-            core::mem::forget(self.conductor.take());
             return core::mem::forget(core::mem::take(&mut self.shards));
         }
-        drop(self.conductor.take());
         for (shard, thread) in &mut self.shards {
             shard.stop();
             if let Some(thread) = thread.take() {
@@ -260,7 +243,7 @@ impl Drop for Service {
 }
 
 impl Shard {
-    fn start(bell: Option<Arc<Bell>>) -> Result<RunningShard, Errno> {
+    fn start() -> Result<RunningShard, Errno> {
         // SAFETY: the calls take flags by value, and each descriptor that they make belongs to
         // nobody else.
         let (epoll, stop) = unsafe {
@@ -274,7 +257,6 @@ impl Shard {
             stop,
             is_stopping: AtomicBool::new(false),
             pleas: Pleas::new()?,
-            follow: Follow::new(),
             served: Mutex::new("host.shard", BTreeMap::new()),
         });
         shard.watch(libc::EPOLL_CTL_ADD, shard.stop.as_raw_fd(), STOP_KEY)?;
@@ -283,7 +265,7 @@ impl Shard {
             .name("pinless-fault".into())
             .spawn({
                 let shard = Arc::clone(&shard);
-                move || shard.run(bell.as_deref())
+                move || shard.run()
             })
             .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
         Ok((shard, Some(thread)))
@@ -309,16 +291,26 @@ impl Shard {
     }
 
     /// The life of a service thread. Allocates nothing after its start.
-    fn run(&self, bell: Option<&Bell>) {
+    fn run(&self) {
         block_signals();
         prepare_thread();
         // For as long as it lives: a fault of this thread in managed memory is a bug.
         let _depth = thread::enter_handler();
-        let mut trail = Trail::begin(&self.follow, bell);
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; NR_EVENTS_MAX];
         // Acquire: pairs with the release in `stop`.
         while !self.is_stopping.load(Ordering::Acquire) {
-            for event in self.wait(&mut events, -1) {
+            // SAFETY: the buffer holds as many events as the call is told, and is borrowed for
+            // it.
+            let nr = unsafe {
+                libc::epoll_wait(
+                    self.epoll.as_raw_fd(),
+                    events.as_mut_ptr(),
+                    NR_EVENTS_MAX as i32,
+                    -1,
+                )
+            };
+            // Negative when a debugger interrupted the wait: look again.
+            for event in events.iter().take(usize::try_from(nr).unwrap_or(0)) {
                 let key = event.u64;
                 if key == PLEA_KEY {
                     self.pleas.answer(|key, page, access| {
@@ -326,35 +318,10 @@ impl Shard {
                         served.is_some_and(|served| served.grant(page, access))
                     });
                 } else if let Some(served) = self.served(key) {
-                    served.resolve_waiting(&mut trail);
+                    served.resolve_waiting();
                 }
             }
         }
-    }
-
-    /// Waits for one of the descriptors, for no longer than `timeout_ms` unless it is negative.
-    fn wait<'a>(
-        &self,
-        events: &'a mut [libc::epoll_event; NR_EVENTS_MAX],
-        timeout_ms: i32,
-    ) -> &'a [libc::epoll_event] {
-        // SAFETY: the buffer holds as many events as the call is told, and is borrowed for it.
-        let nr = unsafe {
-            libc::epoll_wait(
-                self.epoll.as_raw_fd(),
-                events.as_mut_ptr(),
-                NR_EVENTS_MAX as i32,
-                timeout_ms,
-            )
-        };
-        // Negative when a debugger interrupted the wait: look again.
-        &events[..usize::try_from(nr).unwrap_or(0)]
-    }
-
-    /// Whether something waits to be done. For any thread.
-    fn has_work(&self) -> bool {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; NR_EVENTS_MAX];
-        !self.wait(&mut events, 0).is_empty()
     }
 
     fn served(&self, key: u64) -> Option<Arc<Served>> {
@@ -382,12 +349,10 @@ impl Served {
 
     /// Resolves one batch of the faults that wait. What is left raises the next event, so that a
     /// busy mapping does not keep the others of its shard waiting.
-    fn resolve_waiting(&self, trail: &mut Trail<'_>) {
+    fn resolve_waiting(&self) {
         let Some(_busy) = self.begin() else { return };
         // An error says that the descriptor cannot be read, and then nobody waits there.
-        let nr = self.side.uffd().read_faults(|fault| {
-            trail.serve(fault.thread, || self.resolve(fault));
-        });
+        let nr = self.side.uffd().read_faults(|fault| self.resolve(fault));
         debug_assert!(!nr.is_ok_and(|nr| nr > MESSAGE_BATCH));
     }
 

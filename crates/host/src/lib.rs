@@ -39,7 +39,6 @@ pub mod process;
 pub mod psi;
 mod region;
 mod registry;
-mod sched;
 mod share;
 mod sigbus;
 mod swap_file;

@@ -12,7 +12,6 @@ pub static ORDER: LockOrder = LockOrder::new(&[
         &[
             "host.served",
             "host.shard",
-            "host.conductor",
             "host.registry",
             "host.sigbus",
             "host.fork",
@@ -23,7 +22,6 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     ),
     sleeping("host.served", &[]),
     sleeping("host.shard", &[]),
-    sleeping("host.conductor", &[]),
     sleeping("host.registry", &[]),
     sleeping("host.sigbus", &[]),
     sleeping("host.fork", &[]),
@@ -32,7 +30,6 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     short("host.io_uring.index"),
     sleeping("host.swap_file.lane", &[]),
     event("host.served.let_go"),
-    event("host.conductor.rung"),
     event("host.registry.left"),
     event("host.registry.readers"),
     event("host.io_uring.completed"),
