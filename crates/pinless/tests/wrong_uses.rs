@@ -86,6 +86,11 @@ fn resident_bytes() -> u64 {
 #[test]
 fn a_huge_mapping_costs_what_is_used_of_it() {
     const LEN_BYTES: u64 = 128 << 30;
+    if std::env::var_os(SCENARIO).is_none() {
+        // In a process of its own: what the other tests have in memory comes and goes.
+        let test = "a_huge_mapping_costs_what_is_used_of_it";
+        return check_in_child(test, "alone", Command::new);
+    }
     let Some(pinless) = build() else { return };
     let mm = pinless.new_mm("huge");
     for options in [LEN_BYTES.into(), MapOptions::new(LEN_BYTES).shared()] {
