@@ -1,6 +1,6 @@
 //! Threads that run a guest, and what else happens in them meanwhile.
 
-use crate::child::{assert_killed_by, run};
+use crate::child::{assert_killed_by, run, words};
 use crate::fake::{managed, skip};
 use pinless_host::kvm::kvm_bindings::kvm_regs;
 use pinless_host::kvm::{KvmError, Vm};
@@ -88,10 +88,13 @@ fn interrupt_a_guest() -> Option<()> {
 fn a_signal_handler_that_interrupts_a_guest_may_not_touch_what_is_not_there() {
     let test = "guests::a_signal_handler_that_interrupts_a_guest_may_not_touch_what_is_not_there";
     let output = run(test, "interrupted", || {
-        if interrupt_a_guest().is_none() {
-            // SAFETY: the call takes no pointers.
-            unsafe { libc::raise(libc::SIGBUS) };
-        }
+        let _skipped = interrupt_a_guest();
     });
+    if output.status.success() {
+        // It came back, so this machine lacks something, and it said what.
+        let said = words(&output);
+        assert!(said.contains("skipped: "), "{said}");
+        return eprintln!("{}", said.trim());
+    }
     assert_killed_by(&output, libc::SIGBUS);
 }
