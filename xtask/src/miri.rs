@@ -6,8 +6,7 @@
 use crate::ci::{Step, run_all};
 use std::process::ExitCode;
 
-/// Files, clocks and variables of the environment are real; some locks make
-/// pointers of numbers.
+/// Files, clocks and variables of the environment are real; some locks make pointers of numbers.
 const FLAGS: (&str, &str) = (
     "MIRIFLAGS",
     "-Zmiri-disable-isolation -Zmiri-permissive-provenance",
@@ -18,62 +17,45 @@ const FLAGS_NO_ALIASES: (&str, &str) = (
     "-Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-disable-stacked-borrows",
 );
 
+/// The arguments of cargo that run tests of a package in Miri.
+macro_rules! tests_of {
+    ($($arg:literal),+) => {
+        &["+nightly", "miri", "test", "-p", $($arg),+]
+    };
+}
+
 const STEPS: &[Step] = &[
     Step {
         title: "lock validator: parts",
-        cargo: &["+nightly", "miri", "test", "-p", "lockdep", "--lib"],
+        cargo: tests_of!("lockdep", "--lib"),
         env: &[FLAGS],
     },
     Step {
         title: "lock validator: threads, allocators",
-        cargo: &[
-            "+nightly",
-            "miri",
-            "test",
-            "-p",
+        cargo: tests_of!(
             "lockdep",
             "--test",
             "stress",
             "--test",
             "allocator",
             "--test",
-            "no_alloc",
-        ],
+            "no_alloc"
+        ),
         env: &[FLAGS],
     },
     Step {
         title: "lock validator: locks of others",
-        cargo: &[
-            "+nightly",
-            "miri",
-            "test",
-            "-p",
-            "lockdep",
-            "--test",
-            "it",
-            "foreign::",
-        ],
+        cargo: tests_of!("lockdep", "--test", "it", "foreign::"),
         env: &[FLAGS],
     },
     Step {
         title: "lock validator: rules, locks and waits",
-        cargo: &[
-            "+nightly",
-            "miri",
-            "test",
-            "-p",
-            "lockdep",
-            "--test",
-            "it",
-            "--",
-            "--skip",
-            "foreign::",
-        ],
+        cargo: tests_of!("lockdep", "--test", "it", "--", "--skip", "foreign::"),
         env: &[FLAGS_NO_ALIASES],
     },
     Step {
         title: "memory manager: parts",
-        cargo: &["+nightly", "miri", "test", "-p", "pinless-mm", "--lib"],
+        cargo: tests_of!("pinless-mm", "--lib"),
         env: &[FLAGS],
     },
 ];
