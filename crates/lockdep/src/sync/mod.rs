@@ -1,6 +1,7 @@
 //! The one door for locks and waits.
 //!
-//! Every type sits on the futex locks of `std`, which allocate nothing, also under contention.
+//! Every type sits on the futex locks of `std`, which allocate nothing, also under contention, but
+//! the one whose waiters never sleep: that is `spin`'s.
 //! Every operation that may block, and every one that may let another thread go on, first asks
 //! whether a [`scheduler`] is installed for the calling thread.
 //!

@@ -3,9 +3,12 @@
 //! Linux counterpart: include/linux/spinlock.h.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync;
+
+use ::spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::ignore_poison_try;
 use super::scheduler::{self, Point, PointKind};
@@ -22,7 +25,9 @@ use crate::{Class, Mode, contention, hooks};
 /// Kernel counterpart: `spinlock_t`.
 pub struct ShortLock<T: ?Sized> {
     class: Class,
-    inner: sync::Mutex<T>,
+    /// Not the lock of `std`, as nobody sleeps here: to let go of it is one store, and not one more
+    /// exchange that the processor waits for.
+    inner: SpinMutex<T>,
 }
 
 /// Holds a [`ShortLock`] until dropped.
@@ -32,10 +37,16 @@ pub struct ShortLock<T: ?Sized> {
 pub struct ShortGuard<'a, T: ?Sized> {
     // INVARIANT: `inner` stands before `release`: fields drop in order, and the scheduler must hear
     // of the release after it.
-    inner: sync::MutexGuard<'a, T>,
+    inner: SpinMutexGuard<'a, T>,
     #[expect(dead_code, reason = "held for its destructor")]
     release: Release<ClassRef<'a>>,
+    /// Who holds it is the thread; the guard inside could be sent.
+    not_send: PhantomData<sync::MutexGuard<'a, T>>,
 }
+
+// Somebody who panics in a section is met by nobody's poison, as with the other locks.
+impl<T: ?Sized> UnwindSafe for ShortLock<T> {}
+impl<T: ?Sized> RefUnwindSafe for ShortLock<T> {}
 
 impl<T> ShortLock<T> {
     /// A free lock around `value`, of the class of this name and place.
@@ -43,13 +54,13 @@ impl<T> ShortLock<T> {
     pub const fn new(class: &'static str, value: T) -> Self {
         Self {
             class: Class::new(class),
-            inner: sync::Mutex::new(value),
+            inner: SpinMutex::new(value),
         }
     }
 
     /// The value, without the lock.
     pub fn into_inner(self) -> T {
-        super::ignore_poison(self.inner.into_inner())
+        self.inner.into_inner()
     }
 }
 
@@ -103,7 +114,7 @@ impl<T: ?Sized> ShortLock<T> {
 
     /// The value, without locking: having the only reference proves that nobody holds the lock.
     pub fn get_mut(&mut self) -> &mut T {
-        super::ignore_poison(self.inner.get_mut())
+        self.inner.get_mut()
     }
 
     /// What the lock is called, and where it was built.
@@ -148,10 +159,11 @@ impl<T: ?Sized> ShortLock<T> {
 
     #[inline]
     fn try_guard(&self) -> Option<ShortGuard<'_, T>> {
-        let inner = ignore_poison_try(self.inner.try_lock())?;
+        let inner = self.inner.try_lock()?;
         Some(ShortGuard {
             inner,
             release: Release::of(&self.class),
+            not_send: PhantomData,
         })
     }
 }
@@ -191,7 +203,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for ShortLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("ShortLock");
         out.field("class", &self.class.name());
-        match ignore_poison_try(self.inner.try_lock()) {
+        match self.inner.try_lock() {
             Some(value) => out.field("value", &&*value),
             None => out.field("value", &format_args!("<locked>")),
         };
