@@ -212,8 +212,8 @@ impl Registry {
         let mut members = writer.version.members.clone();
         let mut deferred = None;
         match member.place() {
-            Place::Interval(key, end) => {
-                members.tree.insert(key, end, Arc::clone(&member));
+            Place::Interval(..) => {
+                members.tree.insert(Arc::clone(&member));
                 deferred = self.defer(&member);
             }
             Place::List(_) => {

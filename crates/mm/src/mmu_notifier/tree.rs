@@ -9,7 +9,7 @@
 //!
 //! Linux counterpart: include/linux/interval_tree_generic.h
 
-use super::node::{FANOUT, Key, NR_MIN, Node, Slot};
+use super::node::{FANOUT, Key, NR_MIN, Node, Spans};
 use core::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -89,7 +89,7 @@ impl<T> Clone for Tree<T> {
     }
 }
 
-impl<T> Tree<T> {
+impl<T: Spans> Tree<T> {
     /// No intervals.
     pub(super) fn new() -> Self {
         Self {
@@ -133,15 +133,14 @@ impl<T> Tree<T> {
         }
     }
 
-    /// Adds the interval `key.start..end`. The key is not in the tree.
-    pub(super) fn insert(&mut self, key: Key, end: u64, item: Arc<T>) {
+    /// Adds an interval. Its key is not in the tree.
+    pub(super) fn insert(&mut self, item: Arc<T>) {
         self.nr += 1;
-        let slot = Slot { key, end, item };
-        let Some(right) = Arc::make_mut(&mut self.root).insert(slot) else {
+        let Some(right) = Arc::make_mut(&mut self.root).insert(item) else {
             return;
         };
         let mut root = Node::new();
-        root.insert(0, Branch::slot(Arc::clone(&self.root)));
+        root.insert(0, Arc::clone(&self.root));
         root.insert(1, right);
         self.root = Arc::new(Branch::Inner(root));
         self.height += 1;
@@ -162,7 +161,7 @@ impl<T> Tree<T> {
     }
 }
 
-impl<T> Branch<T> {
+impl<T: Spans> Branch<T> {
     fn visit<'a, B>(
         &'a self,
         start: u64,
@@ -193,22 +192,18 @@ impl<T> Branch<T> {
     }
 
     /// Returns the right half, if the subtree became too big.
-    fn insert(&mut self, slot: Slot<T>) -> Option<Slot<Self>> {
+    fn insert(&mut self, item: Arc<T>) -> Option<Arc<Self>> {
         match self {
             Self::Leaf(node) => {
-                let right = insert_into(node, slot)?;
-                Some(Self::slot(Arc::new(Self::Leaf(right))))
+                let right = insert_into(node, item)?;
+                Some(Arc::new(Self::Leaf(right)))
             }
             Self::Inner(node) => {
                 // Whatever is lower than all goes to the first.
-                let at = node.rank(slot.key).saturating_sub(1);
-                let child = node.item_mut(at).expect("an inner node has subtrees");
-                let child = Arc::make_mut(child);
-                let split = child.insert(slot);
-                let (key, end) = child.bounds();
-                node.set_bounds(at, key, end);
+                let at = node.rank(item.key()).saturating_sub(1);
+                let split = change_child(node, at, |child| child.insert(item))?;
                 let right = insert_into(node, split?)?;
-                Some(Self::slot(Arc::new(Self::Inner(right))))
+                Some(Arc::new(Self::Inner(right)))
             }
         }
     }
@@ -217,19 +212,15 @@ impl<T> Branch<T> {
         match self {
             Self::Leaf(node) => {
                 let at = node.rank(key).checked_sub(1)?;
-                if node.key(at) != key {
+                if node.item(at)?.key() != key {
                     return None;
                 }
-                node.remove(at).map(|slot| slot.item)
+                node.remove(at)
             }
             Self::Inner(node) => {
                 let at = node.rank(key).checked_sub(1)?;
-                let child = Arc::make_mut(node.item_mut(at)?);
-                let removed = child.remove(key)?;
-                let is_small = child.len() < NR_MIN;
-                let (key, end) = child.bounds();
-                node.set_bounds(at, key, end);
-                if is_small {
+                let removed = change_child(node, at, |child| child.remove(key))??;
+                if node.item(at)?.len() < NR_MIN {
                     mend(node, at);
                 }
                 Some(removed)
@@ -244,20 +235,6 @@ impl<T> Branch<T> {
         }
     }
 
-    /// The lowest key and the highest end. A subtree other than the root is not empty.
-    fn bounds(&self) -> (Key, u64) {
-        match self {
-            Self::Leaf(node) => (node.key(0), node.end_max()),
-            Self::Inner(node) => (node.key(0), node.end_max()),
-        }
-    }
-
-    /// The slot of a subtree in the node above.
-    fn slot(item: Arc<Self>) -> Slot<Self> {
-        let (key, end) = item.bounds();
-        Slot { key, end, item }
-    }
-
     /// Moves slots of `right` over; see [`Node::join`].
     fn join(&mut self, right: &mut Self) -> bool {
         match (self, right) {
@@ -268,26 +245,57 @@ impl<T> Branch<T> {
     }
 }
 
-/// Puts `slot` in its place; returns the right half of the node if it was full.
-fn insert_into<U>(node: &mut Node<U>, slot: Slot<U>) -> Option<Node<U>> {
-    let at = node.rank(slot.key);
+impl<T: Spans> Spans for Branch<T> {
+    fn key(&self) -> Key {
+        match self {
+            Self::Leaf(node) => node.key(),
+            Self::Inner(node) => node.key(),
+        }
+    }
+
+    fn end(&self) -> u64 {
+        match self {
+            Self::Leaf(node) => node.end(),
+            Self::Inner(node) => node.end(),
+        }
+    }
+}
+
+/// Changes the subtree at `at`, and what its node knows of it; `None` if there is none.
+fn change_child<T: Spans, R>(
+    node: &mut Node<Branch<T>>,
+    at: usize,
+    change: impl FnOnce(&mut Branch<T>) -> R,
+) -> Option<R> {
+    let child = Arc::make_mut(node.item_mut(at)?);
+    let spanned = (child.key(), child.end());
+    let answer = change(child);
+    if (child.key(), child.end()) != spanned {
+        node.sift();
+    }
+    Some(answer)
+}
+
+/// Puts `item` in its place; returns the right half of the node if it was full.
+fn insert_into<U: Spans>(node: &mut Node<U>, item: Arc<U>) -> Option<Node<U>> {
+    let at = node.rank(item.key());
     if !node.is_full() {
-        node.insert(at, slot);
+        node.insert(at, item);
         return None;
     }
     // Ascending keys fill nodes to the end: a map of neighbours is packed.
     let middle = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
     let mut right = node.split_off(middle);
     if at <= middle && middle < FANOUT - 1 {
-        node.insert(at, slot);
+        node.insert(at, item);
     } else {
-        right.insert(at - middle, slot);
+        right.insert(at - middle, item);
     }
     Some(right)
 }
 
 /// Joins the subtree at `at`, which has become small, with a neighbour.
-fn mend<T>(node: &mut Node<Branch<T>>, at: usize) {
+fn mend<T: Spans>(node: &mut Node<Branch<T>>, at: usize) {
     if node.len() < 2 {
         return;
     }
@@ -295,19 +303,15 @@ fn mend<T>(node: &mut Node<Branch<T>>, at: usize) {
     let Some(mut right) = node.remove(left + 1) else {
         return;
     };
-    let Some(child) = node.item_mut(left).map(Arc::make_mut) else {
-        return;
-    };
-    let is_joined = child.join(Arc::make_mut(&mut right.item));
-    let (key, end) = child.bounds();
-    node.set_bounds(left, key, end);
-    if !is_joined {
-        node.insert(left + 1, Branch::slot(right.item));
+    let join = |child: &mut Branch<T>| child.join(Arc::make_mut(&mut right));
+    if change_child(node, left, join) == Some(false) {
+        node.insert(left + 1, right);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::node::Interval;
     use super::*;
     use proptest::prelude::*;
 
@@ -319,7 +323,7 @@ mod tests {
     }
 
     /// A tree, and what is in it.
-    type Version = (Tree<u64>, Vec<(Key, u64)>);
+    type Version = (Tree<Interval>, Vec<Interval>);
 
     /// Addresses close together, and so far apart that nodes sift them in steps of many bytes.
     fn address() -> impl Strategy<Value = u64> {
@@ -340,11 +344,11 @@ mod tests {
         ]
     }
 
-    fn found(tree: &Tree<u64>, start: u64, end: u64) -> Vec<u64> {
+    fn found(tree: &Tree<Interval>, start: u64, end: u64) -> Vec<u64> {
         let mut found = Vec::new();
-        let flow: ControlFlow<()> = tree.visit(start, end, &mut |id, path| {
-            assert!(tree.at(path).is_some_and(|at| Arc::ptr_eq(at, id)));
-            found.push(**id);
+        let flow: ControlFlow<()> = tree.visit(start, end, &mut |item, path| {
+            assert!(tree.at(path).is_some_and(|at| Arc::ptr_eq(at, item)));
+            found.push(item.key.id);
             ControlFlow::Continue(())
         });
         assert_eq!(flow, ControlFlow::Continue(()));
@@ -361,8 +365,8 @@ mod tests {
                 check_range(tree, listed, start, u64::MAX);
             }
             // Just before, at and just after where each one begins and ends.
-            for &(key, last) in listed {
-                for edge in [key.start, last] {
+            for interval in listed {
+                for edge in [interval.key.start, interval.end] {
                     for at in edge.saturating_sub(2)..=edge.saturating_add(1) {
                         check_range(tree, listed, at, at.saturating_add(1).max(1));
                     }
@@ -371,14 +375,14 @@ mod tests {
         }
     }
 
-    fn check_range(tree: &Tree<u64>, listed: &[(Key, u64)], start: u64, end: u64) {
+    fn check_range(tree: &Tree<Interval>, listed: &[Interval], start: u64, end: u64) {
         if start >= end {
             return;
         }
-        let is_met = |(key, last): &&(Key, u64)| key.start < end && start < *last;
-        let mut expected: Vec<&(Key, u64)> = listed.iter().filter(is_met).collect();
+        let is_met = |one: &&Interval| one.key.start < end && start < one.end;
+        let mut expected: Vec<&Interval> = listed.iter().filter(is_met).collect();
         expected.sort();
-        let expected: Vec<u64> = expected.iter().map(|(key, _)| key.id).collect();
+        let expected: Vec<u64> = expected.iter().map(|one| one.key.id).collect();
         assert_eq!(found(tree, start, end), expected, "{start}..{end}");
     }
 
@@ -391,13 +395,13 @@ mod tests {
                 Change::Insert { start, len } => {
                     let key = Key { start, id };
                     let end = start.saturating_add(len);
-                    tree.insert(key, end, Arc::new(id));
-                    listed.push((key, end));
+                    tree.insert(Arc::new(Interval { key, end }));
+                    listed.push(Interval { key, end });
                 }
                 Change::Remove { nth } if !listed.is_empty() => {
-                    let (key, _) = listed.swap_remove(nth % listed.len());
-                    assert_eq!(tree.remove(key).as_deref(), Some(&key.id));
-                    assert!(tree.remove(key).is_none());
+                    let one = listed.swap_remove(nth % listed.len());
+                    assert_eq!(tree.remove(one.key).as_deref(), Some(&one));
+                    assert!(tree.remove(one.key).is_none());
                 }
                 Change::Remove { .. } => {}
                 Change::Keep => {
@@ -436,16 +440,19 @@ mod tests {
     #[test]
     fn many_are_added_and_taken_out_in_either_order() {
         const NR: u64 = if cfg!(miri) { 300 } else { 20_000 };
-        let key = |id: u64| Key { start: id * 4, id };
+        let one = |id: u64| Interval {
+            key: Key { start: id * 4, id },
+            end: id * 4 + 4,
+        };
         for is_ascending in [true, false] {
             let order = |nr: u64| if is_ascending { nr } else { NR - 1 - nr };
             let mut tree = Tree::new();
             for id in (0..NR).map(order) {
-                tree.insert(key(id), key(id).start + 4, Arc::new(id));
+                tree.insert(Arc::new(one(id)));
             }
             assert_eq!(found(&tree, 401, 412), [100, 101, 102]);
             for id in (0..NR).map(order) {
-                assert_eq!(tree.remove(key(id)).as_deref(), Some(&id));
+                assert_eq!(tree.remove(one(id).key).as_deref(), Some(&one(id)));
             }
             assert_eq!((tree.len(), found(&tree, 0, u64::MAX).len()), (0, 0));
         }
