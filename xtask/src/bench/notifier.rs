@@ -186,8 +186,16 @@ fn subscribe(notifiers: &Notifiers, idle: &Arc<Idle>, nth: u64) -> IntervalSubsc
 }
 
 /// Those who look for the one interval that a range meets. The first is a whole bracket, with the
-/// sequence and two callbacks; all others find the interval and look at it.
-const SEEKERS: [&str; 5] = ["bracket", "lookup", "coitrees", "superintervals", "iset"];
+/// sequence and two callbacks; the second calls the device that it finds. Peers find a number; one
+/// of them also reads the line that belongs to it, as whoever has something to tell a device must.
+const SEEKERS: [&str; 6] = [
+    "bracket",
+    "lookup",
+    "coitrees",
+    "superintervals",
+    "superintervals and a record",
+    "iset",
+];
 
 /// The name of a contender over a field of `nr` intervals.
 fn among(seeker: &str, nr: u64) -> String {
@@ -196,10 +204,10 @@ fn among(seeker: &str, nr: u64) -> String {
 
 /// One hit, by a bracket of ours, by a lookup of ours that calls the device it finds, and by a
 /// lookup of each peer.
-fn hits<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
+fn hits<'a>(field: &'a Field, records: &'a [Line], to: &mut Vec<Contender<'a>>) {
     let nr = field.nr;
     let names = SEEKERS.map(|seeker| among(seeker, nr));
-    let [bracket, lookup, coitrees, superintervals, iset] = names;
+    let [bracket, lookup, coitrees, superintervals, with_record, iset] = names;
     let mut dice = Dice(1);
     to.push(Contender::new(lookup, move || {
         time(NR, || {
@@ -226,6 +234,15 @@ fn hits<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
             let at = first(dice.below(nr)) as i32;
             for found in field.superintervals.search_values_iter(at, at) {
                 black_box(found);
+            }
+        })
+    }));
+    let mut dice = Dice(1);
+    to.push(Contender::new(with_record, move || {
+        time(NR, || {
+            let at = first(dice.below(nr)) as i32;
+            for found in field.superintervals.search_values_iter(at, at) {
+                black_box(records[*found as usize].next);
             }
         })
     }));
@@ -276,7 +293,7 @@ fn brackets<'a>(nobody: &'a Notifiers, one: &'a Notifiers, to: &mut Vec<Contende
 }
 
 /// Changes of the largest field, and lookups in it by its devices.
-fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
+fn changes<'a>(field: &'a Field, lines: &'a [Line], to: &mut Vec<Contender<'a>>) {
     let idle = Idle::new();
     let mut dice = Dice(3);
     to.push(Contender::new(INSERT, move || {
@@ -294,7 +311,6 @@ fn changes<'a>(field: &'a Field, to: &mut Vec<Contender<'a>>) {
             black_box(iset.remove(start..start + PAGES));
         })
     }));
-    let lines = ring();
     let mut at = 0;
     to.push(Contender::new(MISS, move || {
         time(NR, || at = lines[black_box(at)].next)
@@ -347,13 +363,14 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
     let one = Notifiers::new(MmId(1));
     let _subscription = one.subscribe("bench", Ranges::WholeMm, Idle::new());
     let fields = COUNTS.map(Field::new);
+    let lines = ring();
     let mut contenders = Vec::new();
     brackets(&nobody, &one, &mut contenders);
     for field in &fields {
-        hits(field, &mut contenders);
+        hits(field, &lines, &mut contenders);
     }
     let [_, _, _, thousand, .., million] = &fields;
-    changes(million, &mut contenders);
+    changes(million, &lines, &mut contenders);
     contenders.push(Contender::new(ALONE, || throughput(thousand, 1)));
     contenders.push(Contender::new(TWO, || throughput(thousand, 2)));
     let measured = interleave(rounds, &mut contenders)?;
