@@ -119,7 +119,11 @@ mod tests {
 
     #[test]
     fn a_value_lies_in_its_bucket() {
-        for ns in (0..100_000).chain((17..40).map(|s| (1 << s) + 3)) {
+        let step = if cfg!(miri) { 997 } else { 1 };
+        for ns in (0..100_000)
+            .step_by(step)
+            .chain((17..40).map(|s| (1 << s) + 3))
+        {
             let end = upper_end(bucket_of(ns));
             assert!(end >= ns, "{ns} above its bucket's end {end}");
             assert!(

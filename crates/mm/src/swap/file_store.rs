@@ -659,7 +659,8 @@ mod tests {
                 .collect()
         };
         assert_eq!(owners(&whole), [5, 6]);
-        for bit in 0..(HEADER_BYTES + payloads[0].len()) * 8 {
+        let step = if cfg!(miri) { 23 } else { 1 };
+        for bit in (0..(HEADER_BYTES + payloads[0].len()) * 8).step_by(step) {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(owners(&bytes), [6], "bit {bit}");

@@ -213,7 +213,7 @@ fn n51_a_reader_waits_for_its_own_range_only() {
     let (notifiers, log) = world();
     let subscription = interval(&notifiers, &log, "a", 0..2);
     let mut other = open(&notifiers, 4..6);
-    for _ in 0..100 {
+    for _ in 0..if cfg!(miri) { 5 } else { 100 } {
         let next = open(&notifiers, 2..8);
         drop(core::mem::replace(&mut other, next));
         let seen = subscription.read_begin();
@@ -593,7 +593,7 @@ fn n58_the_number_wraps() {
 /// A million changes while one bracket is open are applied when it closes, without recursion.
 #[test]
 fn n45_a_long_row_of_deferred_changes_is_applied() {
-    const NR: usize = if cfg!(miri) { 50 } else { 20_000 };
+    const NR: usize = if cfg!(miri) { 10 } else { 20_000 };
     let (notifiers, log) = world();
     let first = interval(&notifiers, &log, "a", 0..1);
     let bracket = open(&notifiers, 0..1);

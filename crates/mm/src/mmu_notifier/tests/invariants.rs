@@ -272,7 +272,7 @@ fn n52_a_lookup_may_be_stale_when_it_returns() {
 fn n40_the_number_grows_with_each_bracket() {
     let world = world(false);
     let mut seen = vec![world.tree.read_begin()];
-    for _ in 0..100 {
+    for _ in 0..if cfg!(miri) { 10 } else { 100 } {
         drop(world.open(Mode::NonBlock));
         let now = world.tree.read_begin();
         assert!(!seen.contains(&now));
@@ -286,7 +286,7 @@ fn n40_the_number_grows_with_each_bracket() {
 /// A share is one more reference: there is no count that could be full.
 #[test]
 fn n05_any_number_of_shares_is_of_one_subscription() {
-    const NR: usize = if cfg!(miri) { 50 } else { 70_000 };
+    const NR: usize = if cfg!(miri) { 10 } else { 70_000 };
     let log: Log = Arc::new(ShortLock::new("test.log", Vec::new()));
     let notifiers = Notifiers::new(MmId(1));
     let make = || Ok::<_, core::convert::Infallible>(Arc::new(Probe::new("a", &log)));

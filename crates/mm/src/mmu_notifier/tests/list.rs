@@ -575,7 +575,7 @@ impl Notifier for Balance {
 /// Guarantee G5 under threads: brackets of both modes, refusals, subscriptions that come and go.
 #[test]
 fn n18_n28_starts_and_ends_balance_under_threads() {
-    const ROUNDS: u64 = if cfg!(miri) { 30 } else { 2000 };
+    const ROUNDS: u64 = if cfg!(miri) { 20 } else { 2000 };
     let notifiers = Notifiers::new(MmId(1));
     let bracket = |round: u64| {
         let (start, end) = (page(round % 5), page(round % 5 + 2));
