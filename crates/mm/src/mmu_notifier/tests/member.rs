@@ -7,6 +7,7 @@ use super::super::stats::Counters;
 use super::super::version::Common;
 use super::super::wait::Waits;
 use super::super::{Context, Inject, Notifier, Range};
+use core::time::Duration;
 use std::sync::Arc;
 
 struct Silent;
@@ -20,7 +21,7 @@ impl Notifier for Silent {
 /// An interval over which `nr_open` brackets are open, and for which somebody waits.
 fn waited(nr_open: u64) -> (Member, Common) {
     let target = Target::Interval { start: 0, end: 1 };
-    let member = Member::new(&"silent".into(), 7, target, Arc::new(Silent));
+    let member = Member::new(&"silent".into(), 1007, target, Arc::new(Silent));
     let common = Common {
         counters: Counters::default(),
         waits: Waits::new(),
@@ -54,6 +55,19 @@ fn n51_the_last_end_wakes_and_no_other() {
         common.counters.inject(Inject::LoseWakeUp);
         member.end(how, &common);
         assert!(is_waited_for(&member), "{how:?}: the fault loses it");
+    }
+}
+
+/// A wait is for what is open, and tells the number that it found then.
+#[test]
+fn n51_a_wait_ends_when_nothing_is_open() {
+    let (member, common) = waited(2);
+    assert_eq!(member.wait(&common, Some(Duration::ZERO)), None);
+    member.end(How::Changed, &common);
+    assert_eq!(member.wait(&common, Some(Duration::ZERO)), None);
+    member.end(How::Changed, &common);
+    for timeout in [None, Some(Duration::ZERO)] {
+        assert_eq!(member.wait(&common, timeout), Some(1));
     }
 }
 

@@ -4,7 +4,9 @@ mod interval;
 mod invariants;
 mod list;
 mod member;
+mod overdue;
 mod sequence;
+mod settling;
 #[cfg(loom)]
 pub(super) mod weak_memory;
 mod words;

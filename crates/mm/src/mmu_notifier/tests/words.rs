@@ -1,5 +1,6 @@
 //! What the module says of itself: defaults, names in reports and errors, and how things print.
 
+use super::super::callback::InCallback;
 use super::super::*;
 use crate::addr::Vaddr;
 use core::time::Duration;
@@ -54,6 +55,49 @@ fn a_bracket_knows_who_joined_since() {
         subscribed.push(notifiers.subscribe("other", Ranges::WholeMm, Arc::new(Terse)));
         drop((bracket, next));
     }
+}
+
+/// A fault goes on by itself exactly while there is nobody to tell.
+#[test]
+fn a_bracket_for_nobody_is_none_once_somebody_is_there() {
+    let notifiers = Notifiers::new(MmId(1));
+    let open = || notifiers.start_for_nobody(Vaddr(0x1000), Vaddr(0x2000), Event::Clear);
+    let bracket = open().expect("nobody is there");
+    assert!(notifiers.is_current(&bracket));
+    let subscription = notifiers.subscribe("terse", Ranges::WholeMm, Arc::new(Terse));
+    assert!(open().is_none() && !notifiers.is_current(&bracket));
+    drop(subscription);
+    assert!(open().is_some());
+}
+
+/// What runs in another's place is in none of its callbacks.
+#[test]
+fn a_callback_stays_with_what_it_runs_on() {
+    let mut place = Place::default();
+    for mode in Mode::ALL {
+        let inside = InCallback::enter(mode, &[0_u64; 2]);
+        place.exchange();
+        assert_eq!(running_callback(), None);
+        drop(InCallback::enter(Mode::NonBlock, &[0_u64; 2]));
+        place.exchange();
+        assert_eq!(running_callback(), Some(mode));
+        drop(inside);
+        assert_eq!(running_callback(), None);
+    }
+}
+
+/// Once nothing is left there, only those are told who walk the page table.
+#[test]
+fn who_walks_the_page_table_is_not_forgotten() {
+    let notifiers = Notifiers::new(MmId(1));
+    let listed = notifiers.subscribe("terse", Ranges::WholeMm, Arc::new(Terse));
+    let walker = notifiers.subscribe_tlb("walker", Arc::new(Walker));
+    notifiers.forget_all();
+    assert!(notifiers.has_subscriptions() && notifiers.has_tlb_users());
+    drop(nonblock(&notifiers));
+    walker.synchronize();
+    assert!(notifiers.is_empty(), "nobody else is subscribed");
+    drop(listed);
 }
 
 /// A device with a lock for its translations, of which it has none.
@@ -240,7 +284,16 @@ fn everything_prints_under_its_name() {
     let bracket = nonblock(&notifiers);
     let subscription = notifiers.subscribe("gpu3", Ranges::WholeMm, Arc::new(Terse));
     let walker = notifiers.subscribe_tlb("walker", Arc::new(Walker));
+    let make = || Ok::<_, core::convert::Infallible>(Arc::new(Terse));
+    let Ok(shared) = notifiers.get("shared", Ranges::WholeMm, make);
+    assert_eq!((subscription.name(), shared.name()), ("gpu3", "shared"));
+    assert_eq!(notifiers.mm(), MmId(7));
+    let Err(would_block) = NonBlock::new().would_block() else {
+        panic!("it may not block");
+    };
     let shown = [
+        (format!("{shared:?}"), "Shared { name: \"shared\""),
+        (would_block.to_string(), "would have to wait"),
         (format!("{walker:?}"), "TlbSubscription { id: 1"),
         (format!("{notifiers:?}"), "MmId(7)"),
         (format!("{bracket:?}"), "Clear"),
