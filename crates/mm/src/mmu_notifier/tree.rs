@@ -437,6 +437,23 @@ mod tests {
         }
     }
 
+    /// Only their numbers tell equal ones apart, and of those there are more than a node holds.
+    #[test]
+    fn equal_ones_and_those_over_everything_are_told_apart() {
+        const NR: usize = if cfg!(miri) { 40 } else { 200 };
+        let changes = (0..NR).flat_map(|nth| {
+            let (equal, all) = (
+                Change::Insert { start: 5, len: 7 },
+                Change::Insert {
+                    start: 0,
+                    len: u64::MAX,
+                },
+            );
+            [equal, all, Change::Remove { nth: nth * 7 }]
+        });
+        check(&replay(changes.collect()));
+    }
+
     #[test]
     fn many_are_added_and_taken_out_in_either_order() {
         const NR: u64 = if cfg!(miri) { 300 } else { 20_000 };
