@@ -86,7 +86,7 @@ impl Vma {
             // Takes the mark of reclaim away: this device may have subscribed after the bracket
             // was opened, so nobody would tell it.
             let next = seen.with_state(State::Resident).referenced();
-            if self.pages.try_change(page, seen, next).is_ok() {
+            if self.try_change(page, seen, next) {
                 return Ok(BusAddr {
                     page,
                     generation,

@@ -141,7 +141,7 @@ impl Vma {
             let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;
             // This also rescues a page that reclaim has chosen.
             let next = pinned.with_state(State::Resident).referenced();
-            if self.pages.try_change(page, seen, next).is_ok() {
+            if self.try_change(page, seen, next) {
                 self.mm().rss.pins.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
@@ -155,7 +155,7 @@ impl Vma {
                 self.waiters.wait(&self.pages, page);
                 continue;
             }
-            if self.pages.try_change(page, seen, seen.unpinned()).is_ok() {
+            if self.try_change(page, seen, seen.unpinned()) {
                 break;
             }
         }

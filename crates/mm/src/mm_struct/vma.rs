@@ -210,9 +210,20 @@ impl Vma {
         self.mm().notifiers().flush_tlb_users(start, end, event);
     }
 
+    /// Puts `next` in place of `seen`, the word of `page`: whether it was still that.
+    pub(crate) fn try_change(&self, page: PageIndex, seen: Word, next: Word) -> bool {
+        Self::page_point(page);
+        self.pages.try_change(page, seen, next).is_ok()
+    }
+
+    /// Here a scheduler may let others go first: whatever was looked at before may have changed.
+    fn page_point(page: PageIndex) {
+        lockdep::scheduler::scheduler_point("mm.page", page as usize);
+    }
+
     /// Takes ownership of `page`, found as `seen`.
     pub(crate) fn try_own(&self, page: PageIndex, seen: Word) -> Option<Owned> {
-        lockdep::scheduler::scheduler_point("mm.page", page as usize);
+        Self::page_point(page);
         let was = self.pages.try_own(page, seen).ok()?;
         Some(Owned { page, was })
     }
@@ -268,7 +279,7 @@ impl Vma {
     /// Changes the marks of a page that nobody owns, found as `seen`; false when it has changed
     /// since.
     pub(crate) fn remark(&self, page: PageIndex, seen: Word, next: Word) -> bool {
-        let is_changed = self.pages.try_change(page, seen, next).is_ok();
+        let is_changed = self.try_change(page, seen, next);
         if is_changed {
             self.count_active(seen, next);
         }

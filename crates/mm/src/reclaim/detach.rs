@@ -230,7 +230,7 @@ impl Vma {
             let seen = self.pages.load(page);
             if seen.state() == State::Evicting {
                 let spared = seen.with_state(State::Resident).referenced();
-                let _ = self.pages.try_change(page, seen, spared);
+                let _ = self.try_change(page, seen, spared);
             }
         }
     }
@@ -241,7 +241,7 @@ impl Vma {
             let seen = self.pages.load(page);
             if seen.state() == State::Evicting {
                 let resident = seen.with_state(State::Resident);
-                let _ = self.pages.try_change(page, seen, resident);
+                let _ = self.try_change(page, seen, resident);
             }
         }
     }

@@ -132,7 +132,7 @@ impl Vma {
             }
             let dirty = seen.dirty().without_copy();
             let is_mapped = seen.state() == State::Resident;
-            if is_mapped && self.pages.try_change(page, seen, dirty).is_ok() {
+            if is_mapped && self.try_change(page, seen, dirty) {
                 self.free_copy(Some(copy));
                 shed += 1;
             } else {

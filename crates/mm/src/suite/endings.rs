@@ -274,6 +274,33 @@ pub(super) fn what_is_pinned_during_an_unmap_goes_with_its_pin(machine: &dyn Mac
     drop(subscription);
 }
 
+/// G11: either the unmap or whoever lets go of the pin takes the pages, in whatever order.
+pub(super) fn a_pin_let_go_beside_an_unmap_keeps_nothing(machine: &dyn Machine) {
+    let world = World::with_limits(machine, roomy(64, FOR_EVER));
+    let mm = world.memcg.new_mm("unmapping");
+    let mapping = world.map(&mm, 8);
+    let vma = mapping.vma();
+    let device = Device::new();
+    let subscription = device.subscribe(&mm, Ranges::WholeMm);
+    fill_and_translate(&*mapping);
+    let (shared, unmapped) = (mm.share(), Arc::clone(vma));
+    let unmapping = world.spawn("unmapping", move || {
+        shared.unmap(&unmapped).expect("it answers in the end");
+    });
+    world.wait_until("the device is asked", || device.was_told());
+    // One of them is letting go at the moment at which the mapping dies.
+    let unpinning = [0, 2, 4, 6].map(|page| {
+        let pin = vma.pin(PageRun::new(page, 2), Access::Write, Gfp::NoWait);
+        let pin = pin.expect("still alive");
+        world.spawn("unpinning", move || drop(pin))
+    });
+    device.done.signal();
+    unmapping();
+    unpinning.into_iter().for_each(|join| join());
+    world.wait_until_empty();
+    drop(subscription);
+}
+
 /// G11, G16: the reaper cannot have what is pinned, and the owner is not there to ask again.
 pub(super) fn a_pin_of_a_dead_victim_gives_its_frames_back(machine: &dyn Machine) {
     let limits = Limits {

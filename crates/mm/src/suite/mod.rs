@@ -150,6 +150,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     endings::what_is_pinned_during_an_unmap_goes_with_its_pin,
     #[cfg(feature = "notifiers")]
+    endings::a_pin_let_go_beside_an_unmap_keeps_nothing,
+    #[cfg(feature = "notifiers")]
     endings::a_pin_of_a_dead_victim_gives_its_frames_back,
     #[cfg(feature = "notifiers")]
     endings::the_reaper_skips_no_mapping,
