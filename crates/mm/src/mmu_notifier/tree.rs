@@ -313,6 +313,7 @@ fn mend<T: Spans>(node: &mut Node<Branch<T>>, at: usize) {
 mod tests {
     use super::super::node::Interval;
     use super::*;
+    use core::ops::Range;
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
@@ -321,6 +322,10 @@ mod tests {
         Remove { nth: usize },
         Keep,
     }
+
+    /// How many changes are tried. In Miri fewer: just as many as make more than one level.
+    const SHORT: usize = if cfg!(miri) { 40 } else { 400 };
+    const LONG: Range<usize> = if cfg!(miri) { 120..160 } else { 600..1200 };
 
     /// A tree, and what is in it.
     type Version = (Tree<Interval>, Vec<Interval>);
@@ -417,7 +422,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 60 }))]
 
         #[test]
-        fn finds_what_a_list_finds(changes in prop::collection::vec(change(), 1..400)) {
+        fn finds_what_a_list_finds(changes in prop::collection::vec(change(), 1..SHORT)) {
             check(&replay(changes));
         }
     }
@@ -428,8 +433,8 @@ mod tests {
         /// So many that nodes split, and are joined again, on every level.
         #[test]
         fn finds_what_a_long_list_finds(
-            added in prop::collection::vec((0..4000_u64, 1..200_u64), 600..1200),
-            changes in prop::collection::vec(change(), 600..1200),
+            added in prop::collection::vec((0..4000_u64, 1..200_u64), LONG),
+            changes in prop::collection::vec(change(), LONG),
         ) {
             let added = added.into_iter().map(|(start, len)| Change::Insert { start, len });
             let changes = changes.into_iter().filter(|change| !matches!(change, Change::Keep));

@@ -349,7 +349,7 @@ fn injected_faults_are_seen_as_often_as_they_happen() {
         let store = Zswap::new(MIB);
         let mut scratch = Scratch::new();
         store.inject(inject);
-        let (nr, mut nr_errors) = (tries(300, 10), 0);
+        let (nr, mut nr_errors) = (tries(300, 5), 0);
         for n in 0..nr {
             let contents = page(Kind::Text, n);
             let stored = store.store(owner(n), &contents, &mut scratch).unwrap();
@@ -654,12 +654,12 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0..24_usize).prop_map(|page| Op::Load { page }),
         2 => (0..24_usize).prop_map(|page| Op::Free { page }),
     ];
-    prop::collection::vec(op, 1..200)
+    prop::collection::vec(op, 1..tries(200, 30) as usize)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: tries(200, 2) as u32,
+        cases: tries(200, 1) as u32,
         rng_seed: prop::test_runner::RngSeed::Fixed(1),
         failure_persistence: None,
         ..ProptestConfig::default()
