@@ -3,9 +3,11 @@
 //!
 //! The memory has more frames than pages here, so nothing is reclaimed and only the way in counts.
 
+use super::affinity::{Bound, two_cpus};
 use super::picture::{Curves, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, Samples, interleave};
 use lockdep::sync::Completion;
+use lockdep::sync::park::Parker;
 use pinless_host::{FaultMode, FaultService, HostMapping, HostMmu, Resolver, attach_thread};
 use pinless_mm::Memcg;
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
@@ -178,6 +180,76 @@ fn by_hand() -> Result<HostMapping, BenchError> {
     Ok(host)
 }
 
+/// Where two threads run that wait for each other.
+#[derive(Clone, Copy)]
+struct Places {
+    name: &'static str,
+    asking: usize,
+    answering: usize,
+}
+
+/// Both on one processor; and on two, where there are two.
+fn places() -> Vec<Places> {
+    let place = |name, asking, answering| Places {
+        name,
+        asking,
+        answering,
+    };
+    let apart = |[asking, answering]: [usize; 2]| {
+        vec![
+            place("one_cpu", asking, asking),
+            place("two_cpus", asking, answering),
+        ]
+    };
+    two_cpus().map_or_else(Vec::new, apart)
+}
+
+/// What a service thread adds to a fault at least: one thread wakes another, and waits until that
+/// has woken it.
+fn hand_over(places: Places) -> Result<Vec<f64>, BenchError> {
+    let (asked, answered) = (&Parker::new("bench.asked"), &Parker::new("bench.answered"));
+    let _bound = Bound::to(places.asking)?;
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(move || {
+            let bound = Bound::to(places.answering);
+            for _ in ALL.pages() {
+                asked.park();
+                answered.unpark();
+            }
+            bound.map(drop)
+        });
+        let times = time(|_| {
+            asked.unpark();
+            answered.park();
+            Ok(())
+        });
+        let ended = answering.join();
+        ended.unwrap_or_else(|_| Err(BenchError("a thread panicked".into())))?;
+        times
+    })
+}
+
+/// Memory whose service thread is bound to a place.
+struct Placed {
+    places: Places,
+    managed: Managed,
+}
+
+impl Placed {
+    fn new(places: Places) -> Result<Self, BenchError> {
+        // What is started now runs there for good.
+        let _bound = Bound::to(places.answering)?;
+        let managed = Managed::new(FaultMode::Service)?;
+        Ok(Self { places, managed })
+    }
+
+    fn time(&self) -> Result<Vec<f64>, BenchError> {
+        self.managed.advise(Advice::PageOut)?;
+        let _bound = Bound::to(self.places.asking)?;
+        time(|page| self.managed.load(page))
+    }
+}
+
 /// A mapping whose pages are moved without anybody's books.
 fn bare() -> Result<HostMmu, BenchError> {
     let mmu = HostMmu::create(NR_PAGES, FaultMode::InThread);
@@ -258,6 +330,9 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     let (by_hand, bare) = (by_hand()?, bare()?);
+    let places = places();
+    let placed = places.iter().map(|places| Placed::new(*places));
+    let placed = placed.collect::<Result<Vec<_>, _>>()?;
     let mut contenders = vec![
         Contender::new("soft/guard", || {
             ours[0].advise(Advice::Cold)?;
@@ -286,12 +361,27 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
         let rates = move || rates(managed, way);
         contenders.push(Contender::new(format!("rate/{}", way.name), rates));
     }
+    for placed in &placed {
+        let places = placed.places;
+        let name = |what: &str| format!("{what}/{}", places.name);
+        contenders.push(Contender::new(name("hand_over"), move || hand_over(places)));
+        contenders.push(Contender::new(name("hard/service"), || placed.time()));
+    }
     let measured = interleave(rounds, &mut contenders)?;
+    let mut rows = rows(&measured);
+    rows.extend(
+        places
+            .iter()
+            .flat_map(|places| placed_rows(&measured, *places)),
+    );
     Ok(Outcome {
-        rows: rows(&measured),
+        rows,
         notes: vec![
             "a bare move is `PrimaryMmu::reattach`: one UFFDIO_MOVE; by hand is one trap, one \
              decompression and one UFFDIO_COPY in a handler without books"
+                .into(),
+            "a hand-over is two threads that wake each other in turn, as in each fault of a \
+             service thread; both are bound, to the same processor or to two"
                 .into(),
         ],
         picture: Some(Picture::Curves(curves(&measured))),
@@ -320,6 +410,16 @@ fn rows(measured: &Measured) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// What each of two threads costs the other that runs on the same processor, or on another.
+fn placed_rows(measured: &Measured, places: Places) -> [Row; 2] {
+    let of = |what: &str| measured.of(&format!("{what}/{}", places.name), 0);
+    let row = |what: &str| Row::new(format!("fault/{what}/{}", places.name), "ns", of(what));
+    [
+        row("hand_over"),
+        row("hard/service").beside("a hand-over", of("hand_over")),
+    ]
 }
 
 fn curves(measured: &Measured) -> Curves {

@@ -3,6 +3,7 @@
 //! To add one: a file beside this one with a function that takes the number of rounds and gives
 //! rows, and a line in [`BENCHES`].
 
+mod affinity;
 mod fault;
 mod lock;
 mod lockdep;
