@@ -176,13 +176,10 @@ impl Amdgpu {
         job.finish(operation, &self.shared.counters)
     }
 
-    /// Takes the buffers inside of `run` off the list, and ends their subscriptions.
-    fn forget(&self, run: PageRun) {
-        let is_inside = |buffer: &Buffer| buffer.run.hull(run) == run;
-        self.buffers.remove(is_inside, |buffer| {
-            buffer.pending().wait();
-            self.shared.table.lock().tlb.zap(buffer.run);
-        });
+    /// Nobody uses the buffer any more, and it is about to be told of nothing.
+    fn quiesce(&self, buffer: &Buffer) {
+        buffer.pending().wait();
+        self.shared.table.lock().tlb.zap(buffer.run);
     }
 }
 
@@ -201,12 +198,13 @@ impl DmaDevice for Amdgpu {
         let notifiers = self.shared.memory.notifiers();
         let subscribed = notifiers.subscribe_interval(&self.shared.name, start, end, buffer);
         let subscription = subscribed.map_err(|_| DmaError::Stopped)?;
-        self.buffers.add(subscription);
-        Ok(())
+        self.buffers.add(subscription)
     }
 
     fn unregister(&self, run: PageRun) {
-        self.forget(run);
+        let is_inside = |buffer: &Buffer| buffer.run.hull(run) == run;
+        self.buffers
+            .remove(is_inside, |buffer| self.quiesce(buffer));
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
@@ -241,6 +239,6 @@ impl DmaDevice for Amdgpu {
     fn stop(&self) {
         self.shared.table.lock().is_over = true;
         self.shared.engine.stop();
-        self.forget(PageRun::new(0, self.shared.memory.nr_pages()));
+        self.buffers.close(|buffer| self.quiesce(buffer));
     }
 }

@@ -88,6 +88,12 @@ impl Object {
         pending
     }
 
+    /// Lets go of its pages: nobody uses it any more.
+    fn quiesce(&self) {
+        self.pages.lock().is_doomed = true;
+        self.retire();
+    }
+
     /// Lets go of pages that a start was accepted for, if no job uses them. The lock of the buffer
     /// keeps submissions out meanwhile.
     fn retire(&self) {
@@ -229,15 +235,6 @@ impl I915 {
             Next::Sleep
         }
     }
-
-    /// Takes the objects inside of `run` off the list, ends their subscriptions, and unpins.
-    fn forget(&self, run: PageRun) {
-        let is_inside = |object: &Object| object.run.hull(run) == run;
-        self.objects.remove(is_inside, |object| {
-            object.pages.lock().is_doomed = true;
-            object.retire();
-        });
-    }
 }
 
 impl DmaDevice for I915 {
@@ -261,17 +258,12 @@ impl DmaDevice for I915 {
         let notifiers = self.shared.memory.notifiers();
         let subscribed = notifiers.subscribe_interval(&self.shared.name, start, end, object);
         let subscription = subscribed.map_err(|_| DmaError::Stopped)?;
-        self.objects.add(subscription);
-        // Whoever stops the card stops the engine, and then looks for objects.
-        if self.shared.engine.is_stopped() {
-            self.forget(run);
-            return Err(DmaError::Stopped);
-        }
-        Ok(())
+        self.objects.add(subscription)
     }
 
     fn unregister(&self, run: PageRun) {
-        self.forget(run);
+        let is_inside = |object: &Object| object.run.hull(run) == run;
+        self.objects.remove(is_inside, Object::quiesce);
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
@@ -325,6 +317,6 @@ impl DmaDevice for I915 {
     fn stop(&self) {
         self.shared.engine.stop();
         self.shared.retire.ring();
-        self.forget(PageRun::new(0, self.shared.memory.nr_pages()));
+        self.objects.close(Object::quiesce);
     }
 }
