@@ -120,6 +120,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("devices.scif.last", &["devices.ring"]),
     short("devices.scif.card"),
     sleeping("devices.scif.under_way", &[]),
+    sleeping("devices.scif.lent", &[]),
     sleeping("devices.scif.ports", &[]),
     sleeping("devices.scif.backlog", &[]),
     sleeping("devices.scif.link", &[]),

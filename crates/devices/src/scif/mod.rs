@@ -11,7 +11,9 @@
 //! talk through [endpoints](Endpoint). Copies between windows ([`Scif::write_to`],
 //! [`Scif::read_from`]) go on while the program does, in order; a mark is a place in that order
 //! which can be waited for, and a signal is a value that is stored at one. What the peer
-//! [maps](Scif::map_for_peer) of a window stays pinned until the peer lets go, too.
+//! [maps](Scif::map_for_peer) or [uses](Scif::pages_for_peer) of a window stays pinned until the
+//! peer lets go, too: an endpoint that was stopped before is a [zombie](Scif::is_zombie), whose
+//! worker stays for that.
 //!
 //! A list of notifiers that was walked without its lock (bug 45 of the zoo) cannot be written: what
 //! a lock guards is inside of it.
@@ -35,7 +37,7 @@ pub use endpoint::{
     Bound, Connecting, Endpoint, EndpointError, Listener, MESSAGES_MAX, Node, Port,
 };
 pub use offsets::{Offset, Offsets, SPACE_PAGES, Unit, Widen, widen};
-pub use rma::{PeerMapping, Rma};
+pub use rma::{LINE, PeerMapping, PeerPages, Rma, Tail};
 
 use crate::engine::{
     Counters, DmaFence, Doom, Doorbell, FenceEngine, Insert, Job, Keep, Next, Operation, PinCache,
@@ -71,7 +73,7 @@ pub struct Scif {
     channel: FenceEngine,
     endpoint: Endpoint,
     peer: Arc<Card>,
-    worker: Doorbell,
+    worker: Arc<Worker>,
     /// The last copy that was queued.
     last: Mutex<Option<DmaFence>>,
     /// Copies between windows that nobody has seen the end of.
@@ -103,12 +105,47 @@ struct Pages {
     _pinned: Pinned,
 }
 
+/// What the slow work of a node is told by.
+struct Worker {
+    bell: Doorbell,
+    lent: Mutex<Lent>,
+}
+
+/// What the peer has of this node.
+#[derive(Default)]
+struct Lent {
+    /// How often something was lent that is not back, or not looked after.
+    nr: usize,
+    /// What has come back and is still pinned.
+    returned: Vec<Arc<Pages>>,
+}
+
+impl Worker {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            bell: Doorbell::new(),
+            lent: Mutex::new("devices.scif.lent", Lent::default()),
+        })
+    }
+
+    /// Lets go of what the peer has given back; whether there was any.
+    fn sweep(&self) -> bool {
+        let returned = core::mem::take(&mut self.lent.lock().returned);
+        let nr = returned.len();
+        drop(returned); // unpins with no lock held
+        if nr > 0 {
+            self.lent.lock().nr -= nr;
+        }
+        nr > 0
+    }
+}
+
 /// What became of a window that was taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unregistered {
     /// Its pages are unpinned.
     Unpinned,
-    /// The peer has it mapped: they stay pinned until it lets go.
+    /// The peer has it mapped, or uses pages of it: they stay pinned until it lets go.
     Lingers,
     /// There was no such window.
     Unknown,
@@ -140,7 +177,7 @@ impl Notifier for Scif {
         if let Some(run) = run_of(&*self.memory, range)
             && self.cache.begin(run, Doom::All)
         {
-            self.worker.ring();
+            self.worker.bell.ring();
         }
         self.counters.answered(Ok(()))
     }
@@ -156,7 +193,7 @@ impl Notifier for Scif {
         rma.is_over = true;
         drop(rma);
         self.cache.close();
-        self.worker.ring();
+        self.worker.bell.ring();
     }
 }
 
@@ -183,7 +220,7 @@ impl Scif {
             channel: FenceEngine::new(),
             endpoint: ours,
             peer: Arc::new(Card::new(nr_bytes, theirs)),
-            worker: Doorbell::new(),
+            worker: Worker::new(),
             last: Mutex::new("devices.scif.last", None),
             under_way: Mutex::new("devices.scif.under_way", Vec::new()),
             nr_servers: AtomicU32::new(0),
@@ -278,6 +315,13 @@ impl Scif {
         }
     }
 
+    /// Whether the endpoint was stopped and the peer still has pages of it. It copies nothing; its
+    /// worker ends when the last of them has come back.
+    pub fn is_zombie(&self) -> bool {
+        // Relaxed: what is lent is looked up under its lock.
+        self.is_over.load(Ordering::Relaxed) && self.worker.lent.lock().nr > 0
+    }
+
     /// Waits until every copy before the mark is over.
     ///
     /// # Errors
@@ -353,7 +397,7 @@ impl Scif {
         } else {
             drop(using);
         }
-        self.worker.ring();
+        self.worker.bell.ring();
         outcome
     }
 
@@ -379,8 +423,12 @@ impl Scif {
         }
     }
 
-    /// The worker of the node: unpins what is doomed, when the channel is drained.
+    /// The worker of the node: unpins what the peer has given back, and what is doomed, when the
+    /// channel is drained.
     fn work(&self) -> Next {
+        if self.worker.sweep() {
+            return Next::Step;
+        }
         if self.bugs.has(Bug::WorkerBlocked) && self.cache.nr_pinned().1 > 0 {
             // The fault: what a peer owes comes before what can be had now.
             if let Some(answer) = self.peer.send(What::Fence) {
@@ -401,7 +449,7 @@ impl Scif {
             return Next::Step;
         }
         // Relaxed: the bell that rings after it was set orders it.
-        if self.is_over.load(Ordering::Relaxed) {
+        if self.is_over.load(Ordering::Relaxed) && !self.is_zombie() {
             Next::End
         } else {
             Next::Sleep
@@ -430,7 +478,7 @@ impl DmaDevice for Scif {
             .into_iter()
             .for_each(|offset| _ = self.unregister_window(offset));
         self.cache.forget(run);
-        self.worker.ring();
+        self.worker.bell.ring();
     }
 
     fn read(&self, page: PageIndex, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
@@ -480,14 +528,15 @@ impl DmaDevice for Scif {
     fn serve(&self) {
         match self.nr_servers.fetch_add(1, Ordering::Relaxed) {
             0 => self.channel.serve(&*self.memory, &self.counters),
-            1 => self.worker.serve(|| self.work()),
+            1 => self.worker.bell.serve(|| self.work()),
             _ => self.peer.serve(),
         }
     }
 
     fn stop(&self) {
         self.channel.stop();
-        self.retire();
+        // The last copy may be over and not be told yet.
+        let _lost = self.wait(&self.mark());
         self.endpoint.close();
         let mut rma = self.rma.lock();
         rma.is_over = true;
@@ -498,6 +547,6 @@ impl DmaDevice for Scif {
         self.cache.drain();
         self.peer.stop();
         self.is_over.store(true, Ordering::Relaxed);
-        self.worker.ring();
+        self.worker.bell.ring();
     }
 }

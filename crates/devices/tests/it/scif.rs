@@ -5,10 +5,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 use lockdep::sync::sleep;
 use pinless_devices::scif::{
-    Connecting, EndpointError, Node, Offset, Port, Rma, Scif, Unregistered,
+    Connecting, EndpointError, LINE, Node, Offset, Port, Rma, Scif, Tail, Unregistered,
 };
 use pinless_devices::{Bug, Bugs, DeviceMemory, DmaDevice, DmaError};
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::bus::Bus;
 use pinless_sim::Sim;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// A program with an endpoint; the run, for those who act beside it.
-type Program = fn(&Sim, &World, &Arc<Scif>);
+type Program = fn(&Sim, &Arc<World>, &Arc<Scif>);
 
 /// Runs a program with an endpoint, its node and its peer.
 fn check(seeds: core::ops::Range<u64>, bugs: Bugs, program: Program) -> Option<String> {
@@ -96,40 +97,87 @@ fn rma(here: (Offset, usize), there: Offset) -> Rma {
         here,
         there: (there, 8),
         nr_bytes: 2,
+        tail: Tail::AnyTime,
     }
 }
 
+/// The card sees by the last byte that all have come, if that is what was asked for.
+#[test]
+fn an_ordered_copy_ends_with_its_last_byte() {
+    const NR: usize = 2 * LINE + 2;
+    fn program(sim: &Sim, endpoint: &Arc<Scif>, tail: Tail) {
+        let card = Arc::clone(endpoint);
+        sim.spawn("card", move || {
+            let mut copied = [0; NR];
+            while copied[NR - 1] != 5 {
+                sleep("test.pause", Duration::from_nanos(100));
+                card.peer().load(64 + 8, &mut copied);
+            }
+            let is_whole = copied.iter().all(|&byte| byte == 5);
+            assert!(is_whole, "the last byte came first");
+        });
+        let (here, there) = windows(endpoint, 5);
+        endpoint.write(1, 9, &[5; NR]).expect("registered");
+        let copied = endpoint.write_to(&Rma {
+            here: (here, 9),
+            there: (there, 8),
+            nr_bytes: NR,
+            tail,
+        });
+        copied.expect("both windows are there");
+    }
+    let ordered = check(0..60, Bugs::NONE, |sim, _, endpoint| {
+        program(sim, endpoint, Tail::Last);
+    });
+    assert_eq!(ordered, None);
+    let unordered = check(0..60, Bugs::NONE, |sim, _, endpoint| {
+        program(sim, endpoint, Tail::AnyTime);
+    });
+    let report = unordered.expect("nobody asked for an order");
+    assert!(report.contains("the last byte came first"), "{report}");
+}
+
 /// What coprocessors are for: a program sends work, the card does it, and the result comes back.
+/// The card's own hardware reads the work where it is, and the answer is a byte that it waits for.
 #[test]
 fn a_program_has_its_coprocessor_work() {
+    const ANSWER: usize = 2 * LINE;
     let failed = check(0..60, Bugs::NONE, |sim, world, endpoint| {
-        let card = Arc::clone(endpoint);
+        let (here, there) = windows(endpoint, 21);
+        let work = endpoint.pages_for_peer(here, 0, 1).expect("a window");
+        let (card, memory) = (Arc::clone(endpoint), Arc::clone(world));
         sim.spawn("card", move || {
             let peer = card.peer();
             while let Ok(place) = peer.endpoint().recv() {
-                let at = usize::from(place[0]);
-                let mut value = [0];
-                peer.load(at, &mut value);
-                peer.store(at, &[2 * value[0]]);
+                let (at, mut value) = (usize::from(place[0]), [0]);
+                let read = memory.read(work.addresses()[0], 0, &mut value);
+                read.expect("the page is pinned");
+                peer.store(at, &[2 * value[0]; ANSWER]);
                 peer.endpoint().send(b"done").expect("the program waits");
             }
         });
-        let (here, there) = windows(endpoint, 21);
-        let copied = endpoint.write_to(&rma((here, 0), there));
-        copied.expect("both windows are there");
-        endpoint.wait(&endpoint.mark()).expect("nothing hangs");
         endpoint.endpoint().send(&[64 + 8]).expect("connected");
         let answer = endpoint.endpoint().recv().expect("an answer");
         assert_eq!(*answer, *b"done");
-        let copied = endpoint.read_from(&rma((here, PAGE_SIZE), there));
+        let copied = endpoint.read_from(&Rma {
+            nr_bytes: ANSWER,
+            tail: Tail::Last,
+            ..rma((here, PAGE_SIZE), there)
+        });
         copied.expect("both windows are there");
-        endpoint.wait(&endpoint.mark()).expect("nothing hangs");
         let mut found = [0];
+        while found != [42] {
+            sleep("test.pause", Duration::from_micros(1));
+            let read = endpoint.read(2, ANSWER - 1, &mut found);
+            read.expect("registered");
+        }
         endpoint.read(2, 0, &mut found).expect("registered");
-        assert_eq!(found, [42]);
+        assert_eq!(found, [42], "all before the last byte");
         endpoint.endpoint().close();
+        sim.join_all();
+        sleep("test.pause", BACK_WITHIN);
         let gone = endpoint.unregister_window(here);
-        assert_eq!(gone, Unregistered::Unpinned, "the copies are over");
+        assert_eq!(gone, Unregistered::Unpinned, "the card has let go");
         assert_eq!(world.nr_pins.load(Relaxed), 0);
     });
     assert_eq!(failed, None);
@@ -175,7 +223,39 @@ fn a_window_lingers_while_the_peer_has_it_mapped() {
         mapped.store(PAGE_SIZE, &[1]).expect("it is pinned");
         assert_eq!(world.nr_pins.load(Relaxed), 2);
         drop(mapped);
+        sleep("test.pause", BACK_WITHIN);
         assert_eq!(world.nr_pins.load(Relaxed), 0);
+    });
+    assert_eq!(failed, None);
+}
+
+/// An endpoint that is stopped while the peer has pages of it copies nothing any more; what the
+/// peer has stays, and comes back when the peer lets go.
+#[test]
+fn an_endpoint_with_pages_at_the_peer_is_a_zombie_until_they_are_back() {
+    let failed = check(0..40, Bugs::NONE, |_, world, endpoint| {
+        let (here, there) = windows(endpoint, 5);
+        let mapped = endpoint.map_for_peer(here).expect("a window");
+        let second = endpoint.pages_for_peer(here, 1, 1).expect("a window");
+        let beyond = endpoint.pages_for_peer(here, 1, 2).err();
+        assert_eq!(beyond, Some(DmaError::Unregistered { page: 3 }));
+        assert!(!endpoint.is_zombie());
+        endpoint.stop();
+        let stopped = Some(DmaError::Stopped);
+        assert_eq!(endpoint.pages_for_peer(here, 0, 1).err(), stopped);
+        assert_eq!(endpoint.write_to(&rma((here, 0), there)).err(), stopped);
+        take_back(world, PageRun::new(1, 2), 9);
+        let mut found = [0];
+        mapped.load(0, &mut found).expect("it is pinned");
+        assert_eq!(found, [5], "the old page, which stays pinned");
+        mapped.store(PAGE_SIZE, &[1]).expect("it is pinned");
+        drop(second);
+        sleep("test.pause", BACK_WITHIN);
+        let nr_pins = || world.nr_pins.load(Relaxed);
+        assert_eq!((endpoint.is_zombie(), nr_pins()), (true, 2), "still mapped");
+        drop(mapped);
+        sleep("test.pause", BACK_WITHIN);
+        assert_eq!((endpoint.is_zombie(), nr_pins()), (false, 0), "all is back");
     });
     assert_eq!(failed, None);
 }
@@ -286,7 +366,7 @@ fn connections_are_not_mixed_up() {
 /// What a start was accepted for comes back in bounded time, also while the peer answers nobody.
 #[test]
 fn memory_comes_back_while_the_peer_is_silent() {
-    fn program(_: &Sim, world: &World, endpoint: &Arc<Scif>) {
+    fn program(_: &Sim, world: &Arc<World>, endpoint: &Arc<Scif>) {
         endpoint.peer().mute();
         endpoint.read(0, 0, &mut [0]).expect("a page");
         assert_eq!(endpoint.stats().cache_hits, 0);

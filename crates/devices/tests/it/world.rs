@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 pub(crate) const NR_PAGES: u32 = 6;
 
-/// Bytes of a page that this machine keeps.
-pub(crate) const NR_BYTES: usize = 4;
+/// Bytes of a page that this machine keeps: a few lines.
+pub(crate) const NR_BYTES: usize = 160;
 
 const BASE: u64 = 0x7000_0000;
 
