@@ -29,10 +29,11 @@ pub use invariant::{Invariant, Need, Pattern};
 pub use report::{Conviction, Grade, Graded, Report};
 
 use crate::checker::{Locks, Replays};
-use crate::scheduler::{End, Explore, Run, Strategy};
+use crate::scheduler::{End, Explore, Run, Strategy, contained};
 use crate::{Knob, Options, Sim};
 use core::fmt;
-use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice, DmaError};
 use pinless_mm::mmu_notifier::{Inject, Subscription};
 use scene::{SCENES, Scene, Size};
 use stage::{Figures, Make, Setting, Stage};
@@ -117,6 +118,17 @@ const STEPS_WANTED: usize = 60;
 /// Failing runs that are made to make one shorter, and one that is long after that.
 const SHORTENED_MAX: u32 = 12;
 const SHORTENED_LONG_MAX: u32 = 200;
+
+/// How schedules are chosen: what one of the two rarely meets, the other often does.
+const STRATEGIES: [Strategy; 2] = [Strategy::Drawn, Strategy::Pct { depth: 3, steps: 0 }];
+
+/// How often it is begun anew to make one shorter that is still long.
+const ROUNDS_MAX: u64 = 3;
+
+/// Where a short schedule is looked for among all that take the turn once from a task that could
+/// go on: in so many scenes with one value of what a scene turns on, and in so many runs of them.
+const SEEDS_OF_ALL: u64 = 10;
+const RUNS_OF_ALL: u64 = 1_000;
 
 /// Points after which a run is thought to go on for ever.
 const STEPS_MAX: u64 = 6_000;
@@ -231,6 +243,11 @@ impl Kit {
             checks: self.checks,
             figures: Arc::new(Figures::default()),
             locks: Arc::new(Locks::new()),
+            must_register: false,
+        };
+        let setting = Setting {
+            must_register: must_register(&setting),
+            ..setting
         };
         let mut report = Report::new(&self.name, self.seed, self.nr_schedules, self.pattern);
         for (nth, scene) in self.order() {
@@ -309,12 +326,12 @@ impl Kit {
     #[track_caller]
     fn search(&self, nth: usize, setting: &Setting) -> (u64, Option<Run>) {
         let part = self.part();
-        let pct = Strategy::Pct { depth: 3, steps: 0 };
+        let [drawn, pct] = STRATEGIES;
         let mut nr_runs = 0;
         for (at, (strategy, size)) in (0..).zip([
-            (Strategy::Drawn, Size::Small),
+            (drawn, Size::Small),
             (pct, Size::Small),
-            (Strategy::Drawn, Size::Grown),
+            (drawn, Size::Grown),
         ]) {
             let knobs = scene::knobs(nth as u64, size);
             let all = self.seeds(at * part, part, strategy);
@@ -353,54 +370,69 @@ impl Kit {
             Some(invariant) => setting.aimed_at(invariant),
             None => setting.clone(),
         };
-        for size in [Size::Tiny, Size::Small] {
-            if let Some(run) = self.shortest_of_choices(nth, size, &best, &aimed) {
-                let run = shorter(nth, run, SHORTENED_MAX, &aimed);
-                best = [best, run].into_iter().min_by_key(nr_shown).expect("two");
+        for round in 0..ROUNDS_MAX {
+            for size in [Size::Tiny, Size::Small] {
+                for run in self.of_each_choice(nth, (size, round), &best, &aimed) {
+                    let run = shorter(nth, run, SHORTENED_MAX, &aimed);
+                    best = [best, run].into_iter().min_by_key(nr_shown).expect("two");
+                    if is_short(&best) {
+                        return best;
+                    }
+                }
             }
+            best = shorter(nth, best, SHORTENED_LONG_MAX, &aimed);
             if is_short(&best) {
-                return best;
+                break;
             }
         }
-        shorter(nth, best, SHORTENED_LONG_MAX, &aimed)
+        best
     }
 
-    /// The shortest of the failures like this one, of which each value of the option that a scene
-    /// turns on gives the first.
+    /// Failures like this one, the shortest first: for each value of the option that a scene turns
+    /// on the first that each strategy finds. Each round has other seeds.
     #[track_caller]
-    fn shortest_of_choices(
+    fn of_each_choice(
         &self,
         nth: usize,
-        size: Size,
+        (size, round): (Size, u64),
         like: &Run,
         setting: &Setting,
-    ) -> Option<Run> {
+    ) -> Vec<Run> {
         let mut all = Vec::new();
         for choice in scene::CHOICES {
             let knobs = scene::knobs(nth as u64, size).map(|knob| match knob.name {
                 "choice" => Knob::number("choice", choice, choice),
                 _ => knob,
             });
-            let seeds = self.seeds(3 * self.part(), 3 * self.part(), Strategy::Drawn);
-            let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
-            all.extend(found.filter(|run| invariant_of(run) == invariant_of(like)));
+            let drawn = STRATEGIES.map(|strategy| {
+                let nr = 3 * self.part();
+                self.seeds((1 + round) * nr, nr, strategy)
+            });
+            let few = Strategy::Exhaustive { preemptions_max: 1 };
+            let each = self
+                .seeds(round * SEEDS_OF_ALL, SEEDS_OF_ALL, few)
+                .runs_max(RUNS_OF_ALL);
+            for seeds in [each].into_iter().chain(drawn) {
+                let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
+                all.extend(found.filter(|run| invariant_of(run) == invariant_of(like)));
+            }
         }
-        all.into_iter().min_by_key(nr_shown)
+        all.sort_by_key(nr_shown);
+        all
     }
 
     /// The same failure with fewer users, uses and brackets, as far as it still comes.
     #[track_caller]
     fn with_less(&self, nth: usize, mut best: Run, setting: &Setting) -> Run {
-        let pct = Strategy::Pct { depth: 3, steps: 0 };
-        for name in scene::COUNTS {
+        for (name, least) in scene::COUNTS {
             loop {
                 let mut knobs = knobs_of(&best);
                 let count = knobs.iter_mut().find(|knob| knob.name == name);
-                let Some(count) = count.filter(|knob| knob.max > 1) else {
+                let Some(count) = count.filter(|knob| knob.max > least) else {
                     break;
                 };
-                *count = Knob::number(name, 1, count.max - 1);
-                let less = [Strategy::Drawn, pct].into_iter().find_map(|strategy| {
+                *count = Knob::number(name, least, count.max - 1);
+                let less = STRATEGIES.into_iter().find_map(|strategy| {
                     let seeds = self.seeds(0, self.part(), strategy);
                     let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
                     found.filter(|run| invariant_of(run) == invariant_of(&best))
@@ -434,6 +466,11 @@ fn nr_shown(run: &Run) -> usize {
     report::shown(run).len()
 }
 
+/// What a failure is made less of: steps that are shown, and then switches.
+fn weight(run: &Run) -> u64 {
+    ((nr_shown(run) as u64) << 32) + run.nr_switches() as u64
+}
+
 /// Whether a failure can be read at a glance.
 fn is_short(run: &Run) -> bool {
     nr_shown(run) <= STEPS_WANTED
@@ -465,13 +502,36 @@ fn explore(
 ) -> (u64, Option<Run>) {
     let seeds = match shown {
         Shown::AsFound => seeds.as_found(),
-        Shown::Shortened(failures_max) => seeds.failures_max(failures_max),
+        Shown::Shortened(failures_max) => seeds.failures_max(failures_max).weighed_by(weight),
     };
     let explored = seeds
         .knobs(knobs)
         .steps_max(STEPS_MAX)
         .find(body(nth, setting));
     (explored.nr_runs, explored.failure)
+}
+
+/// Whether the device answers that a page has to be registered before it can be used. One that
+/// fails here fails in a scene, too, and is shown there.
+fn must_register(setting: &Setting) -> bool {
+    let (answers, setting) = (Arc::new(AtomicBool::new(false)), setting.clone());
+    let answer = Arc::clone(&answers);
+    let asked = Sim::run_with(
+        Options {
+            steps_max: STEPS_MAX,
+            ..Options::new(0)
+        },
+        move |sim| {
+            let stage = Stage::set(sim, &setting, 1);
+            contained(|| {
+                let met = stage.device.read(0, 0, &mut [0]);
+                let must = matches!(met, Err(DmaError::Unregistered { .. }));
+                answer.store(must, Relaxed);
+                stage.detach();
+            });
+        },
+    );
+    asked.has_passed() && answers.load(Relaxed)
 }
 
 /// What a run of a scene does.
@@ -483,7 +543,8 @@ fn body(nth: usize, setting: &Setting) -> impl Fn(&Sim) + Send + Sync + 'static 
             setting.locks.reset();
             let _watched = setting.locks.watch();
             let nr_pages = sim.knob("pages") as u32;
-            (scene.play)(&Stage::set(sim, &setting, nr_pages));
+            let stage = Stage::set(sim, &setting, nr_pages);
+            contained(|| (scene.play)(&stage));
         }
     }
 }

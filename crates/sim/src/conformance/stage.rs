@@ -4,6 +4,7 @@ use super::books::NR_BYTES;
 use super::memory::{Ask, Bracket, Memory};
 use super::{Invariant, Need, Pattern, Subject};
 use crate::checker::{Breach, Found, Locks};
+use crate::scheduler::contained;
 use crate::{Rng, Sim};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
@@ -11,7 +12,8 @@ use lockdep::scheduler::scheduler_point;
 use lockdep::sync::{Mutex, sleep};
 use pinless_mm::addr::PageRun;
 use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice, DmaError};
-use pinless_mm::mmu_notifier::{Inject, Mode};
+use pinless_mm::mmu_notifier::{Event, Inject, Mode};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 /// Makes a device for a memory.
@@ -28,6 +30,9 @@ pub(super) const OVER: &str = "kit.over";
 
 /// The point from which on it is looked at what is left.
 pub(super) const JUDGED: &str = "kit.judged";
+
+/// How long the engines have for their first look, in virtual time.
+const SET_UP: Duration = Duration::from_micros(1);
 
 /// How long a page may stay pinned that nobody uses, in virtual time.
 const FREED_LATE: Duration = Duration::from_secs(1);
@@ -92,7 +97,13 @@ pub(super) struct Stage {
     detach: Arc<Mutex<Option<Subject>>>,
     /// Accesses may fail: the device hangs, or its memory is gone.
     may_fail: Arc<AtomicBool>,
+    registered: Registered,
 }
+
+/// What has been registered, for a device that uses nothing else: an access registers its page
+/// first, and does not find out each time that it has to. One task runs at a time, so the lock is
+/// always free, and taking it is no step of the run.
+type Registered = Option<Arc<StdMutex<BTreeSet<u32>>>>;
 
 /// What a stage is set up from.
 #[derive(Clone)]
@@ -105,6 +116,8 @@ pub(super) struct Setting {
     pub(super) checks: Checks,
     pub(super) figures: Arc<Figures>,
     pub(super) locks: Arc<Locks>,
+    /// The device uses only what was registered.
+    pub(super) must_register: bool,
 }
 
 impl Setting {
@@ -183,8 +196,11 @@ impl Stage {
             locks: Arc::clone(&setting.locks),
             detach: Arc::new(Mutex::new("sim.kit.detach", Some(subject))),
             may_fail: Arc::new(AtomicBool::new(false)),
+            registered: setting.must_register.then(Arc::default),
         };
         stage.serve(&stage.device);
+        // The device is set up when its engines wait for work.
+        sleep("kit.set-up", SET_UP);
         scheduler_point(BEGIN, 0);
         stage
     }
@@ -194,7 +210,7 @@ impl Stage {
             let (device, locks) = (Arc::clone(device), Arc::clone(&self.locks));
             self.sim.spawn_daemon("engine", move || {
                 let _watched = locks.watch();
-                device.serve();
+                contained(|| device.serve());
             });
         }
     }
@@ -206,10 +222,16 @@ impl Stage {
         self.serve(subject.device());
         let other = Self {
             device: Arc::clone(subject.device()),
+            registered: self.registered.as_ref().map(|_| Arc::default()),
             ..self.clone()
         };
-        other.write(0, NR_BYTES - 1, 9);
-        subject.detach();
+        // The device is `other`'s, too: it is not dropped before a panic of its own has ended.
+        contained(|| {
+            for value in [8, 9] {
+                let _is_used = other.write(0, NR_BYTES - 1, value);
+            }
+            subject.detach();
+        });
     }
 
     /// Starts a task.
@@ -217,7 +239,7 @@ impl Stage {
         let stage = self.clone();
         self.sim.spawn(name, move || {
             let _watched = stage.locks.watch();
-            act(&stage);
+            contained(|| act(&stage));
         });
     }
 
@@ -255,6 +277,33 @@ impl Stage {
         opened
     }
 
+    /// Registers pages with the device, whether it needs that or not.
+    pub(super) fn register(&self, run: PageRun) {
+        self.note_registered(|registered| registered.extend(run.pages()));
+        let _is_registered = self.device.register(run);
+    }
+
+    /// Gives up what was registered.
+    pub(super) fn unregister(&self, run: PageRun) {
+        self.note_registered(|registered| registered.retain(|page| !run.contains(*page)));
+        self.device.unregister(run);
+    }
+
+    /// Registers a page that is about to be used for the first time, if the device needs that.
+    fn register_to_use(&self, page: u32) {
+        let is_new = |registered: &mut BTreeSet<u32>| !registered.contains(&page);
+        if self.note_registered(is_new) == Some(true) {
+            self.register(self.registered_with(page));
+        }
+    }
+
+    fn note_registered<R>(&self, act: impl FnOnce(&mut BTreeSet<u32>) -> R) -> Option<R> {
+        let registered = self.registered.as_ref()?;
+        Some(act(&mut registered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)))
+    }
+
     /// Writes a byte as the device; whether it was written.
     pub(super) fn write(&self, page: u32, byte: usize, value: u8) -> bool {
         let is_written = self.try_write(page, byte, value);
@@ -263,6 +312,7 @@ impl Stage {
     }
 
     fn try_write(&self, page: u32, byte: usize, value: u8) -> bool {
+        self.register_to_use(page);
         for _ in 0..REGISTER_MAX {
             let from = self.memory.books.now();
             let met = self.device.write(page, byte, &[value]);
@@ -291,6 +341,7 @@ impl Stage {
     }
 
     fn try_read(&self, page: u32, byte: usize) -> bool {
+        self.register_to_use(page);
         for _ in 0..REGISTER_MAX {
             let from = self.memory.books.now();
             let mut value = [0];
@@ -403,6 +454,18 @@ impl Stage {
         if held > 0 && self.judge.pattern == Some(Pattern::Grant) {
             let what = format!("{held} pages are held that were all taken back");
             self.judge.judge(Err(Breach::of(Invariant::R8, what)));
+        }
+    }
+
+    /// A device that is detached hears of no change any more.
+    pub(super) fn judge_deaf(&self) {
+        let heard = || self.device.stats().invalidations;
+        let before = heard();
+        let all = PageRun::new(0, self.nr_pages());
+        drop(self.bracket(Ask::new(all, Event::Clear, Mode::Blockable)));
+        if heard() > before {
+            let what = "a device that was detached is still told of changes";
+            self.judge.judge(Err(Breach::of(Invariant::P10, what)));
         }
     }
 

@@ -59,6 +59,19 @@ pub(crate) fn fail(message: String) {
     fiber::suspend(next);
 }
 
+/// Calls `act`. If it panics, that ends the run, where the calling task stands: what the task has
+/// outside of `act` is not dropped while it unwinds, as a destructor that panics then would end the
+/// process. A daemon of a run that is over returns, and drops what it has as any task that ends.
+#[cfg(feature = "conformance")]
+pub(crate) fn contained(act: impl FnOnce()) {
+    let Err(payload) = panic::catch_unwind(AssertUnwindSafe(act)) else {
+        return;
+    };
+    if let Some(message) = panics::message_of(payload) {
+        fail(message);
+    }
+}
+
 /// A run that has ended.
 pub(super) struct Ended {
     pub(super) run: Run,

@@ -47,6 +47,7 @@ pub struct Explore {
     steps_max: u64,
     runs_max: u64,
     shortens: Shortens,
+    weigh: fn(&Run) -> u64,
 }
 
 /// Whether a failing schedule is made shorter.
@@ -82,6 +83,7 @@ impl Explore {
             shortens: Shortens::Yes {
                 failures_max: shorten::FAILURES_MAX,
             },
+            weigh: shorten::weight,
         }
     }
 
@@ -115,6 +117,12 @@ impl Explore {
             shortens: Shortens::Yes { failures_max },
             ..self
         }
+    }
+
+    /// What a failing schedule is made less of; switches of tasks, and then steps, unless told
+    /// otherwise.
+    pub fn weighed_by(self, weigh: fn(&Run) -> u64) -> Self {
+        Self { weigh, ..self }
     }
 
     /// Leaves a failing schedule as it was found.
@@ -173,7 +181,7 @@ impl Explore {
             };
             let shown = match self.shortens {
                 Shortens::Yes { failures_max } if !search.replays() => {
-                    shorten::shortest(again, failures_max, &body)
+                    shorten::shortest(again, failures_max, self.weigh, &body)
                 }
                 _ => again,
             };

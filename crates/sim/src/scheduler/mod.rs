@@ -48,7 +48,8 @@
 //! hook hears of, and runs its destructors. A run that fails stops where it is: its thread ends,
 //! and what its tasks hold, with their stacks, is never freed, since destructors of a broken state
 //! would hide, or wait for, what is broken. A failing run is meant to be the last one, or nearly.
-//! A destructor that panics while its task unwinds ends the process: no hook can leave that.
+//! A destructor that panics while its task unwinds ends the process: no hook can leave that. The
+//! conformance kit stops a panic before it reaches what a device under test consists of.
 
 mod baton;
 mod course;
@@ -75,7 +76,7 @@ pub use strategy::{Strategy, UnknownStrategy};
 pub use timeline::{Event, Step};
 
 #[cfg(feature = "conformance")]
-pub(crate) use baton::fail;
+pub(crate) use baton::{contained, fail};
 #[cfg(feature = "conformance")]
 pub(crate) use panics::last as last_panic;
 

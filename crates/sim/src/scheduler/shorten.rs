@@ -3,8 +3,8 @@
 //! Delta debugging (Zeller and Hildebrandt, 2002) over the segments of a schedule: leave a task
 //! out, let it take all its steps at once, leave some segments out, make one of two, or let one end
 //! earlier, and see whether the run still fails in the same way. What counts is the number of
-//! switches, then that of steps. Whatever is tried is a real run, so a shortened schedule is as
-//! true as the first.
+//! switches, then that of steps, or what the caller says. Whatever is tried is a real run, so a
+//! shortened schedule is as true as the first.
 
 use super::Options;
 use super::course::{self, Body, Source};
@@ -22,14 +22,14 @@ const RUNS_MAX: u32 = 2_000;
 pub(super) const FAILURES_MAX: u32 = 100;
 
 /// The shortest failure that is found from this one, which has a timeline.
-pub(super) fn shortest(first: Run, failures_max: u32, body: &Body) -> Run {
+pub(super) fn shortest(first: Run, failures_max: u32, weigh: fn(&Run) -> u64, body: &Body) -> Run {
     let trials = Arc::new(Mutex::new("sim.trials", Trials::of(&first)));
     let mut best = first;
     for _ in 0..failures_max {
         let Some(run) = course::first_failure(&trials, body) else {
             break;
         };
-        if is_same_failure(&run.end, &best.end) && cost(&run) < cost(&best) {
+        if is_same_failure(&run.end, &best.end) && weigh(&run) < weigh(&best) {
             let mut trials = trials.lock();
             trials.restart(&run);
             best = run;
@@ -38,8 +38,9 @@ pub(super) fn shortest(first: Run, failures_max: u32, body: &Body) -> Run {
     best
 }
 
-fn cost(run: &Run) -> (usize, u64) {
-    (run.nr_switches(), run.nr_steps)
+/// First the switches count, then the steps.
+pub(super) fn weight(run: &Run) -> u64 {
+    ((run.nr_switches() as u64) << 32) + run.nr_steps.min(u64::from(u32::MAX))
 }
 
 /// The same kind of end; for a panic, at the same place of the source.

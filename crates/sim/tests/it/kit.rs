@@ -3,7 +3,7 @@
 use crate::mirror::{Mirror, Wrong};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use lockdep::scheduler::scheduler_point;
-use pinless_mm::bus::{Checks, DeviceMemory};
+use pinless_mm::bus::{Checks, DeviceMemory, DmaDevice};
 use pinless_sim::conformance::{Invariant, Kit, Report, Subject};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -75,6 +75,26 @@ fn each_wrong_driver_is_convicted_by_name() {
     }
 }
 
+/// A device that is detached and stays subscribed is convicted: it is told of changes for ever.
+#[test]
+fn a_device_that_stays_subscribed_is_convicted() {
+    let report = Kit::new("mirror")
+        .scene("too-late")
+        .schedules(9)
+        .judge(|memory| {
+            let (device, listed) = Mirror::attach(memory, Wrong::Nothing);
+            let stopped = Arc::clone(&device);
+            Subject::with(device, move || {
+                stopped.stop();
+                core::mem::forget(listed);
+            })
+        });
+    let broken: Vec<Invariant> = report.broken().collect();
+    assert_eq!(broken, [Invariant::P10], "{report}");
+    let what = &report.convictions[0].what;
+    assert!(what.contains("is still told of changes"), "{what}");
+}
+
 /// G15: a device that counts outside of its run does not repeat, though every run of it passes.
 #[test]
 fn a_driver_that_its_seed_does_not_decide_is_found_out() {
@@ -108,6 +128,8 @@ fn a_driver_that_panics_is_convicted_and_judged_to_the_end() {
             "`mirror` panicked inside a callback, its end: a mirror breaks",
         ),
         (Wrong::PanicsInAccess, "panicked: a mirror breaks"),
+        (Wrong::PanicsInDrop, "panicked: a mirror breaks as it goes"),
+        (Wrong::PanicsTwice, "panicked: a mirror breaks, at"),
     ] {
         let report = judge(Kit::new("mirror").schedules(9), wrong);
         let scenes = report.convictions.iter().filter(|one| {
@@ -116,7 +138,8 @@ fn a_driver_that_panics_is_convicted_and_judged_to_the_end() {
         });
         let scenes: Vec<&str> = scenes.map(|one| one.scene).collect();
         for scene in ["race", "hung", "release"] {
-            let is_blind = scene == "release" && wrong != Wrong::PanicsInAccess;
+            let is_told = [Wrong::PanicsInStart, Wrong::PanicsInEnd].contains(&wrong);
+            let is_blind = scene == "release" && is_told;
             assert!(is_blind || scenes.contains(&scene), "{scene}: {report}");
         }
     }

@@ -1,6 +1,6 @@
 //! A device with a table of translations, and the ways in which it can be wrong.
 
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use lockdep::sync::{Mutex, ShortLock, sleep, spin_wait};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use pinless_mm::bus::{BusAddr, DeviceMemory, DeviceStats, DmaDevice, DmaError};
@@ -43,6 +43,10 @@ pub(crate) enum Wrong {
     PanicsInEnd,
     /// Panics in an access.
     PanicsInAccess,
+    /// Panics when it goes.
+    PanicsInDrop,
+    /// Panics in an access, and when it goes.
+    PanicsTwice,
 }
 
 /// The device.
@@ -52,6 +56,7 @@ pub(crate) struct Mirror {
     table: Mutex<Vec<Option<BusAddr>>>,
     open: ShortLock<Open>,
     is_stopped: AtomicBool,
+    nr_starts: AtomicU64,
 }
 
 #[derive(Default)]
@@ -63,6 +68,7 @@ struct Open {
 impl Notifier for Mirror {
     fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
         let run = self.run_of(range);
+        self.nr_starts.fetch_add(1, Relaxed);
         assert!(self.wrong != Wrong::PanicsInStart, "a mirror breaks");
         if self.wrong == Wrong::RefusesAll && cx.mode() == Mode::NonBlock {
             cx.would_block()?;
@@ -98,6 +104,13 @@ impl Notifier for Mirror {
     }
 }
 
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        let breaks = [Wrong::PanicsInDrop, Wrong::PanicsTwice];
+        assert!(!breaks.contains(&self.wrong), "a mirror breaks as it goes");
+    }
+}
+
 impl Mirror {
     pub(crate) fn attach(
         memory: &Arc<dyn DeviceMemory>,
@@ -116,6 +129,7 @@ impl Mirror {
                 },
             ),
             is_stopped: AtomicBool::new(false),
+            nr_starts: AtomicU64::new(0),
         });
         let base = memory.base();
         let end = Vaddr(base.0 + u64::from(nr_pages) * PAGE_SIZE as u64);
@@ -142,7 +156,8 @@ impl Mirror {
         mut act: impl FnMut(BusAddr) -> Result<(), DmaError>,
     ) -> Result<(), DmaError> {
         let mut fetched: Option<(BusAddr, u64)> = None;
-        assert!(self.wrong != Wrong::PanicsInAccess, "a mirror breaks");
+        let breaks = [Wrong::PanicsInAccess, Wrong::PanicsTwice];
+        assert!(!breaks.contains(&self.wrong), "a mirror breaks");
         loop {
             let mut table = self.table.lock();
             if self.is_stopped.load(Relaxed) {
@@ -220,7 +235,10 @@ impl DmaDevice for Mirror {
     fn hang(&self, _hang: bool) {}
 
     fn stats(&self) -> DeviceStats {
-        DeviceStats::default()
+        DeviceStats {
+            invalidations: self.nr_starts.load(Relaxed),
+            ..DeviceStats::default()
+        }
     }
 
     fn holds(&self) -> u32 {

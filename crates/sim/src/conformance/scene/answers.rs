@@ -1,17 +1,14 @@
 //! What a start answers: to those whom it does not concern, beside others, and when a device hangs.
 
+use super::spy::Spy;
 use super::{Change, Scene, Stage, page};
-use crate::checker::{Brackets, Breach};
+use crate::checker::Breach;
 use crate::conformance::Invariant::{P1, P3, P4, P6, P8, P9, R2, R4, R8};
 use crate::conformance::memory::Ask;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
-use lockdep::sync::{Completion, ShortLock, Waited, sleep};
-use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
-use pinless_mm::bus::{Bus, DeviceMemory};
-use pinless_mm::mmu_notifier::{
-    Context, EndContext, Event, IntervalNotifier, Mode, Notifier, Range, Ranges,
-};
+use lockdep::sync::{Completion, Waited, sleep};
+use pinless_mm::mmu_notifier::{Event, Mode};
 use std::sync::Arc;
 
 /// How long a user waits for a page that nobody changes, in virtual time.
@@ -31,7 +28,7 @@ pub(super) const UNRELATED: Scene = Scene {
     play: |stage| {
         // Each by itself: what was registered together is used together.
         for nr in [0, 1] {
-            let _is_registered = stage.device.register(page(nr));
+            stage.register(page(nr));
         }
         let _is_used = stage.read(0, 0);
         stage.device.wait_idle();
@@ -107,12 +104,15 @@ pub(super) const REFUSED: Scene = Scene {
     },
 };
 
-/// Somebody waits for the ends of brackets that follow each other closely.
+/// Somebody waits for the ends of brackets that follow each other closely, or of one that is
+/// refused, which has none.
 pub(super) const WOKEN: Scene = Scene {
     name: "woken",
     judges: &[P6],
     stuck: P6,
     play: |stage| {
+        let (refusing, _told_after) = Spy::on_list(stage);
+        refusing.refuses.store(true, Relaxed);
         let (_spy, interval) = Spy::on_interval(stage);
         let interval = Arc::new(interval);
         let waiting = Arc::clone(&interval);
@@ -121,10 +121,13 @@ pub(super) const WOKEN: Scene = Scene {
                 let _seen = waiting.read_begin();
             }
         });
-        for _ in 0..2 {
-            stage.spawn("taker", |stage| {
-                let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
-                stage.take_back(ask, Change::Move);
+        for nr in 0..2 {
+            stage.spawn("taker", move |stage| {
+                let mode = match stage.nr("choice") > 2 + nr {
+                    true => Mode::NonBlock,
+                    false => Mode::Blockable,
+                };
+                stage.take_back(Ask::new(page(0), Event::Clear, mode), Change::Move);
             });
         }
         stage.sim.join_all();
@@ -170,88 +173,26 @@ pub(super) const HUNG: Scene = Scene {
             sleep("kit.stopped", PATIENCE);
             return stage.finish();
         }
-        if choice == 4 {
+        if choice > 3 {
             // Long enough for whoever gives up waiting for it.
             sleep("kit.hung", HANG);
         }
         stage.device.hang(false);
-        stage.sim.join_all();
-        stage.excuse(false);
-        stage.take_back(
-            Ask::new(page(0), Event::Clear, Mode::Blockable),
-            Change::Move,
-        );
-        let is_used = stage.read(0, 0);
-        if !is_used {
-            let what = "the device does not go on after it hung";
-            stage.judge(Err(Breach::of(P9, what)));
+        if matches!(choice, 2 | 5) {
+            goes_on(stage);
         }
         stage.finish();
     },
 };
 
-/// Counts, and refuses when it is told to.
-struct Spy {
-    refuses: AtomicBool,
-    seen: ShortLock<Brackets>,
-}
-
-impl Spy {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            refuses: AtomicBool::new(false),
-            seen: ShortLock::new("sim.kit.spy", Brackets::new()),
-        })
-    }
-
-    fn on_list(stage: &Stage) -> (Arc<Self>, pinless_mm::mmu_notifier::Subscription) {
-        let spy = Self::new();
-        let listed = stage
-            .memory
-            .notifiers()
-            .subscribe("spy", Ranges::WholeMm, Arc::clone(&spy));
-        (spy, listed)
-    }
-
-    fn on_interval(
-        stage: &Stage,
-    ) -> (
-        Arc<Self>,
-        pinless_mm::mmu_notifier::IntervalSubscription<Self>,
-    ) {
-        let spy = Self::new();
-        let base = stage.memory.base();
-        let len = u64::from(PageRun::new(0, stage.nr_pages()).nr) * PAGE_SIZE as u64;
-        let listed = stage.memory.notifiers().subscribe_interval(
-            "spy of the mapping",
-            base,
-            Vaddr(base.0 + len),
-            Arc::clone(&spy),
-        );
-        (spy, listed.expect("a mapping that is there"))
-    }
-}
-
-impl Notifier for Spy {
-    fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
-        if self.refuses.load(Relaxed) {
-            cx.would_block()?;
-        }
-        cx.short(&self.seen).started();
-        Ok(())
-    }
-
-    fn end(&self, _range: &Range, cx: &EndContext<'_>) {
-        let ended = cx.short(&self.seen).ended();
-        // Contained by the caller, and judged by who hears of that.
-        ended.unwrap_or_else(|breach| panic!("{breach}"));
-    }
-}
-
-impl IntervalNotifier for Spy {
-    type Lock = ShortLock<Brackets>;
-
-    fn lock(&self) -> &ShortLock<Brackets> {
-        &self.seen
+/// A device that hung is used as if nothing had been.
+fn goes_on(stage: &Stage) {
+    stage.sim.join_all();
+    stage.excuse(false);
+    let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
+    stage.take_back(ask, Change::Move);
+    if !stage.read(0, 0) {
+        let what = "the device does not go on after it hung";
+        stage.judge(Err(Breach::of(P9, what)));
     }
 }

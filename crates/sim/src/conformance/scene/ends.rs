@@ -1,5 +1,6 @@
 //! Events of each kind, forks, and the end of memory and of devices.
 
+use super::spy::Spy;
 use super::{Change, Scene, page};
 use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P5, P6, P7, P10, R1, R2, R4, R8};
 use crate::conformance::books::NR_BYTES;
@@ -114,13 +115,13 @@ pub(super) const GIVEN_UP: Scene = Scene {
     play: |stage| {
         let last = stage.nr_pages() - 1;
         for nr in 0..=last {
-            let _is_registered = stage.device.register(page(nr));
+            stage.register(page(nr));
         }
         if stage.nr("choice") % 2 == 0 {
             let _is_used = stage.write(0, 0, 1);
         }
         stage.spawn_users();
-        stage.device.unregister(page(0));
+        stage.unregister(page(0));
         if stage.nr("choice") > 2 {
             let ask = Ask::new(page(0), Event::Clear, Mode::Blockable);
             stage.take_back(ask, Change::Move);
@@ -130,12 +131,36 @@ pub(super) const GIVEN_UP: Scene = Scene {
     },
 };
 
-/// Devices come and go while memory changes.
+/// Somebody registers while the device is detached: whoever comes too late is told so, and nothing
+/// of it is left, neither pages nor somebody who hears of their changes.
+pub(super) const TOO_LATE: Scene = Scene {
+    name: "too-late",
+    judges: &[P10, R8],
+    stuck: P10,
+    play: |stage| {
+        if stage.nr("choice") % 2 == 0 {
+            let _is_used = stage.write(0, 0, 1);
+        }
+        stage.excuse(true);
+        stage.spawn("user", |stage| {
+            stage.register(page(0));
+            let _may_be_refused = stage.write(0, 0, 2);
+        });
+        stage.detach();
+        stage.sim.join_all();
+        stage.judge_deaf();
+        stage.finish();
+    },
+};
+
+/// Devices come and go while memory changes, also while a bracket is being opened.
 pub(super) const LIFE: Scene = Scene {
     name: "life",
     judges: &[L2, L4, L6, R2, R8],
     stuck: L4,
     play: |stage| {
+        // Where a device joins, the bracket that it joins in takes its time.
+        let _slow = (stage.nr("choice") > 3).then(|| Spy::slow(stage));
         stage.spawn("taker", |stage| {
             for _ in 0..stage.nr("brackets") {
                 let all = PageRun::new(0, stage.nr_pages());

@@ -4,6 +4,7 @@ mod answers;
 mod ends;
 mod races;
 mod rests;
+mod spy;
 
 use super::Invariant;
 use super::books::Change;
@@ -44,6 +45,7 @@ pub(super) static SCENES: &[Scene] = &[
     ends::LATE,
     ends::RELEASE,
     ends::GIVEN_UP,
+    ends::TOO_LATE,
     ends::LIFE,
     rests::COPIES,
     rests::SETTLED,
@@ -65,8 +67,9 @@ pub(super) enum Size {
     Grown,
 }
 
-/// The options that say how much happens.
-pub(super) const COUNTS: [&str; 4] = ["users", "ops", "brackets", "uses"];
+/// The options that say how much happens, and the least of each.
+pub(super) const COUNTS: [(&str, u64); 4] =
+    [("users", 1), ("ops", 1), ("brackets", 0), ("uses", 1)];
 
 /// What a scene turns on may be one of these.
 pub(super) const CHOICES: RangeInclusive<u64> = 0..=5;

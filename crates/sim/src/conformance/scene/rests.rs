@@ -78,7 +78,7 @@ pub(super) const SPLIT: Scene = Scene {
     judges: &[R8],
     stuck: P6,
     play: |stage| {
-        let _is_registered = stage.device.register(all(stage));
+        stage.register(all(stage));
         for nr in 0..stage.nr_pages() {
             stage.take_back(
                 Ask::new(page(nr), Event::Unmap, Mode::Blockable),
