@@ -522,6 +522,8 @@ fn must_register(setting: &Setting) -> bool {
             ..Options::new(0)
         },
         move |sim| {
+            setting.locks.reset();
+            let _watched = setting.locks.watch();
             let stage = Stage::set(sim, &setting, 1);
             contained(|| {
                 let met = stage.device.read(0, 0, &mut [0]);
