@@ -1,4 +1,5 @@
-//! Without the feature `validate`, locks are the standard library's; with it, a class is added.
+//! Without the feature `validate`, locks are as large as those of the standard library, though not
+//! all are made of them; with it, a class is added.
 
 use lockdep::Class;
 use lockdep::sync;
