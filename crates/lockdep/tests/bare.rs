@@ -3,6 +3,8 @@
 
 use lockdep::Class;
 use lockdep::sync;
+use std::cell::Cell;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 #[test]
 fn a_lock_is_as_large_as_the_lock_inside() {
@@ -33,6 +35,15 @@ fn a_lock_is_as_large_as_the_lock_inside() {
         assert_eq!(ours, std + class, "{name}");
         assert!(class <= 4 * of, "{class} bytes");
     }
+}
+
+#[test]
+fn locks_and_guards_may_cross_a_catch_of_a_panic() {
+    fn check<T: UnwindSafe + RefUnwindSafe>() {}
+    check::<sync::Mutex<Cell<u8>>>();
+    check::<sync::MutexGuard<'_, Cell<u8>>>();
+    check::<sync::ShortLock<Cell<u8>>>();
+    check::<sync::ShortGuard<'_, Cell<u8>>>();
 }
 
 #[test]

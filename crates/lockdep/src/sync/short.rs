@@ -47,6 +47,8 @@ pub struct ShortGuard<'a, T: ?Sized> {
 // Somebody who panics in a section is met by nobody's poison, as with the other locks.
 impl<T: ?Sized> UnwindSafe for ShortLock<T> {}
 impl<T: ?Sized> RefUnwindSafe for ShortLock<T> {}
+impl<T: ?Sized> UnwindSafe for ShortGuard<'_, T> {}
+impl<T: ?Sized> RefUnwindSafe for ShortGuard<'_, T> {}
 
 impl<T> ShortLock<T> {
     /// A free lock around `value`, of the class of this name and place.
