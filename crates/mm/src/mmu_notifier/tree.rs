@@ -202,7 +202,7 @@ impl<T: Spans> Branch<T> {
                 // Whatever is lower than all goes to the first.
                 let at = node.rank(item.key()).saturating_sub(1);
                 let split = change_child(node, at, |child| child.insert(item))?;
-                let right = insert_into(node, split?)?;
+                let right = insert_into(node, split)?;
                 Some(Arc::new(Self::Inner(right)))
             }
         }
@@ -219,7 +219,7 @@ impl<T: Spans> Branch<T> {
             }
             Self::Inner(node) => {
                 let at = node.rank(key).checked_sub(1)?;
-                let removed = change_child(node, at, |child| child.remove(key))??;
+                let removed = change_child(node, at, |child| child.remove(key))?;
                 if node.item(at)?.len() < NR_MIN {
                     mend(node, at);
                 }
@@ -261,19 +261,20 @@ impl<T: Spans> Spans for Branch<T> {
     }
 }
 
-/// Changes the subtree at `at`, and what its node knows of it; `None` if there is none.
+/// Changes the subtree at `at`, which is there, and what its node knows of it.
 fn change_child<T: Spans, R>(
     node: &mut Node<Branch<T>>,
     at: usize,
     change: impl FnOnce(&mut Branch<T>) -> R,
-) -> Option<R> {
-    let child = Arc::make_mut(node.item_mut(at)?);
+) -> R {
+    let child = node.item_mut(at).expect("an inner node has subtrees");
+    let child = Arc::make_mut(child);
     let spanned = (child.key(), child.end());
     let answer = change(child);
     if (child.key(), child.end()) != spanned {
         node.sift();
     }
-    Some(answer)
+    answer
 }
 
 /// Puts `item` in its place; returns the right half of the node if it was full.
@@ -304,7 +305,7 @@ fn mend<T: Spans>(node: &mut Node<Branch<T>>, at: usize) {
         return;
     };
     let join = |child: &mut Branch<T>| child.join(Arc::make_mut(&mut right));
-    if change_child(node, left, join) == Some(false) {
+    if !change_child(node, left, join) {
         node.insert(left + 1, right);
     }
 }
