@@ -17,6 +17,7 @@
 //! Linux counterparts: `fs/userfaultfd.c`, `mm/userfaultfd.c`.
 
 mod clock;
+mod cpu_latency;
 mod errno;
 mod fault_thread;
 mod fork;
@@ -51,6 +52,7 @@ pub mod vm_memory;
 mod window;
 
 pub use clock::MonotonicClock;
+pub use cpu_latency::CpuLatency;
 pub use errno::Errno;
 pub use fault_thread::FaultService;
 pub use fork::is_forked_child;

@@ -6,7 +6,8 @@ use crate::{FaultMode, Pinless};
 use core::fmt;
 use core::time::Duration;
 use pinless_host::{
-    Capabilities, Errno, FaultService, MonotonicClock, ProbeError, SwapFile, SwapFileError, probe,
+    Capabilities, CpuLatency, Errno, FaultService, MonotonicClock, ProbeError, SwapFile,
+    SwapFileError, probe,
 };
 use pinless_mm::Memcg;
 use pinless_mm::bus::Checks;
@@ -44,6 +45,7 @@ pub struct Builder {
     limits: Limits,
     fault_threads: usize,
     fault_mode: FaultMode,
+    keeps_processors_awake: bool,
     needs_kernel_faults: bool,
     /// The folder, and the bytes that there is room for.
     swap_file: Option<(PathBuf, u64)>,
@@ -79,6 +81,8 @@ pub enum BuildError {
     SwapFile(SwapFileError),
     /// The service threads cannot be started.
     FaultService(Errno),
+    /// Processors cannot be kept awake.
+    CpuLatency(Errno),
     /// A worker thread cannot be started.
     Thread {
         /// Its name.
@@ -108,6 +112,11 @@ impl fmt::Display for BuildError {
                 "the threads that resolve faults cannot be started: {errno}; look at the limits \
                  on threads and open files (ulimit -u, ulimit -n)"
             ),
+            Self::CpuLatency(errno) => write!(
+                f,
+                "processors cannot be kept awake: {errno}; give write access to \
+                 /dev/cpu_dma_latency, or do without `keep_processors_awake`"
+            ),
             Self::Thread { name, error } => write!(
                 f,
                 "the thread {name} cannot be started: {error}; look at the limit on threads \
@@ -131,6 +140,7 @@ impl Builder {
             limits,
             fault_threads: FAULT_THREADS,
             fault_mode: FaultMode::Service,
+            keeps_processors_awake: false,
             needs_kernel_faults: false,
             swap_file: None,
             sink: None,
@@ -191,6 +201,16 @@ impl Builder {
         self
     }
 
+    /// Keeps the idle processors of the whole machine awake while service threads resolve faults,
+    /// and for some milliseconds after: they poll in place of sleeping, which takes power and, in
+    /// a virtual machine, time of the host's. Each fault of a service thread wakes two threads, and
+    /// a processor that sleeps takes tens of microseconds to come back. Takes write access to
+    /// `/dev/cpu_dma_latency`, without which [`build`](Self::build) fails.
+    pub fn keep_processors_awake(mut self) -> Self {
+        self.keeps_processors_awake = true;
+        self
+    }
+
     /// Who resolves the faults of mappings that say nothing of it; service threads otherwise.
     pub fn fault_mode(mut self, mode: FaultMode) -> Self {
         self.fault_mode = mode;
@@ -238,7 +258,7 @@ impl Builder {
         self.check_swap_file()?;
         let capabilities = self.probe()?;
         let memcg = self.memcg()?;
-        let faults = FaultService::start(self.fault_threads).map_err(BuildError::FaultService)?;
+        let faults = self.faults()?;
         let thread = |name| move |error| BuildError::Thread { name, error };
         let events = self.sink.map(Events::start).transpose();
         let events = events.map_err(thread(Events::THREAD))?;
@@ -260,6 +280,17 @@ impl Builder {
             }
         }
         Ok(pinless)
+    }
+
+    fn faults(&self) -> Result<Arc<FaultService>, BuildError> {
+        let started = if self.keeps_processors_awake {
+            let requests = (0..self.fault_threads.max(1)).map(|_| CpuLatency::open());
+            let requests: Result<_, _> = requests.collect();
+            FaultService::start_awake(requests.map_err(BuildError::CpuLatency)?)
+        } else {
+            FaultService::start(self.fault_threads)
+        };
+        started.map_err(BuildError::FaultService)
     }
 
     fn memcg(&self) -> Result<Arc<Memcg>, BuildError> {

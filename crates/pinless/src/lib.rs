@@ -67,9 +67,9 @@ pub use pinless_host::process::{Mrelease, PidFd};
 #[cfg(feature = "vm-memory")]
 pub use pinless_host::vm_memory;
 pub use pinless_host::{
-    AccessError, AttachedThread, Capabilities, Client, CreateError, Errno, FaultMode, FaultService,
-    Feature, Guard as HostGuard, GuardError, HostMapping, HostMmu, MonotonicClock, ProbeError,
-    Resolver, Share, ShareError, SharedMapping, Source, SwapFileError, Unavailable,
+    AccessError, AttachedThread, Capabilities, Client, CpuLatency, CreateError, Errno, FaultMode,
+    FaultService, Feature, Guard as HostGuard, GuardError, HostMapping, HostMmu, MonotonicClock,
+    ProbeError, Resolver, Share, ShareError, SharedMapping, Source, SwapFileError, Unavailable,
     UnknownFaultMode, attach_thread, io_uring,
 };
 pub use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun, Vaddr};

@@ -47,6 +47,40 @@ fn bounds_that_leave_no_room() {
 }
 
 #[test]
+fn processors_are_kept_awake_or_who_may_not_is_told() {
+    if build().is_none() {
+        return;
+    }
+    let memory = Builder::new(u64::from(FRAMES) * PAGE_SIZE as u64);
+    let built = memory.fault_threads(1).keep_processors_awake().build();
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    if std::fs::OpenOptions::new()
+        .write(true)
+        .open(DEVICE)
+        .is_err()
+    {
+        println!("here nobody may ask for it, and that is the error");
+        return check(built, &["cannot be kept awake", "write access", DEVICE]);
+    }
+    let pinless = built.expect("the device can be written to");
+    let mm = pinless.new_mm("awake");
+    let options = MapOptions::new(4 * u64::from(FRAMES) * PAGE_SIZE as u64);
+    let memory = pinless.map(&mm, options.fault_mode(FaultMode::Service));
+    let memory = memory.expect("a mapping");
+    for round in 0..2 {
+        for page in 0..u64::from(4 * FRAMES) {
+            let offset = page * PAGE_SIZE as u64;
+            if round == 1 {
+                assert_eq!(memory.load_u64(offset).expect("it was stored"), page);
+            }
+            memory
+                .store_u64(offset, page)
+                .expect("a service thread fills it");
+        }
+    }
+}
+
+#[test]
 fn mappings_that_cannot_be() {
     let Some(pinless) = build() else { return };
     let mm = pinless.new_mm("lengths");

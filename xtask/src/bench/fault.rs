@@ -8,7 +8,9 @@ use super::picture::{Curves, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, Samples, interleave};
 use lockdep::sync::Completion;
 use lockdep::sync::park::Parker;
-use pinless_host::{FaultMode, FaultService, HostMapping, HostMmu, Resolver, attach_thread};
+use pinless_host::{
+    CpuLatency, FaultMode, FaultService, HostMapping, HostMmu, Resolver, attach_thread,
+};
 use pinless_mm::Memcg;
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use pinless_mm::env::Clock;
@@ -41,14 +43,20 @@ fn failed(what: &str, error: impl Display) -> BenchError {
     BenchError(format!("cannot {what}: {error}"))
 }
 
-fn resolver(mode: FaultMode, nr_threads: u32) -> Result<Resolver, BenchError> {
-    Ok(match mode {
-        FaultMode::InThread => Resolver::InThread,
-        FaultMode::Service => {
-            let service = FaultService::start(nr_threads as usize);
-            Resolver::Service(service.map_err(|e| failed("start a fault service", e))?)
-        }
-    })
+fn in_thread() -> Result<Resolver, BenchError> {
+    Ok(Resolver::InThread)
+}
+
+fn service() -> Result<Resolver, BenchError> {
+    let service = FaultService::start(1).map_err(|e| failed("start a fault service", e))?;
+    Ok(Resolver::Service(service))
+}
+
+fn awake_service() -> Result<Resolver, BenchError> {
+    let request = CpuLatency::open().map_err(|e| failed("keep processors awake", e))?;
+    let service = FaultService::start_awake(vec![request]);
+    let service = service.map_err(|e| failed("start a fault service", e))?;
+    Ok(Resolver::Service(service))
 }
 
 /// A page of which half can be compressed away.
@@ -73,13 +81,13 @@ struct Managed {
 }
 
 impl Managed {
-    fn new(mode: FaultMode) -> Result<Self, BenchError> {
+    fn new(resolver: Resolver) -> Result<Self, BenchError> {
         let clock = Arc::new(WallClock(Instant::now()));
         let limits = Limits::new(4 * ALL.len_bytes() as u64);
         let memcg = Memcg::new(limits, clock).map_err(|e| failed("make a memory cgroup", e))?;
         let mm = memcg.new_mm("bench");
-        let mut host = HostMapping::create(NR_PAGES, resolver(mode, 1)?)
-            .map_err(|e| failed("make a mapping", e))?;
+        let mut host =
+            HostMapping::create(NR_PAGES, resolver).map_err(|e| failed("make a mapping", e))?;
         let vma = mm.map(host.mmu()).map_err(|e| failed("map it", e))?;
         host.attach(Arc::clone(&vma) as _)
             .map_err(|e| failed("attach it", e))?;
@@ -188,7 +196,7 @@ struct Places {
     answering: usize,
 }
 
-/// Both on one processor; and on two, where there are two.
+/// Both on one processor, and on two; nothing where there are not two.
 fn places() -> Vec<Places> {
     let place = |name, asking, answering| Places {
         name,
@@ -239,7 +247,7 @@ impl Placed {
     fn new(places: Places) -> Result<Self, BenchError> {
         // What is started now runs there for good.
         let _bound = Bound::to(places.answering)?;
-        let managed = Managed::new(FaultMode::Service)?;
+        let managed = Managed::new(service()?)?;
         Ok(Self { places, managed })
     }
 
@@ -265,27 +273,44 @@ fn bare() -> Result<HostMmu, BenchError> {
 #[derive(Clone, Copy)]
 struct Way {
     name: &'static str,
-    mode: FaultMode,
+    resolver: fn() -> Result<Resolver, BenchError>,
     ask: fn(&Managed, PageIndex) -> Result<(), BenchError>,
 }
 
-const WAYS: [Way; 3] = [
-    Way {
-        name: "guard",
-        mode: FaultMode::InThread,
-        ask: Managed::hold,
-    },
-    Way {
-        name: "in_thread",
-        mode: FaultMode::InThread,
-        ask: Managed::load,
-    },
-    Way {
-        name: "service",
-        mode: FaultMode::Service,
-        ask: Managed::load,
-    },
-];
+const GUARD: Way = Way {
+    name: "guard",
+    resolver: in_thread,
+    ask: Managed::hold,
+};
+const IN_THREAD: Way = Way {
+    name: "in_thread",
+    resolver: in_thread,
+    ask: Managed::load,
+};
+const SERVICE: Way = Way {
+    name: "service",
+    resolver: service,
+    ask: Managed::load,
+};
+const AWAKE: Way = Way {
+    name: "service_awake",
+    resolver: awake_service,
+    ask: Managed::load,
+};
+
+/// Each way that can be had here, and memory for it; and why one cannot.
+fn ways(notes: &mut Vec<String>) -> Result<Vec<(Way, Managed)>, BenchError> {
+    let mut ways = vec![GUARD, IN_THREAD, SERVICE];
+    match CpuLatency::open() {
+        Ok(_) => ways.push(AWAKE),
+        Err(errno) => notes.push(format!(
+            "skipped: {}: processors cannot be kept awake: {errno}",
+            AWAKE.name
+        )),
+    }
+    let with_memory = |way: Way| Ok((way, Managed::new((way.resolver)()?)?));
+    ways.into_iter().map(with_memory).collect()
+}
 
 /// Thousand hard faults a second, with each number of threads, each thread with memory of its own
 /// part.
@@ -321,22 +346,61 @@ fn rate(managed: &Managed, way: Way, nr_threads: u32) -> Result<f64, BenchError>
     Ok(f64::from(NR_PAGES) / seconds / 1e3)
 }
 
+const NOTES: [&str; 2] = [
+    "a bare move is `PrimaryMmu::reattach`: one UFFDIO_MOVE; by hand is one trap, one \
+     decompression and one UFFDIO_COPY in a handler without books",
+    "a hand-over is two threads that wake each other in turn, as in each fault of a service \
+     thread; both are bound, to the same processor or to two; service_awake keeps processors \
+     from sleeping",
+];
+
 /// Rows for each kind of fault, and the rates as curves.
 pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
     let _attached = attach_thread().map_err(|e| failed("attach the thread", e))?;
-    let managed = |way: Way| Managed::new(way.mode);
-    let ours = WAYS
-        .map(managed)
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut notes = NOTES.map(String::from).to_vec();
+    let ours = ways(&mut notes)?;
     let (by_hand, bare) = (by_hand()?, bare()?);
     let places = places();
     let placed = places.iter().map(|places| Placed::new(*places));
     let placed = placed.collect::<Result<Vec<_>, _>>()?;
-    let mut contenders = vec![
+    let mut contenders = soft(&ours[0].1, &bare);
+    contenders.push(Contender::new("hard/by hand", || {
+        let zapped = by_hand.mmu().zap(ALL);
+        zapped.map_err(|e| failed("give pages back", e))?;
+        time(|page| load(&by_hand, page))
+    }));
+    for (way, managed) in &ours {
+        contenders.push(Contender::new(format!("hard/{}", way.name), move || {
+            managed.advise(Advice::PageOut)?;
+            time(|page| (way.ask)(managed, page))
+        }));
+        let rates = move || rates(managed, *way);
+        contenders.push(Contender::new(format!("rate/{}", way.name), rates));
+    }
+    for placed in &placed {
+        let places = placed.places;
+        let name = |what: &str| format!("{what}/{}", places.name);
+        contenders.push(Contender::new(name("hand_over"), move || hand_over(places)));
+        contenders.push(Contender::new(name("hard/service"), || placed.time()));
+    }
+    let measured = interleave(rounds, &mut contenders)?;
+    let ways: Vec<Way> = ours.iter().map(|(way, _)| *way).collect();
+    let mut rows = rows(&measured, &ways);
+    let placed_rows = |places: &Places| placed_rows(&measured, *places);
+    rows.extend(places.iter().flat_map(placed_rows));
+    Ok(Outcome {
+        rows,
+        notes,
+        picture: Some(Picture::Curves(curves(&measured, &ways))),
+    })
+}
+
+/// A page that is still in its frame: through a guard, and moved back by the kernel alone.
+fn soft<'a>(guarded: &'a Managed, bare: &'a HostMmu) -> Vec<Contender<'a>> {
+    vec![
         Contender::new("soft/guard", || {
-            ours[0].advise(Advice::Cold)?;
-            time(|page| ours[0].hold(page))
+            guarded.advise(Advice::Cold)?;
+            time(|page| guarded.hold(page))
         }),
         Contender::new("soft/bare", || {
             let mut outcome = vec![Detached::Hole; NR_PAGES as usize];
@@ -347,48 +411,10 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
                 back.map_err(|e| failed("move a page back", e))
             })
         }),
-        Contender::new("hard/by hand", || {
-            let zapped = by_hand.mmu().zap(ALL);
-            zapped.map_err(|e| failed("give pages back", e))?;
-            time(|page| load(&by_hand, page))
-        }),
-    ];
-    for (way, managed) in WAYS.into_iter().zip(&ours) {
-        contenders.push(Contender::new(format!("hard/{}", way.name), move || {
-            managed.advise(Advice::PageOut)?;
-            time(|page| (way.ask)(managed, page))
-        }));
-        let rates = move || rates(managed, way);
-        contenders.push(Contender::new(format!("rate/{}", way.name), rates));
-    }
-    for placed in &placed {
-        let places = placed.places;
-        let name = |what: &str| format!("{what}/{}", places.name);
-        contenders.push(Contender::new(name("hand_over"), move || hand_over(places)));
-        contenders.push(Contender::new(name("hard/service"), || placed.time()));
-    }
-    let measured = interleave(rounds, &mut contenders)?;
-    let mut rows = rows(&measured);
-    rows.extend(
-        places
-            .iter()
-            .flat_map(|places| placed_rows(&measured, *places)),
-    );
-    Ok(Outcome {
-        rows,
-        notes: vec![
-            "a bare move is `PrimaryMmu::reattach`: one UFFDIO_MOVE; by hand is one trap, one \
-             decompression and one UFFDIO_COPY in a handler without books"
-                .into(),
-            "a hand-over is two threads that wake each other in turn, as in each fault of a \
-             service thread; both are bound, to the same processor or to two"
-                .into(),
-        ],
-        picture: Some(Picture::Curves(curves(&measured))),
-    })
+    ]
 }
 
-fn rows(measured: &Measured) -> Vec<Row> {
+fn rows(measured: &Measured, ways: &[Way]) -> Vec<Row> {
     let row = |name: &str| Row::new(format!("fault/{name}"), "ns", measured.of(name, 0));
     let by_hand = || measured.of("hard/by hand", 0);
     let mut rows = vec![
@@ -401,7 +427,10 @@ fn rows(measured: &Measured) -> Vec<Row> {
         row("hard/guard").beside("by hand", by_hand()),
         row("hard/service").beside("by hand", by_hand()),
     ];
-    for way in WAYS {
+    if ways.iter().any(|way| way.name == AWAKE.name) {
+        rows.push(row("hard/service_awake").beside("service", measured.of("hard/service", 0)));
+    }
+    for way in ways {
         let contender = format!("rate/{}", way.name);
         for (at, nr_threads) in NR_THREADS.iter().enumerate() {
             let name = format!("fault/{contender}/{nr_threads}");
@@ -422,8 +451,8 @@ fn placed_rows(measured: &Measured, places: Places) -> [Row; 2] {
     ]
 }
 
-fn curves(measured: &Measured) -> Curves {
-    let rates = |way: Way| {
+fn curves(measured: &Measured, ways: &[Way]) -> Curves {
+    let rates = |way: &Way| {
         let contender = format!("rate/{}", way.name);
         let all = 0..NR_THREADS.len();
         (
@@ -436,6 +465,6 @@ fn curves(measured: &Measured) -> Curves {
         counted: "threads".to_owned(),
         unit: "kfault/s",
         counts: NR_THREADS.map(u64::from).to_vec(),
-        lines: WAYS.map(rates).to_vec(),
+        lines: ways.iter().map(rates).collect(),
     }
 }

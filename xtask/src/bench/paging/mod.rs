@@ -14,6 +14,7 @@ use super::picture::{Bars, Picture};
 use super::report::{BenchError, Budget, Contender, Measured, Outcome, Row, Samples, interleave};
 use kernel::{Ordinary, Peer};
 use ours::Managed;
+use pinless_host::CpuLatency;
 use program::{Measurement, Pattern, Run, WORKLOADS, Workload};
 use std::cell::Cell;
 use std::io::{self, BufRead, Read, Write};
@@ -39,10 +40,17 @@ enum Side {
     Guard,
     InThread,
     Service,
+    /// The same, with processors kept awake.
+    ServiceAwake,
     Kernel,
 }
 
-const OURS: [Side; 3] = [Side::Guard, Side::InThread, Side::Service];
+const OURS: [Side; 4] = [
+    Side::Guard,
+    Side::InThread,
+    Side::Service,
+    Side::ServiceAwake,
+];
 
 /// One program: a side, and how many threads it has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,12 +65,29 @@ impl Player {
         sides.flat_map(|side| NR_THREADS.map(|nr_threads| Self { side, nr_threads }))
     }
 
+    /// Those that can play here; `notes` is told why others cannot.
+    fn present(peer: Option<&Peer>, notes: &mut Vec<String>) -> Vec<Self> {
+        let awake = CpuLatency::open();
+        if let Err(errno) = &awake {
+            notes.push(format!(
+                "skipped: service_awake: processors cannot be kept awake: {errno}"
+            ));
+        }
+        let can_play = |player: &Self| match player.side {
+            Side::ServiceAwake => awake.is_ok(),
+            Side::Kernel => peer.is_some(),
+            _ => true,
+        };
+        Self::all().filter(can_play).collect()
+    }
+
     /// The side, as its rows and its processes are named.
     fn side_name(self) -> &'static str {
         match self.side {
             Side::Guard => "paging/guard",
             Side::InThread => "paging/in_thread",
             Side::Service => "paging/service",
+            Side::ServiceAwake => "paging/service_awake",
             Side::Kernel => "paging/kernel",
         }
     }
@@ -126,7 +151,7 @@ fn throughput_budget(side: Side, pattern: Pattern) -> Option<Budget> {
         (Pattern::Scan, _) => 3.0,
         (_, Side::Guard) => 2.0,
         (_, Side::InThread) => 1.3,
-        (_, Side::Service) => 0.7,
+        (_, Side::Service | Side::ServiceAwake) => 0.7,
         (_, Side::Kernel) => return None,
     };
     Some(Budget::TimesPeerMin(times))
@@ -149,9 +174,10 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
             None
         }
     };
+    let players = Player::present(peer.as_ref(), &mut notes);
     let killed = Killed::default();
-    let measured = interleave(rounds, &mut contenders(peer.as_ref(), &killed))?;
-    let mut rows = rows(&measured, peer.is_some());
+    let measured = interleave(rounds, &mut contenders(&players, peer.as_ref(), &killed))?;
+    let mut rows = rows(&measured, &players);
     if let Some(peer) = &peer {
         let (nr_killed, nr_runs) = (killed.nr_killed.get(), killed.nr_runs.get());
         for (name, nr) in [("killed", nr_killed), ("started", nr_runs)] {
@@ -167,28 +193,30 @@ pub(super) fn run(rounds: u32) -> Result<Outcome, BenchError> {
     Ok(Outcome {
         rows,
         notes,
-        picture: Some(Picture::Bars(bars(&measured, peer.is_some()))),
+        picture: Some(Picture::Bars(bars(&measured, &players))),
     })
 }
 
-fn contenders<'a>(peer: Option<&'a Peer>, killed: &'a Killed) -> Vec<Contender<'a>> {
-    let mut contenders = Vec::new();
-    for player in Player::all() {
-        let round: Box<dyn FnMut() -> Result<Vec<f64>, BenchError> + 'a> = match (player.side, peer)
-        {
-            (Side::Kernel, None) => continue,
-            (Side::Kernel, Some(peer)) => Box::new(move || {
+fn contenders<'a>(
+    players: &[Player],
+    peer: Option<&'a Peer>,
+    killed: &'a Killed,
+) -> Vec<Contender<'a>> {
+    let contender = |&player: &Player| {
+        let peer = peer.filter(|_| player.side == Side::Kernel);
+        let round = move || match peer {
+            Some(peer) => {
                 let run = killed.repeat(|| run_apart(player, |process| peer.admit(process)))?;
                 Ok(values(&run, peer.peak_bytes().unwrap_or(0)))
-            }),
-            _ => Box::new(move || {
+            }
+            None => {
                 let run = run_apart(player, |_| Ok(()))?;
                 Ok(values(&run, run.peak_bytes.unwrap_or(0)))
-            }),
+            }
         };
-        contenders.push(Contender::new(player.part(), round));
-    }
-    contenders
+        Contender::new(player.part(), round)
+    };
+    players.iter().map(contender).collect()
 }
 
 /// All metrics of the first workload, of the second, and so on.
@@ -209,14 +237,16 @@ fn places() -> impl Iterator<Item = (usize, Workload, &'static Metric)> {
         .map(|(at, (workload, metric))| (at, workload, metric))
 }
 
-fn rows(measured: &Measured, has_peer: bool) -> Vec<Row> {
+fn rows(measured: &Measured, players: &[Player]) -> Vec<Row> {
     let mut rows = Vec::new();
-    for player in Player::all().filter(|player| player.side != Side::Kernel) {
+    let (peers, ours): (Vec<Player>, Vec<Player>) =
+        (players.iter()).partition(|player| player.side == Side::Kernel);
+    for player in ours {
         let (side, nr_threads) = (player.side_name(), player.nr_threads);
         for (at, workload, metric) in places() {
             let name = format!("{side}/{}/{nr_threads}/{}", workload.name(), metric.name);
             let mut row = Row::new(name, metric.unit, measured.of(&player.part(), at));
-            if has_peer {
+            if !peers.is_empty() {
                 row = row.beside("memcg + zram", measured.of(&peer_of(player).part(), at));
                 let budget = (metric.budget)(player.side, workload.pattern);
                 if let (1, Some(budget)) = (nr_threads, budget) {
@@ -238,9 +268,8 @@ fn peer_of(player: Player) -> Player {
 }
 
 /// Throughput with one thread, of each side.
-fn bars(measured: &Measured, has_peer: bool) -> Bars {
-    let players = Player::all().filter(|player| player.nr_threads == NR_THREADS[0]);
-    let players = players.filter(|player| has_peer || player.side != Side::Kernel);
+fn bars(measured: &Measured, players: &[Player]) -> Bars {
+    let players = (players.iter()).filter(|player| player.nr_threads == NR_THREADS[0]);
     let throughput = || places().filter(|(_, _, metric)| metric.name == METRICS[0].name);
     Bars {
         title: "256 MiB under 64 MiB, one thread".to_owned(),

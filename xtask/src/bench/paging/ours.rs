@@ -3,7 +3,7 @@
 use super::super::report::BenchError;
 use super::Side;
 use super::program::{LIMIT_BYTES, NR_PAGES, PAGE_BYTES, Region};
-use pinless_host::{FaultService, HostMapping, Resolver, attach_thread};
+use pinless_host::{CpuLatency, FaultService, HostMapping, Resolver, attach_thread};
 use pinless_mm::addr::PageRun;
 use pinless_mm::env::Clock;
 use pinless_mm::gfp::Gfp;
@@ -86,6 +86,11 @@ impl Managed {
             Side::Service => Resolver::Service(
                 FaultService::start(1).map_err(|e| failed("start a fault service", e))?,
             ),
+            Side::ServiceAwake => {
+                let request = CpuLatency::open().map_err(|e| failed("keep processors awake", e))?;
+                let service = FaultService::start_awake(vec![request]);
+                Resolver::Service(service.map_err(|e| failed("start a fault service", e))?)
+            }
             _ => Resolver::InThread,
         };
         let clock = Arc::new(WallClock(Instant::now()));
