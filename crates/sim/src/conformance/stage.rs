@@ -457,9 +457,10 @@ impl Stage {
         }
     }
 
-    /// A device that is detached hears of no change any more.
+    /// A device that is detached hears of no change any more. The notifiers are asked, for a driver
+    /// may count nothing; nobody else is subscribed.
     pub(super) fn judge_deaf(&self) {
-        let heard = || self.device.stats().invalidations;
+        let heard = || self.memory.notifiers().stats().starts_total();
         let before = heard();
         let all = PageRun::new(0, self.nr_pages());
         drop(self.bracket(Ask::new(all, Event::Clear, Mode::Blockable)));
