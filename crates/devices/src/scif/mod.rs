@@ -9,8 +9,9 @@
 //!
 //! The peer is a node with memory, an inbox and mirrors of the registered windows. Programs on both
 //! talk through [endpoints](Endpoint). Copies between windows ([`Scif::write_to`],
-//! [`Scif::read_from`]) go on while the program does, in order; a mark is a place in that order
-//! which can be waited for, and a signal is a value that is stored at one. What the peer
+//! [`Scif::read_from`]) go on while the program does, in order, but for [ends](Tail::AnyTime) that
+//! overtake what was queued earlier; a mark is a place in that order which can be waited for, and a
+//! signal is a value that is stored at one. What the peer
 //! [maps](Scif::map_for_peer) or [uses](Scif::pages_for_peer) of a window stays pinned until the
 //! peer lets go, too: an endpoint that was stopped before is a [zombie](Scif::is_zombie), whose
 //! worker stays for that.

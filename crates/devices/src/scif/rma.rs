@@ -34,7 +34,8 @@ pub struct Rma {
 /// When the last bytes of a copy land.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tail {
-    /// When it suits. Where a copy fills lines, bytes at its ends that fill none land first.
+    /// When it suits. Where a copy fills lines, bytes at its ends that fill none land before the
+    /// call returns: before the others, and before earlier copies that are still queued.
     AnyTime,
     /// After all others: whoever sees the last byte sees the whole copy.
     Last,

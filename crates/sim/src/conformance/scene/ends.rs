@@ -131,8 +131,8 @@ pub(super) const GIVEN_UP: Scene = Scene {
     },
 };
 
-/// Somebody registers while the device is detached: whoever comes too late is told so, and nothing
-/// of it is left, neither pages nor somebody who hears of their changes.
+/// Somebody registers while the device is detached, and is served or refused, as it comes. When
+/// both are over nothing is left of it, neither pages nor somebody who hears of their changes.
 pub(super) const TOO_LATE: Scene = Scene {
     name: "too-late",
     judges: &[P10, R8],
