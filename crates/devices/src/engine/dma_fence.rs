@@ -143,7 +143,8 @@ impl DmaFence {
         self.signal(Err(WorkLost));
     }
 
-    fn outcome(&self) -> Result<(), WorkLost> {
+    /// How the work ended, once it is over.
+    pub(super) fn outcome(&self) -> Result<(), WorkLost> {
         // Relaxed: written before the signal, which the caller has seen.
         if self.inner.is_lost.load(Ordering::Relaxed) {
             Err(WorkLost)

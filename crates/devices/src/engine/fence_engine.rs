@@ -22,6 +22,8 @@ pub const JOBS_MAX: usize = 32;
 #[derive(Clone)]
 pub struct Job {
     inner: Arc<Inner>,
+    /// Lost if this is.
+    after: Option<DmaFence>,
 }
 
 struct Inner {
@@ -106,7 +108,19 @@ impl Job {
         };
         Self {
             inner: Arc::new(inner),
+            after: None,
         }
+    }
+
+    /// The same job, which is lost if that of `after` is. That one was submitted before to the same
+    /// ring.
+    pub fn after(self, after: Option<DmaFence>) -> Self {
+        Self { after, ..self }
+    }
+
+    /// What came of that which it was to come after, which is over.
+    fn may_run(&self) -> Result<(), WorkLost> {
+        self.after.as_ref().map_or(Ok(()), DmaFence::outcome)
     }
 
     /// Signals when it is over.
@@ -246,9 +260,12 @@ impl FenceEngine {
 
     fn run(&self, job: &Job, bus: &dyn Bus) {
         let _owed = wait::begin_signalling();
-        job.run(bus);
+        let may_run = job.may_run();
+        if may_run.is_ok() {
+            job.run(bus);
+        }
         self.ring.lock().running = None;
-        self.timeline.signal(job.fence(), Ok(()));
+        self.timeline.signal(job.fence(), may_run);
     }
 
     /// What was queued when the hardware hung is lost; what is submitted from now on is run. The

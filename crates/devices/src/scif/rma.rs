@@ -37,7 +37,8 @@ pub enum Tail {
     /// When it suits. Where a copy fills lines, bytes at its ends that fill none land before the
     /// call returns: before the others, and before earlier copies that are still queued.
     AnyTime,
-    /// After all others: whoever sees the last byte sees the whole copy.
+    /// After all others: whoever sees the last byte sees the whole copy. If a reset loses some of it,
+    /// what comes after that is lost, too.
     Last,
 }
 
@@ -161,26 +162,31 @@ impl Scif {
         }
         let there = self.peer.place(rma.there.0, rma.there.1, rma.nr_bytes);
         let there = there.ok_or(DmaError::Stopped)?;
+        let mut before = None;
         for (bytes, by) in pieces(from, rma.nr_bytes, rma.tail) {
             let there = there + (bytes.start - from);
             for part in parts(bytes.start, bytes.len()) {
                 let there = there + part.done;
                 match by {
                     By::Processor => self.copy_now(&pages, &part, there, way)?,
-                    By::Channel => self.queue_part(&pages, &part, there, way)?,
+                    By::Channel => {
+                        let fence = self.queue_part((&pages, &part), there, way, before)?;
+                        before = (rma.tail == Tail::Last).then_some(fence);
+                    }
                 }
             }
         }
         Ok(())
     }
 
+    /// Queues a part, which is lost if that `before` it is.
     fn queue_part(
         &self,
-        pages: &Arc<Pages>,
-        part: &Part,
+        (pages, part): (&Arc<Pages>, &Part),
         there: usize,
         way: Way,
-    ) -> Result<(), DmaError> {
+        before: Option<DmaFence>,
+    ) -> Result<DmaFence, DmaError> {
         let (at, peer) = (pages.at[part.page], Arc::clone(&self.peer));
         let job = match way {
             Way::There => {
@@ -191,14 +197,15 @@ impl Scif {
                 let far: FarEnd = Box::new(move |bytes| peer.load(there, bytes));
                 Job::from_far_end(at, part.at, part.nr_bytes, far)
             }
-        };
+        }
+        .after(before);
         // Listed first: whoever stops the endpoint finds each copy that was queued before.
         let copy = UnderWay {
             fence: job.fence().clone(),
             _pages: Arc::clone(pages),
         };
         self.under_way.lock().push(copy);
-        self.submit(&job).map(|_| ()).inspect_err(|_| {
+        self.submit(&job).inspect_err(|_| {
             job.abandon();
             self.retire();
         })

@@ -275,6 +275,38 @@ fn a_copy_that_is_lost_is_told() {
     assert_eq!(failed, None);
 }
 
+/// A reset comes between an ordered copy's body, which is lost, and its tail, which is queued after
+/// it: the tail does not land either.
+#[test]
+fn a_tail_whose_body_is_lost_does_not_land() {
+    const NR: usize = 2 * LINE;
+    let failed = check(0..100, Bugs::NONE, |_, _, endpoint| {
+        let (here, there) = windows(endpoint, 5);
+        endpoint.write(1, 0, &[5; NR]).expect("registered");
+        endpoint.hang(true);
+        let queued = endpoint.write_to(&rma((here, 0), there));
+        assert_eq!(queued, Ok(()), "nobody waits");
+        let queued = endpoint.write_to(&Rma {
+            here: (here, 0),
+            there: (there, PAGE_SIZE / 2),
+            nr_bytes: NR,
+            tail: Tail::Last,
+        });
+        assert_eq!(queued, Ok(()), "nobody waits");
+        let met = endpoint.wait(&endpoint.mark());
+        let mut copied = [0; NR];
+        endpoint.peer().load(64 + PAGE_SIZE / 2, &mut copied);
+        match met {
+            Ok(()) => assert_eq!(copied, [5; NR], "all of it landed"),
+            Err(error) => {
+                assert_eq!(error, DmaError::Hung);
+                assert_eq!(copied[NR - 1], 0, "the tail landed");
+            }
+        }
+    });
+    assert_eq!(failed, None);
+}
+
 /// The peer goes away: nobody waits for it, and windows are given up without it.
 #[test]
 fn a_peer_that_is_gone_holds_nobody_up() {
