@@ -119,6 +119,15 @@ const STEPS_WANTED: usize = 60;
 const SHORTENED_MAX: u32 = 12;
 const SHORTENED_LONG_MAX: u32 = 200;
 
+/// Failing runs of an exploration that finds one: it is made again for its timeline.
+const FOUND_BY: u32 = 2;
+
+/// Failing runs that are made in all to make one shorter: what they hold is never freed.
+const FAILURES_MAX: u32 = 300;
+
+/// Of those that are found with each value of what a scene turns on so many are made shorter.
+const BEST_MAX: usize = 2;
+
 /// How schedules are chosen: what one of the two rarely meets, the other often does.
 const STRATEGIES: [Strategy; 2] = [Strategy::Drawn, Strategy::Pct { depth: 3, steps: 0 }];
 
@@ -129,6 +138,10 @@ const ROUNDS_MAX: u64 = 3;
 /// go on: in so many scenes with one value of what a scene turns on, and in so many runs of them.
 const SEEDS_OF_ALL: u64 = 10;
 const RUNS_OF_ALL: u64 = 1_000;
+
+/// It is looked for there if a failure has no more tasks than this. Not more than 64 can be told
+/// apart, and a scene may have more with another value of what it turns on.
+const TASKS_OF_ALL: usize = 32;
 
 /// Points after which a run is thought to go on for ever.
 const STEPS_MAX: u64 = 6_000;
@@ -360,8 +373,9 @@ impl Kit {
     /// in a small scene from the start.
     #[track_caller]
     fn shortest(&self, nth: usize, found: Run, setting: &Setting) -> Run {
-        let found = self.with_less(nth, found, setting);
-        let mut best = shorter(nth, found, SHORTENED_MAX, setting);
+        let mut left = FAILURES_MAX;
+        let found = self.with_less(nth, found, setting, &mut left);
+        let mut best = shorter(nth, found, SHORTENED_MAX, setting, &mut left);
         if is_short(&best) {
             return best;
         }
@@ -372,15 +386,16 @@ impl Kit {
         };
         for round in 0..ROUNDS_MAX {
             for size in [Size::Tiny, Size::Small] {
-                for run in self.of_each_choice(nth, (size, round), &best, &aimed) {
-                    let run = shorter(nth, run, SHORTENED_MAX, &aimed);
+                let all = self.of_each_choice(nth, (size, round), &best, &aimed, &mut left);
+                for run in all.into_iter().take(BEST_MAX) {
+                    let run = shorter(nth, run, SHORTENED_MAX, &aimed, &mut left);
                     best = [best, run].into_iter().min_by_key(nr_shown).expect("two");
                     if is_short(&best) {
                         return best;
                     }
                 }
             }
-            best = shorter(nth, best, SHORTENED_LONG_MAX, &aimed);
+            best = shorter(nth, best, SHORTENED_LONG_MAX, &aimed, &mut left);
             if is_short(&best) {
                 break;
             }
@@ -397,6 +412,7 @@ impl Kit {
         (size, round): (Size, u64),
         like: &Run,
         setting: &Setting,
+        left: &mut u32,
     ) -> Vec<Run> {
         let mut all = Vec::new();
         for choice in scene::CHOICES {
@@ -412,8 +428,9 @@ impl Kit {
             let each = self
                 .seeds(round * SEEDS_OF_ALL, SEEDS_OF_ALL, few)
                 .runs_max(RUNS_OF_ALL);
-            for seeds in [each].into_iter().chain(drawn) {
-                let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
+            let each = (like.task_names.len() <= TASKS_OF_ALL).then_some(each);
+            for seeds in each.into_iter().chain(drawn) {
+                let found = another(seeds, nth, &knobs, setting, left);
                 all.extend(found.filter(|run| invariant_of(run) == invariant_of(like)));
             }
         }
@@ -423,7 +440,7 @@ impl Kit {
 
     /// The same failure with fewer users, uses and brackets, as far as it still comes.
     #[track_caller]
-    fn with_less(&self, nth: usize, mut best: Run, setting: &Setting) -> Run {
+    fn with_less(&self, nth: usize, mut best: Run, setting: &Setting, left: &mut u32) -> Run {
         for (name, least) in scene::COUNTS {
             loop {
                 let mut knobs = knobs_of(&best);
@@ -434,7 +451,7 @@ impl Kit {
                 *count = Knob::number(name, least, count.max - 1);
                 let less = STRATEGIES.into_iter().find_map(|strategy| {
                     let seeds = self.seeds(0, self.part(), strategy);
-                    let (_, found) = explore(seeds, Shown::AsFound, nth, &knobs, setting);
+                    let found = another(seeds, nth, &knobs, setting, left);
                     found.filter(|run| invariant_of(run) == invariant_of(&best))
                 });
                 match less {
@@ -476,9 +493,29 @@ fn is_short(run: &Run) -> bool {
     nr_shown(run) <= STEPS_WANTED
 }
 
-/// The same failure in fewer steps, if any are found.
+/// A failure, if one is found, and if so many may still fail that it can be.
 #[track_caller]
-fn shorter(nth: usize, found: Run, failures_max: u32, setting: &Setting) -> Run {
+fn another(
+    seeds: Explore,
+    nth: usize,
+    knobs: &[Knob],
+    setting: &Setting,
+    left: &mut u32,
+) -> Option<Run> {
+    let after = left.checked_sub(FOUND_BY)?;
+    let (_, found) = explore(seeds, Shown::AsFound, nth, knobs, setting);
+    *left = if found.is_some() { after } else { *left };
+    found
+}
+
+/// The same failure in fewer steps, if any are found, and if so many may still fail.
+#[track_caller]
+fn shorter(nth: usize, found: Run, failures_max: u32, setting: &Setting, left: &mut u32) -> Run {
+    let failures_max = failures_max.min(left.saturating_sub(FOUND_BY));
+    if failures_max == 0 {
+        return found;
+    }
+    *left -= FOUND_BY + failures_max;
     let again = Explore::new(found.seed..found.seed + 1).strategy(found.strategy);
     let shown = Shown::Shortened(failures_max);
     let (_, shortened) = explore(again, shown, nth, &knobs_of(&found), setting);
