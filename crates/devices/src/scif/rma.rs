@@ -37,8 +37,8 @@ pub enum Tail {
     /// When it suits. Where a copy fills lines, bytes at its ends that fill none land before the
     /// call returns: before the others, and before earlier copies that are still queued.
     AnyTime,
-    /// After all others: whoever sees the last byte sees the whole copy. If a reset loses some of it,
-    /// what comes after that is lost, too.
+    /// After all others: whoever sees the last byte sees the whole copy. If a reset loses some of
+    /// it, what comes after that is lost, too.
     Last,
 }
 
