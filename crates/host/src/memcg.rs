@@ -172,7 +172,7 @@ impl Memcg {
     /// [`MemcgError::BelowUsage`] from version 1 only; otherwise what the kernel answers.
     pub fn set_max(&self, bytes: u64) -> Result<(), MemcgError> {
         let set = self.write(self.limit_file(), &bytes.to_string());
-        set.map_err(|error| self.below_usage(error))
+        set.map_err(|error| below(error, self.usage()))
     }
 
     /// Sets the hard limit in a thread of its own. Version 2 answers only when what is above the
@@ -186,15 +186,29 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// Where the kernel does not account swap, or what it answers.
+    /// Where the kernel does not account swap, or what it answers. Version 1 bounds the sum of
+    /// memory and swap, and answers with [`MemcgError::BelowUsage`] when more of both is in use.
     pub fn set_swap_max(&self, max_bytes: u64, swap_bytes: u64) -> Result<(), MemcgError> {
         match self.version {
             Version::V1 => {
                 let sum = max_bytes.saturating_add(swap_bytes).to_string();
                 let set = self.write("memory.memsw.limit_in_bytes", &sum);
-                set.map_err(|error| self.below_usage(error))
+                set.map_err(|error| below(error, self.usage_with_swap()))
             }
             Version::V2 => self.write("memory.swap.max", &swap_bytes.to_string()),
+        }
+    }
+
+    /// Keeps the kernel from making room in the group by swap. Version 1 would lower a limit below
+    /// what is in use in that way, before swap can be bounded; version 2 bounds swap first.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers.
+    pub fn forbid_swap(&self) -> Result<(), MemcgError> {
+        match self.version {
+            Version::V1 => self.write("memory.swappiness", "0"),
+            Version::V2 => self.set_swap_max(0, 0),
         }
     }
 
@@ -204,6 +218,16 @@ impl Memcg {
             Version::V1 => "memory.usage_in_bytes",
             Version::V2 => "memory.current",
         })
+    }
+
+    /// What is charged now in memory and in swap, in bytes; without swap where the kernel does not
+    /// account it.
+    pub fn usage_with_swap(&self) -> u64 {
+        let usage = self.usage();
+        match self.version {
+            Version::V1 => self.number("memory.memsw.usage_in_bytes").max(usage),
+            Version::V2 => self.number("memory.swap.current") + usage,
+        }
     }
 
     /// The most that was ever charged, in bytes; zero where the kernel does not say.
@@ -327,15 +351,6 @@ impl Memcg {
         }
     }
 
-    fn below_usage(&self, error: MemcgError) -> MemcgError {
-        match error {
-            MemcgError::Refused { error, .. } if is_busy(&error) => MemcgError::BelowUsage {
-                usage_bytes: self.usage(),
-            },
-            other => other,
-        }
-    }
-
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path.join(name)).unwrap_or_default()
     }
@@ -346,6 +361,16 @@ impl Memcg {
 
     fn write(&self, name: &str, text: &str) -> Result<(), MemcgError> {
         write(&self.path.join(name), text)
+    }
+}
+
+/// What a refused limit means when so much is in use.
+fn below(error: MemcgError, usage_bytes: u64) -> MemcgError {
+    match error {
+        MemcgError::Refused { error, .. } if is_busy(&error) => {
+            MemcgError::BelowUsage { usage_bytes }
+        }
+        other => other,
     }
 }
 

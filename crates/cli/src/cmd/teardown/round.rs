@@ -89,6 +89,7 @@ pub(super) fn play(
     };
     if args.limit_when == LimitWhen::Start {
         round.set_limit(limit)?;
+        round.set_swap_limit(limit, args.swap.0);
     }
     let played = round.play()?;
     let version = memcg.version();
@@ -291,14 +292,24 @@ impl Round<'_> {
     fn set_limit(&mut self, bytes: u64) -> Result<(), TeardownError> {
         self.memcg.set_max(bytes).map_err(TeardownError::Group)?;
         self.limit_bytes = Some(bytes);
-        self.set_swap_limit(bytes);
         Ok(())
     }
 
-    fn set_swap_limit(&mut self, limit_bytes: u64) {
-        match self.memcg.set_swap_max(limit_bytes, self.args.swap.0) {
-            Ok(()) | Err(MemcgError::BelowUsage { .. }) => {}
-            Err(error) => self.note(format!("swap is not bounded ({error})")),
+    /// Bounds swap, given the limit in force. Gives what it may take: more than `swap_bytes` where
+    /// more is in use already and the kernel takes no bound below that.
+    fn set_swap_limit(&mut self, limit_bytes: u64, swap_bytes: u64) -> u64 {
+        let mut swap = swap_bytes;
+        loop {
+            match self.memcg.set_swap_max(limit_bytes, swap) {
+                Ok(()) => return swap,
+                Err(MemcgError::BelowUsage { usage_bytes }) => {
+                    swap = usage_bytes.saturating_sub(limit_bytes) + NEAR_BYTES;
+                }
+                Err(error) => {
+                    self.note(format!("swap is not bounded ({error})"));
+                    return 0;
+                }
+            }
         }
     }
 
@@ -308,13 +319,18 @@ impl Round<'_> {
     fn set_limit_late(&mut self) -> Result<Option<Presser>, TeardownError> {
         if self.memcg.version() == Version::V2 {
             let limit = self.args.limit.0;
-            self.set_swap_limit(limit);
+            self.set_swap_limit(limit, self.args.swap.0);
             self.limit_bytes = Some(limit);
             self.limit_write = Some(self.memcg.begin_set_max(limit));
             return Ok(None);
         }
         let mut presser = Presser::start(self.memcg)?;
         self.watcher.stranger = Some(presser.pid());
+        if self.args.swap.0 == 0
+            && let Err(error) = self.memcg.forbid_swap()
+        {
+            self.note(format!("swap is not forbidden ({error})"));
+        }
         let mut limit = self.args.limit.0;
         while let Err(error) = self.memcg.set_max(limit) {
             // What is in use may have grown in between.
@@ -331,7 +347,10 @@ impl Round<'_> {
                 self.args.limit
             ));
         }
-        presser.press(limit.saturating_sub(self.memcg.usage()));
+        // Swap is bounded near what is in use, too: a helper that filled it would be the largest.
+        let near = self.memcg.usage_with_swap().saturating_sub(limit) + NEAR_BYTES;
+        let most = limit.saturating_add(self.set_swap_limit(limit, near.min(self.args.swap.0)));
+        presser.press(most.saturating_sub(self.memcg.usage_with_swap()));
         Ok(Some(presser))
     }
 
