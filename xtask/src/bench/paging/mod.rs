@@ -6,6 +6,7 @@
 //! the memory or the page tables of another. The kernel kills runs of the peer although it has
 //! room: those are counted and repeated, never averaged.
 
+mod keeper;
 mod kernel;
 mod ours;
 mod program;
@@ -368,7 +369,7 @@ fn run_apart(
 /// Plays the part with this name in a process of its own.
 pub(super) fn play(part: &str) -> Result<(), BenchError> {
     if part == KEEPER {
-        return kernel::keep();
+        return keeper::keep();
     }
     let Some(player) = Player::all().find(|player| player.part() == part) else {
         return Err(BenchError("there is no such part".into()));
