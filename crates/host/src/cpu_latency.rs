@@ -18,11 +18,11 @@ const POLL_US: i32 = 0;
 /// No request (`PM_QOS_DEFAULT_VALUE`).
 const NONE_US: i32 = -1;
 
-/// How long processors are kept awake after the last fault. Far longer than between two faults of
-/// a program that misses its memory, far shorter than anybody pays for.
+/// How long processors are kept awake after the last fault. Far longer than from one fault to the
+/// next in a program that misses its memory, and too short for its power to matter.
 const LINGER_MS: i32 = 10;
 /// The time for `epoll_wait` that does not end.
-const FOR_EVER_MS: i32 = -1;
+pub(crate) const FOR_EVER_MS: i32 = -1;
 
 /// A request to keep processors awake, which [a service](crate::FaultService::start_awake) makes
 /// while there are faults and withdraws when there are none.

@@ -10,7 +10,7 @@
 //!
 //! Linux counterpart: `fs/userfaultfd.c`.
 
-use crate::cpu_latency::CpuLatency;
+use crate::cpu_latency::{CpuLatency, FOR_EVER_MS};
 use crate::errno::Errno;
 use crate::fork::is_forked_child;
 use crate::lock_order;
@@ -329,7 +329,7 @@ impl Shard {
                     self.epoll.as_raw_fd(),
                     events.as_mut_ptr(),
                     NR_EVENTS_MAX as i32,
-                    latency.as_ref().map_or(-1, CpuLatency::wait_ms),
+                    latency.as_ref().map_or(FOR_EVER_MS, CpuLatency::wait_ms),
                 )
             };
             // Negative when a debugger interrupted the wait: look again.

@@ -277,26 +277,22 @@ struct Way {
     ask: fn(&Managed, PageIndex) -> Result<(), BenchError>,
 }
 
-const GUARD: Way = Way {
-    name: "guard",
-    resolver: in_thread,
-    ask: Managed::hold,
-};
-const IN_THREAD: Way = Way {
-    name: "in_thread",
-    resolver: in_thread,
-    ask: Managed::load,
-};
-const SERVICE: Way = Way {
-    name: "service",
-    resolver: service,
-    ask: Managed::load,
-};
-const AWAKE: Way = Way {
-    name: "service_awake",
-    resolver: awake_service,
-    ask: Managed::load,
-};
+const GUARD: Way = way("guard", in_thread, Managed::hold);
+const IN_THREAD: Way = way("in_thread", in_thread, Managed::load);
+const SERVICE: Way = way("service", service, Managed::load);
+const AWAKE: Way = way("service_awake", awake_service, Managed::load);
+
+const fn way(
+    name: &'static str,
+    resolver: fn() -> Result<Resolver, BenchError>,
+    ask: fn(&Managed, PageIndex) -> Result<(), BenchError>,
+) -> Way {
+    Way {
+        name,
+        resolver,
+        ask,
+    }
+}
 
 /// Each way that can be had here, and memory for it; and why one cannot.
 fn ways(notes: &mut Vec<String>) -> Result<Vec<(Way, Managed)>, BenchError> {

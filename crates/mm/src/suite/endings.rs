@@ -1,13 +1,13 @@
 //! Things that end: mappings that are unmapped, address spaces that exit or were killed.
 
 use super::oom::{leak, limits};
-use super::{Machine, Mapping, Rng, World, linger, offset_of, read_page, write_page};
+use super::{Join, Machine, Mapping, Rng, World, linger, offset_of, read_page, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
 use crate::bus::{Bus, BusAddr};
 use crate::fault::FaultError;
 use crate::gfp::Gfp;
 use crate::limits::Limits;
-use crate::mm_struct::{Mm, UnmapError, Vma};
+use crate::mm_struct::{Mm, MmHandle, UnmapError, Vma};
 use crate::mmu_notifier::{
     Blockable, BracketError, Context, Event, Mode, Notifier, Range, Ranges, Subscription,
 };
@@ -247,6 +247,16 @@ pub(super) fn a_failed_unmap_changes_nothing(machine: &dyn Machine) {
     drop(subscription);
 }
 
+/// Has somebody unmap the mapping, and waits until the device is asked.
+fn spawn_unmapping(world: &World, mm: &MmHandle, vma: &Arc<Vma>, device: &Device) -> Join {
+    let (shared, unmapped) = (mm.share(), Arc::clone(vma));
+    let unmapping = world.spawn("unmapping", move || {
+        shared.unmap(&unmapped).expect("it answers in the end");
+    });
+    world.wait_until("the device is asked", || device.was_told());
+    unmapping
+}
+
 /// G11: a pin that comes while devices are asked keeps its page beyond the mapping.
 pub(super) fn what_is_pinned_during_an_unmap_goes_with_its_pin(machine: &dyn Machine) {
     let world = World::with_limits(machine, roomy(64, FOR_EVER));
@@ -256,11 +266,7 @@ pub(super) fn what_is_pinned_during_an_unmap_goes_with_its_pin(machine: &dyn Mac
     let device = Device::new();
     let subscription = device.subscribe(&mm, Ranges::WholeMm);
     let translations = fill_and_translate(&*mapping);
-    let (shared, unmapped) = (mm.share(), Arc::clone(vma));
-    let unmapping = world.spawn("unmapping", move || {
-        shared.unmap(&unmapped).expect("it answers in the end");
-    });
-    world.wait_until("the device is asked", || device.was_told());
+    let unmapping = spawn_unmapping(&world, &mm, vma, &device);
     let pin = vma.pin(PageRun::new(3, 2), Access::Write, Gfp::NoWait);
     let pin = pin.expect("still alive");
     device.done.signal();
@@ -283,11 +289,7 @@ pub(super) fn a_pin_let_go_beside_an_unmap_keeps_nothing(machine: &dyn Machine) 
     let device = Device::new();
     let subscription = device.subscribe(&mm, Ranges::WholeMm);
     fill_and_translate(&*mapping);
-    let (shared, unmapped) = (mm.share(), Arc::clone(vma));
-    let unmapping = world.spawn("unmapping", move || {
-        shared.unmap(&unmapped).expect("it answers in the end");
-    });
-    world.wait_until("the device is asked", || device.was_told());
+    let unmapping = spawn_unmapping(&world, &mm, vma, &device);
     // One of them is letting go at the moment at which the mapping dies.
     let unpinning = [0, 2, 4, 6].map(|page| {
         let pin = vma.pin(PageRun::new(page, 2), Access::Write, Gfp::NoWait);

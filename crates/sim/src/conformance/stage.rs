@@ -215,8 +215,8 @@ impl Stage {
         }
     }
 
-    /// Another device on the same memory, used and detached at once.
-    pub(super) fn use_another(&self) {
+    /// Another device on the same memory, used, after a pause used again, and detached at once.
+    pub(super) fn use_another(&self, pause: Duration) {
         let shared = Arc::clone(&self.memory) as Arc<dyn DeviceMemory>;
         let subject = (self.make)(&shared);
         self.serve(subject.device());
@@ -227,9 +227,11 @@ impl Stage {
         };
         // The device is `other`'s, too: it is not dropped before a panic of its own has ended.
         contained(|| {
-            for value in [8, 9] {
-                let _is_used = other.write(0, NR_BYTES - 1, value);
+            let _is_used = other.write(0, NR_BYTES - 1, 8);
+            if !pause.is_zero() {
+                sleep("kit.pause", pause);
             }
+            let _is_used = other.write(0, NR_BYTES - 1, 9);
             subject.detach();
         });
     }

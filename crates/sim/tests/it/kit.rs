@@ -57,7 +57,7 @@ fn each_level_of_checks_judges_by_what_it_looks_at() {
 
 #[test]
 fn each_wrong_driver_is_convicted_by_name() {
-    use Invariant::{E1, E2, L1, L2, P1, P3, P6, P8, P10, R1, R2, R4, R7, R8};
+    use Invariant::{E1, E2, E3, L1, L2, P1, P3, P6, P8, P10, R1, R2, R4, R7, R8};
     for (wrong, expected) in [
         (Wrong::NoRetry, &[R1][..]),
         (Wrong::DropsAtEnd, &[R1, R2, R4]),
@@ -66,9 +66,11 @@ fn each_wrong_driver_is_convicted_by_name() {
         (Wrong::IgnoresRelease, &[P10]),
         (Wrong::UnmapOnly, &[E1, E2]),
         (Wrong::WritesReadOnly, &[R7]),
+        (Wrong::KeepsWriting, &[E3]),
         (Wrong::WaitsForAll, &[P8]),
         (Wrong::LosesWakeups, &[P6]),
-        (Wrong::FaultsUnderLock, &[L1, L2]),
+        (Wrong::FaultsUnderLock, &[L2]),
+        (Wrong::FaultsInStart, &[L1]),
         (Wrong::LeaksPins, &[R8]),
     ] {
         check(wrong, expected);

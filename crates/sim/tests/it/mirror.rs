@@ -1,9 +1,10 @@
 //! A device with a table of translations, and the ways in which it can be wrong.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use lockdep::sync::{Mutex, ShortLock, sleep, spin_wait};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use pinless_mm::bus::{BusAddr, DeviceMemory, DeviceStats, DmaDevice, DmaError};
+use pinless_mm::fault::FaultError;
 use pinless_mm::mmu_notifier::{
     Blockable, Context, EndContext, Event, Mode, Notifier, Range, Ranges, Subscription,
 };
@@ -29,12 +30,16 @@ pub(crate) enum Wrong {
     UnmapOnly,
     /// Writes through translations for reading.
     WritesReadOnly,
+    /// Goes on writing what may be read only from now on.
+    KeepsWriting,
     /// Counts brackets of any page.
     WaitsForAll,
     /// Waits for the end of brackets, and nobody wakes it.
     LosesWakeups,
     /// Holds its lock while it asks for pages.
     FaultsUnderLock,
+    /// Asks for a page in a start.
+    FaultsInStart,
     /// Pins pages and forgets some.
     LeaksPins,
     /// Panics in every start.
@@ -56,7 +61,6 @@ pub(crate) struct Mirror {
     table: Mutex<Vec<Option<BusAddr>>>,
     open: ShortLock<Open>,
     is_stopped: AtomicBool,
-    nr_starts: AtomicU64,
 }
 
 #[derive(Default)]
@@ -68,7 +72,6 @@ struct Open {
 impl Notifier for Mirror {
     fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
         let run = self.run_of(range);
-        self.nr_starts.fetch_add(1, Relaxed);
         assert!(self.wrong != Wrong::PanicsInStart, "a mirror breaks");
         if self.wrong == Wrong::RefusesAll && cx.mode() == Mode::NonBlock {
             cx.would_block()?;
@@ -76,7 +79,14 @@ impl Notifier for Mirror {
         if self.wrong == Wrong::Sleeps {
             sleep("mirror", Duration::from_millis(1));
         }
-        let is_heard = self.wrong != Wrong::UnmapOnly || range.event == Event::Unmap;
+        if self.wrong == Wrong::FaultsInStart && cx.mode() == Mode::Blockable {
+            let _in_vain = self.fetch(run.first, Access::Read);
+        }
+        let is_heard = match self.wrong {
+            Wrong::UnmapOnly => range.event == Event::Unmap,
+            Wrong::KeepsWriting => range.event != Event::ProtectionPage,
+            _ => true,
+        };
         let mut table = cx.lock(&self.table)?;
         if is_heard && self.wrong != Wrong::DropsAtEnd {
             run.pages().for_each(|page| table[page as usize] = None);
@@ -129,7 +139,6 @@ impl Mirror {
                 },
             ),
             is_stopped: AtomicBool::new(false),
-            nr_starts: AtomicU64::new(0),
         });
         let base = memory.base();
         let end = Vaddr(base.0 + u64::from(nr_pages) * PAGE_SIZE as u64);
@@ -187,21 +196,27 @@ impl Mirror {
                 });
             }
             let seen = self.open.lock().sequence;
-            let mut at = [BusAddr {
-                page,
-                generation: 0,
-                access,
-            }];
             if self.wrong == Wrong::LeaksPins {
                 let pinned = Arc::clone(&self.memory).pin(PageRun::single(page), access);
                 core::mem::forget(pinned);
             }
-            self.memory
-                .fault_range(PageRun::single(page), access, &mut at)
-                .map_err(DmaError::Fault)?;
+            let at = self.fetch(page, access).map_err(DmaError::Fault)?;
             drop(held);
-            fetched = Some((at[0], seen));
+            fetched = Some((at, seen));
         }
+    }
+
+    /// Asks for a page.
+    fn fetch(&self, page: PageIndex, access: Access) -> Result<BusAddr, FaultError> {
+        let mut at = [BusAddr {
+            page,
+            generation: 0,
+            access,
+        }];
+        self.memory
+            .fault_range(PageRun::single(page), access, &mut at)?;
+        let [at] = at;
+        Ok(at)
     }
 
     /// Waits for the sequence to move, which it never does.
@@ -234,11 +249,9 @@ impl DmaDevice for Mirror {
 
     fn hang(&self, _hang: bool) {}
 
+    /// Counts nothing, as a driver may.
     fn stats(&self) -> DeviceStats {
-        DeviceStats {
-            invalidations: self.nr_starts.load(Relaxed),
-            ..DeviceStats::default()
-        }
+        DeviceStats::default()
     }
 
     fn holds(&self) -> u32 {

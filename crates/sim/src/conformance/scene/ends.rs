@@ -1,10 +1,12 @@
 //! Events of each kind, forks, and the end of memory and of devices.
 
-use super::spy::Spy;
+use super::spy::{SLOW, Spy};
 use super::{Change, Scene, page};
 use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P5, P6, P7, P10, R1, R2, R4, R8};
 use crate::conformance::books::NR_BYTES;
 use crate::conformance::memory::Ask;
+use crate::conformance::stage::Stage;
+use core::time::Duration;
 use pinless_mm::addr::PageRun;
 use pinless_mm::mmu_notifier::{Event, Mode, Owner};
 
@@ -86,9 +88,7 @@ pub(super) const RELEASE: Scene = Scene {
     judges: &[P10, R8],
     stuck: P10,
     play: |stage| {
-        if stage.nr("choice") % 2 == 0 {
-            let _is_used = stage.write(0, 0, 1);
-        }
+        use_every_other_time(stage);
         stage.excuse(true);
         stage.spawn_users();
         if stage.nr("choice") > 2 {
@@ -117,9 +117,7 @@ pub(super) const GIVEN_UP: Scene = Scene {
         for nr in 0..=last {
             stage.register(page(nr));
         }
-        if stage.nr("choice") % 2 == 0 {
-            let _is_used = stage.write(0, 0, 1);
-        }
+        use_every_other_time(stage);
         stage.spawn_users();
         stage.unregister(page(0));
         if stage.nr("choice") > 2 {
@@ -138,9 +136,7 @@ pub(super) const TOO_LATE: Scene = Scene {
     judges: &[P10, R8],
     stuck: P10,
     play: |stage| {
-        if stage.nr("choice") % 2 == 0 {
-            let _is_used = stage.write(0, 0, 1);
-        }
+        use_every_other_time(stage);
         stage.excuse(true);
         stage.spawn("user", |stage| {
             stage.register(page(0));
@@ -159,8 +155,8 @@ pub(super) const LIFE: Scene = Scene {
     judges: &[L2, L4, L6, R2, R8],
     stuck: L4,
     play: |stage| {
-        // Where a device joins, the bracket that it joins in takes its time.
-        let _slow = (stage.nr("choice") > 3).then(|| Spy::slow(stage));
+        // Where a device joins, the bracket that it joins in may take its time.
+        let _slow = (stage.nr("choice") == 5).then(|| Spy::slow(stage));
         stage.spawn("taker", |stage| {
             for _ in 0..stage.nr("brackets") {
                 let all = PageRun::new(0, stage.nr_pages());
@@ -178,8 +174,16 @@ pub(super) const LIFE: Scene = Scene {
                 stage.spawn_users();
                 stage.detach();
             }
-            _ => stage.use_another(),
+            4 => stage.use_another(Duration::ZERO),
+            _ => stage.use_another(SLOW),
         }
         stage.finish();
     },
 };
+
+/// The first page is used before it begins, in every other run.
+fn use_every_other_time(stage: &Stage) {
+    if stage.nr("choice").is_multiple_of(2) {
+        let _is_used = stage.write(0, 0, 1);
+    }
+}

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// How long somebody takes who takes its time, in virtual time: long enough for a device to come
 /// and use a page.
-const SLOW: Duration = Duration::from_micros(2);
+pub(super) const SLOW: Duration = Duration::from_micros(2);
 
 /// Counts.
 pub(super) struct Spy {
