@@ -9,7 +9,7 @@ use super::dma_fence::{DmaFence, JOB_TIMEOUT, Timeline, WorkLost};
 use super::doorbell::{Doorbell, Next};
 use super::{Counters, Operation};
 use crate::DmaError;
-use lockdep::sync::{Mutex, ShortLock};
+use lockdep::sync::{Fence, Mutex, ShortLock, Waited};
 use lockdep::wait;
 use pinless_mm::bus::{Bus, BusAddr, StaleDma};
 use std::collections::VecDeque;
@@ -61,10 +61,10 @@ struct Ring {
     state: State,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Running,
-    Hung,
+    /// The fence signals when it hangs no more.
+    Hung(Fence),
     Stopped,
 }
 
@@ -213,7 +213,7 @@ impl FenceEngine {
     /// [`DmaError::Stopped`]; the fence was not published.
     pub fn submit(&self, job: &Job) -> Result<bool, DmaError> {
         let mut ring = self.ring.lock();
-        if ring.state == State::Stopped {
+        if matches!(ring.state, State::Stopped) {
             return Err(DmaError::Stopped);
         }
         if ring.jobs.len() == JOBS_MAX {
@@ -228,25 +228,22 @@ impl FenceEngine {
 
     /// The hardware: runs jobs in order until it is stopped.
     pub fn serve(&self, bus: &dyn Bus, counters: &Counters) {
-        let mut is_late = false;
         self.doorbell.serve(|| {
             let mut ring = self.ring.lock();
-            match ring.state {
+            let hung = match &ring.state {
                 State::Stopped => return Next::End,
-                State::Hung if ring.jobs.is_empty() => return Next::Sleep,
-                State::Hung if !is_late => {
-                    drop(ring);
-                    is_late = true;
-                    return Next::SleepFor(JOB_TIMEOUT);
-                }
-                State::Hung => {
-                    drop(ring);
-                    is_late = false;
+                State::Hung(_) if ring.jobs.is_empty() => return Next::Sleep,
+                State::Hung(hung) => Some(hung.clone()),
+                State::Running => None,
+            };
+            if let Some(hung) = hung {
+                drop(ring);
+                // Not the bell, which rings for each job that is queued behind.
+                if hung.wait_timeout(JOB_TIMEOUT) == Waited::TimedOut {
                     counters.timeouts.add();
                     self.reset();
-                    return Next::Step;
                 }
-                State::Running => is_late = false,
+                return Next::Step;
             }
             let Some(job) = ring.jobs.pop_front() else {
                 return Next::Sleep;
@@ -274,10 +271,7 @@ impl FenceEngine {
         let _in_order = self.losing.lock();
         let nr_lost = self.ring.lock().jobs.len();
         self.lose(nr_lost);
-        let mut ring = self.ring.lock();
-        if ring.state == State::Hung {
-            ring.state = State::Running;
-        }
+        self.end_hang();
     }
 
     /// The first `nr` jobs of the queue are lost, or as many as there are. The caller holds the
@@ -294,22 +288,38 @@ impl FenceEngine {
 
     /// The hardware hangs, or goes on.
     pub fn hang(&self, hang: bool) {
-        let mut ring = self.ring.lock();
-        ring.state = match (ring.state, hang) {
-            (State::Running, true) => State::Hung,
-            (State::Hung, false) => State::Running,
-            (state, _) => state,
-        };
-        drop(ring);
+        if hang {
+            let hung = Fence::new("devices.ring.hung");
+            let mut ring = self.ring.lock();
+            if matches!(ring.state, State::Running) {
+                ring.state = State::Hung(hung);
+            }
+        } else {
+            self.end_hang();
+        }
         self.doorbell.ring();
+    }
+
+    fn end_hang(&self) {
+        let mut ring = self.ring.lock();
+        let State::Hung(hung) = &ring.state else {
+            return;
+        };
+        let hung = hung.clone();
+        ring.state = State::Running;
+        drop(ring);
+        hung.signal();
     }
 
     /// Runs no job any more: waits for the one that runs, and the others are lost.
     pub fn stop(&self) {
         let mut ring = self.ring.lock();
-        ring.state = State::Stopped;
+        let was = core::mem::replace(&mut ring.state, State::Stopped);
         let running = ring.running.clone();
         drop(ring);
+        if let State::Hung(hung) = was {
+            hung.signal();
+        }
         self.doorbell.ring();
         if let Some(job) = running {
             let _over = job.fence().wait();
@@ -321,7 +331,7 @@ impl FenceEngine {
 
     /// Whether it was stopped.
     pub fn is_stopped(&self) -> bool {
-        self.ring.lock().state == State::Stopped
+        matches!(self.ring.lock().state, State::Stopped)
     }
 
     /// Waits until no job is queued.

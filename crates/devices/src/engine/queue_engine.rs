@@ -10,7 +10,7 @@
 use super::{Counters, Doorbell, Next, Operation, PageSet, Rounds, Tlb};
 use crate::DmaError;
 use core::time::Duration;
-use lockdep::sync::{Fence, ShortLock};
+use lockdep::sync::{Fence, ShortLock, Waited};
 use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::bus::{Bus, BusAddr, StaleDma};
 use pinless_mm::primary_mmu::Access;
@@ -168,7 +168,6 @@ impl QueueEngine {
 
     /// The hardware: runs what is queued while it may, until the device is stopped.
     pub fn serve(&self, bus: &dyn Bus, counters: &Counters) {
-        let mut is_late = false;
         self.doorbell.serve(|| {
             let mut process = self.process.lock();
             if process.is_over {
@@ -176,19 +175,18 @@ impl QueueEngine {
                 self.fail_all(DmaError::Stopped);
                 return Next::End;
             }
-            if process.hung.is_some() {
+            if let Some(hung) = process.hung.clone() {
                 if process.nr_evictions == 0 && process.queue.is_empty() {
                     return Next::Sleep;
                 }
-                if !core::mem::replace(&mut is_late, true) {
-                    return Next::SleepFor(PREEMPT_TIMEOUT);
-                }
                 drop(process);
-                counters.timeouts.add();
-                self.reset();
+                // Not the bell, which rings for each access that is queued behind.
+                if hung.wait_timeout(PREEMPT_TIMEOUT) == Waited::TimedOut {
+                    counters.timeouts.add();
+                    self.reset();
+                }
                 return Next::Step;
             }
-            is_late = false;
             if process.nr_evictions > 0 {
                 return Next::Sleep;
             }

@@ -1,12 +1,24 @@
 //! The engines by themselves, under the simulator's scheduler.
 
 use crate::world::World;
+use core::time::Duration;
+use lockdep::sync::sleep;
 use pinless_devices::DmaError;
-use pinless_devices::engine::{Counters, FenceEngine, Job, Operation};
+use pinless_devices::engine::{
+    Counters, FenceEngine, JOB_TIMEOUT, Job, Operation, PREEMPT_TIMEOUT, QueueEngine,
+};
 use pinless_mm::bus::BusAddr;
+use pinless_mm::env::Clock;
 use pinless_mm::primary_mmu::Access;
 use pinless_sim::Sim;
 use std::sync::Arc;
+
+/// The first page, as the bus knows it at first.
+const WRITABLE: BusAddr = BusAddr {
+    page: 0,
+    generation: 1,
+    access: Access::Write,
+};
 
 /// A reset loses what was queued when the hardware hung; whoever learns that from the fence and
 /// submits again finds a ring that goes on.
@@ -18,12 +30,7 @@ fn what_is_submitted_after_a_reset_is_run() {
         let (served, bus, counted) = (Arc::clone(&engine), Arc::clone(&world), counters.clone());
         sim.spawn_daemon("engine", move || served.serve(&*bus, &counted));
         let write = || {
-            let at = BusAddr {
-                page: 0,
-                generation: 1,
-                access: Access::Write,
-            };
-            let job = Job::new(at, 0, &Operation::Write(&[7]));
+            let job = Job::new(WRITABLE, 0, &Operation::Write(&[7]));
             assert_eq!(engine.submit(&job), Ok(true), "the ring has room");
             job.finish(Operation::Write(&[7]), &counters)
         };
@@ -32,4 +39,54 @@ fn what_is_submitted_after_a_reset_is_run() {
         assert_eq!(write(), Ok(()), "what came after the reset was lost, too");
         engine.stop();
     });
+}
+
+/// However often the bell rings, hardware that hangs is reset after its time and not before.
+#[test]
+fn a_hang_lasts_its_time_however_often_the_bell_rings() {
+    Sim::check(0..100, |sim| {
+        let (world, counters) = (World::new(), Arc::new(Counters::default()));
+        let ring = Arc::new(FenceEngine::new());
+        ring.hang(true);
+        let (served, bus, counted) = (Arc::clone(&ring), Arc::clone(&world), counters.clone());
+        sim.spawn_daemon("ring", move || served.serve(&*bus, &counted));
+        let (submitted, counted) = (Arc::clone(&ring), counters.clone());
+        check_hang(sim, JOB_TIMEOUT, move || {
+            let job = Job::new(WRITABLE, 0, &Operation::Write(&[7]));
+            assert_eq!(submitted.submit(&job), Ok(true), "the ring has room");
+            job.finish(Operation::Write(&[7]), &counted)
+        });
+        ring.stop();
+        let queues = Arc::new(QueueEngine::new(1));
+        queues.hang(true);
+        let (served, bus, counted) = (Arc::clone(&queues), Arc::clone(&world), counters.clone());
+        sim.spawn_daemon("queues", move || served.serve(&*bus, &counted));
+        let (used, counted) = (Arc::clone(&queues), counters.clone());
+        check_hang(sim, PREEMPT_TIMEOUT, move || {
+            used.transfer(0, 0, Operation::Write(&[7]), &counted)
+        });
+        queues.stop();
+        assert_eq!(counters.snapshot().timeouts, 2, "each was reset once");
+    });
+}
+
+/// Has several use hardware that hangs, one after the other, and looks how long the first waits.
+fn check_hang(
+    sim: &Sim,
+    timeout: Duration,
+    submit: impl Fn() -> Result<(), DmaError> + Clone + Send + 'static,
+) {
+    let (clock, began_ns) = (sim.clock(), sim.clock().now_ns());
+    for nr in 1..=5 {
+        let submit = submit.clone();
+        sim.spawn("later", move || {
+            sleep("test.later", timeout / 10 * nr);
+            assert_eq!(submit(), Err(DmaError::Hung), "it waits for the same reset");
+        });
+    }
+    assert_eq!(submit(), Err(DmaError::Hung), "it was lost");
+    let took_ns = u128::from(clock.now_ns() - began_ns);
+    let allowed = timeout.as_nanos()..timeout.as_nanos() * 11 / 10;
+    assert!(allowed.contains(&took_ns), "{took_ns} ns");
+    sim.join_all();
 }
