@@ -38,7 +38,7 @@ pub struct ShortGuard<'a, T: ?Sized> {
     // INVARIANT: `inner` stands before `release`: fields drop in order, and the scheduler must hear
     // of the release after it.
     inner: SpinMutexGuard<'a, T>,
-    #[expect(dead_code, reason = "held for its destructor")]
+    /// Held for its destructor.
     release: Release<ClassRef<'a>>,
     /// Who holds it is the thread; the guard inside could be sent.
     not_send: PhantomData<sync::MutexGuard<'a, T>>,
@@ -84,12 +84,12 @@ impl<T: ?Sized> ShortLock<T> {
                 Location::caller(),
             );
             if hooks.has_scheduler() {
-                return self.lock_asking();
+                return self.lock_asking().unpacked();
             }
         }
         match self.try_guard() {
             Some(guard) => guard,
-            None => self.lock_counting(),
+            None => self.lock_counting().unpacked(),
         }
     }
 
@@ -167,6 +167,24 @@ impl<T: ?Sized> ShortLock<T> {
             release: Release::of(&self.class),
             not_send: PhantomData,
         })
+    }
+}
+
+impl<T: ?Sized> ShortGuard<'_, T> {
+    /// The same guard, put together anew. One that was returned by a function that is not inlined
+    /// lies in memory; this keeps that from whoever finds the lock free, whose guard is registers.
+    #[inline(always)]
+    fn unpacked(self) -> Self {
+        let Self {
+            inner,
+            release,
+            not_send,
+        } = self;
+        Self {
+            inner,
+            release,
+            not_send,
+        }
     }
 }
 
