@@ -26,8 +26,6 @@
 //! `include/linux/sched/mm.h`, `fs_reclaim_acquire()` in `mm/page_alloc.c`.
 
 #[cfg(feature = "notifiers")]
-use core::marker::PhantomData;
-#[cfg(feature = "notifiers")]
 use lockdep::context;
 use lockdep::context::{ContextGuard, Scope};
 use lockdep::{Map, MapGuard, might_sleep};
@@ -210,34 +208,47 @@ impl Reclaiming {
 #[must_use = "the callback ends when the guard is dropped"]
 pub(crate) struct Notifying {
     #[expect(dead_code, reason = "held for its destructor")]
-    inside: Option<(MapGuard<'static>, Option<ContextGuard>)>,
-    /// The sections are the thread's.
-    not_send: PhantomData<*const ()>,
+    inside: MapGuard<'static>,
+    #[expect(dead_code, reason = "held for its destructor")]
+    section: Option<ContextGuard>,
 }
 
 #[cfg(feature = "notifiers")]
 impl Notifying {
-    /// A start that may block.
+    /// Runs a start that may block.
     #[track_caller]
-    #[inline]
-    pub(crate) fn blockable() -> Self {
-        Self::new(|| None)
+    #[inline(always)]
+    pub(crate) fn blockable<R>(callback: impl FnOnce() -> R) -> R {
+        if lockdep::is_enabled() {
+            return Self::run(|| None, callback);
+        }
+        callback()
     }
 
-    /// A start that may not block, or an end.
+    /// Runs a callback that may not block: such a start, or an end.
     #[track_caller]
-    #[inline]
-    pub(crate) fn nonblock() -> Self {
-        Self::new(|| Some(context::non_block()))
+    #[inline(always)]
+    pub(crate) fn nonblock<R>(callback: impl FnOnce() -> R) -> R {
+        if lockdep::is_enabled() {
+            return Self::run(|| Some(context::non_block()), callback);
+        }
+        callback()
+    }
+
+    /// Runs `callback` inside. Not inlined: who is not watched keeps no room for the guard.
+    #[track_caller]
+    #[cold]
+    #[inline(never)]
+    fn run<R>(section: impl FnOnce() -> Option<ContextGuard>, callback: impl FnOnce() -> R) -> R {
+        let _inside = Self::enter(section);
+        callback()
     }
 
     #[track_caller]
-    #[inline]
-    fn new(section: impl FnOnce() -> Option<ContextGuard>) -> Self {
-        let inside = lockdep::is_enabled().then(|| (NOTIFIER_START.read_recursive(), section()));
+    fn enter(section: impl FnOnce() -> Option<ContextGuard>) -> Self {
         Self {
-            inside,
-            not_send: PhantomData,
+            inside: NOTIFIER_START.read_recursive(),
+            section: section(),
         }
     }
 }

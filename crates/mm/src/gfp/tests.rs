@@ -37,6 +37,12 @@ fn section(guard: impl Any) -> Section {
     Box::new(guard)
 }
 
+/// A start that may block.
+#[track_caller]
+fn start() -> Notifying {
+    Notifying::enter(|| None)
+}
+
 impl Program {
     /// Runs it with allocations that are annotated like this; the kinds of the reports.
     fn run(text: &'static str, alloc: fn(Gfp)) -> Vec<Kind> {
@@ -98,8 +104,8 @@ impl Program {
             "NoIo" => section(NoIo::enter()),
             "NoReclaim" => section(NoReclaim::enter()),
             "Reclaimer" => section(Reclaimer::enter()),
-            "start" => section(Notifying::blockable()),
-            "try" => section(Notifying::nonblock()),
+            "start" => section(start()),
+            "try" => section(Notifying::enter(|| Some(context::non_block()))),
             "reclaim" => section(FS_RECLAIM.read_recursive()),
             "memalloc" => section(Reclaiming::enter()),
             _ => panic!("no such section: {name}"),
@@ -267,7 +273,7 @@ fn a_report_names_the_scope_of_each_acquisition() {
     might_alloc(Gfp::Kernel);
     drop(held);
     drop(scope);
-    let callback = Notifying::blockable();
+    let callback = start();
     drop(lock.lock());
     drop(callback);
     drop(entered);
@@ -290,7 +296,7 @@ fn check_wait(wait: fn(&Fence), signaller: fn(&Fence), expected: &[Kind]) {
         scope.spawn(signal).join().expect("it does not panic");
         scope.spawn(move || {
             let _entered = validator.enter();
-            let _inside = Notifying::blockable();
+            let _inside = start();
             wait(fence);
         });
     });

@@ -47,7 +47,7 @@ pub(super) struct Started {
 struct Ends {
     /// So many of those whom the range concerns have been started, in their order.
     nr: usize,
-    /// Where the one is, if it is one and was not found at a glance.
+    /// Where the interval among them is, if it is one and was not found at a glance.
     only: Only,
 }
 
@@ -108,17 +108,27 @@ impl Ends {
         if version.has_intervals() {
             left = self.deliver_to_intervals(version, range, how);
         }
+        let common = &version.common;
         for member in version.list(range).take(left) {
-            end_one(member, range, how, &version.common);
+            if !is_forgotten(how, Inject::ForgetList, common) {
+                call_end(member, range, common);
+            }
         }
     }
 
     /// The intervals' part. Returns how many ends are due to the list.
     #[inline(never)]
     fn deliver_to_intervals(self, version: &Version, range: &Range, how: How) -> usize {
+        let end_one = |member: &Arc<Member>| {
+            let common = &version.common;
+            if !is_forgotten(how, Inject::ForgetIntervals, common) {
+                call_end(member, range, common);
+                member.end(how, common);
+            }
+        };
         if let Some(member) = self.only.get().and_then(|path| version.interval(path)) {
-            end_one(member, range, how, &version.common);
-            return 0;
+            end_one(member);
+            return self.nr - 1;
         }
         let mut left = self.nr;
         let _: ControlFlow<()> = version.visit_intervals(range, &mut |member, _| {
@@ -126,29 +136,25 @@ impl Ends {
                 return ControlFlow::Break(());
             }
             left -= 1;
-            end_one(member, range, how, &version.common);
+            end_one(member);
             ControlFlow::Continue(())
         });
         left
     }
 }
 
-#[inline]
-fn end_one(member: &Arc<Member>, range: &Range, how: How, common: &Common) {
-    let forgets = if member.is_interval() {
-        Inject::ForgetIntervals
-    } else {
-        Inject::ForgetList
-    };
-    if how == How::GivenUp && common.counters.injected() == forgets {
-        return;
-    }
-    // A panic was counted; whoever comes next gets its end all the same.
+/// Whether a fault forgets the ends of those whom `fault` names.
+#[inline(always)]
+fn is_forgotten(how: How, fault: Inject, common: &Common) -> bool {
+    how == How::GivenUp && common.counters.injected() == fault
+}
+
+/// Calls `end`. A panic is counted; whoever comes next gets its end all the same.
+#[inline(always)]
+fn call_end(member: &Arc<Member>, range: &Range, common: &Common) {
     let _: Option<()> = contain_member(common, range.mode, Callback::End, member, move || {
-        let _inside = Notifying::nonblock();
-        member.callbacks().end(range, &EndContext::new());
+        Notifying::nonblock(|| member.callbacks().end(range, &EndContext::new()));
     });
-    member.end(how, common);
 }
 
 /// Why a start was the last. Whose it was is looked up again by who reports it: a name in here
@@ -194,7 +200,6 @@ fn start_each(
             break;
         }
         ends.nr += 1;
-        ends.only = Only::NOBODY;
     }
     Reached { ends, stop }
 }
@@ -261,8 +266,7 @@ impl Registry {
             }
             let callback = Callback::StartNonBlock;
             let answer = contain_member(common, Mode::NonBlock, callback, member, move || {
-                let _inside = Notifying::nonblock();
-                member.callbacks().start_nonblock(range, cx)
+                Notifying::nonblock(|| member.callbacks().start_nonblock(range, cx))
             });
             match answer {
                 Some(Ok(())) => ControlFlow::Continue(()),
@@ -299,9 +303,10 @@ impl Registry {
             let holder = Arc::clone(holder);
             return Err(BracketError::Overdue { holder });
         }
-        let settling = &Settling::new(settle_deadline);
+        let to_settle = Settling::new(settle_deadline);
+        let settling = &to_settle;
         let cx = &Blockable::new(settling);
-        let reached = start_each(version, range, fault, move |member, nr| {
+        let Reached { ends, stop } = start_each(version, range, fault, move |member, nr| {
             if settling.has_failed() {
                 return ControlFlow::Break(Stop::Late);
             }
@@ -311,18 +316,20 @@ impl Registry {
             settling.enter(nr);
             let callback = Callback::StartBlockable;
             let answer = contain_member(common, Mode::Blockable, callback, member, move || {
-                let _inside = Notifying::blockable();
-                member.callbacks().start_blockable(range, cx);
+                Notifying::blockable(|| member.callbacks().start_blockable(range, cx));
             });
             match answer {
                 Some(()) => ControlFlow::Continue(()),
                 None => ControlFlow::Break(Stop::Panicked),
             }
         });
-        if reached.stop.is_some() || !settling.is_idle() {
-            settle(reached, version, range, settling)?;
+        if stop.is_none() && to_settle.is_idle() {
+            // Nothing is in it, and to find that out again would be a call.
+            core::mem::forget(to_settle);
+        } else {
+            settle(ends, stop, version, range, to_settle)?;
         }
-        let ends = due(reached.ends, version, range, fault);
+        let ends = due(ends, version, range, fault);
         Ok(Started { handle, ends })
     }
 
@@ -403,20 +410,21 @@ fn refused(ends: Ends, stop: Stop, version: &Version, range: &Range) -> Refused 
 /// Waits for what was settled; ends the bracket if that, or a start, has failed.
 #[cold]
 fn settle(
-    reached: Reached,
+    ends: Ends,
+    stop: Option<Stop>,
     version: &Version,
     range: &Range,
-    settling: &Settling,
+    settling: Settling,
 ) -> Result<(), BracketError> {
-    let holder = || name_of(version, Some(range), reached.ends.nr);
-    let settled = match reached.stop {
+    let holder = || name_of(version, Some(range), ends.nr);
+    let settled = match stop {
         Some(Stop::Refused | Stop::Panicked) => Err(BracketError::Panicked { holder: holder() }),
         Some(Stop::Overdue) => Err(BracketError::Overdue { holder: holder() }),
         Some(Stop::Late) | None => settling
             .wait()
             .map_err(|unsettled| stuck(version, Some(range), unsettled)),
     };
-    settled.inspect_err(|_| reached.ends.deliver(version, range, How::GivenUp))
+    settled.inspect_err(|_| ends.deliver(version, range, How::GivenUp))
 }
 
 /// Names whose fence did not signal: of those whom `range` concerns, or of all.
@@ -448,7 +456,7 @@ fn name_of(version: &Version, range: Option<&Range>, mut before: usize) -> Arc<s
 
 /// Runs a callback of a member, which is convicted if it overstays its budget in a worker; `None`
 /// if it panicked, which is counted.
-#[inline]
+#[inline(always)]
 pub(super) fn contain_member<R>(
     common: &Common,
     mode: Mode,
@@ -459,13 +467,19 @@ pub(super) fn contain_member<R>(
     let _watched = Watched::enter(callback, member);
     let answer = contain(common, mode, &**member, call);
     if answer.is_none() {
-        common.misuses.tell(Misuse::Panic(callback), member.name());
+        tell_of_panic(common, callback, member);
     }
     answer
 }
 
+#[cold]
+#[inline(never)]
+fn tell_of_panic(common: &Common, callback: Callback, member: &Member) {
+    common.misuses.tell(Misuse::Panic(callback), member.name());
+}
+
 /// Runs a callback of `whose`; `None` if it panicked, which is counted.
-#[inline]
+#[inline(always)]
 pub(super) fn contain<W: ?Sized, R>(
     common: &Common,
     mode: Mode,
@@ -479,7 +493,7 @@ pub(super) fn contain<W: ?Sized, R>(
     match catch_unwind(AssertUnwindSafe(&call)) {
         Ok(answer) => Some(answer),
         Err(payload) => {
-            callback::bury(&common.counters.panics, payload);
+            callback::bury(common, payload);
             None
         }
     }

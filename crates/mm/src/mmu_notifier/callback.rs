@@ -4,10 +4,10 @@
 
 use super::range::Mode;
 use super::stats::add_one;
+use super::version::Common;
 use core::any::Any;
 use core::cell::Cell;
 use core::marker::PhantomData;
-use core::sync::atomic::AtomicU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A callback that a thread runs.
@@ -112,8 +112,8 @@ impl Drop for InCallback {
 
 /// Counts a panic and gets rid of what was thrown.
 #[cold]
-pub(super) fn bury(panics: &AtomicU64, payload: Box<dyn Any + Send>) {
-    add_one(panics);
+pub(super) fn bury(common: &Common, payload: Box<dyn Any + Send>) {
+    add_one(&common.counters.panics);
     // What was thrown is foreign too, and its drop may panic in turn.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         core::mem::forget(second);

@@ -156,7 +156,14 @@ impl Member {
     /// Whether it began the change of `range` itself, and so is not told.
     #[inline]
     pub(super) fn is_left_out(&self, range: &Range) -> bool {
-        range.owner.is_some() && range.owner == self.owner && range.event.leaves_out_owner()
+        range.owner.is_some() && self.is_left_out_by_owner(range)
+    }
+
+    /// Most changes have no owner: so this is not inlined.
+    #[cold]
+    #[inline(never)]
+    fn is_left_out_by_owner(&self, range: &Range) -> bool {
+        range.owner == self.owner && range.event.leaves_out_owner()
     }
 
     /// Whether a change of `range` concerns a member of the list.

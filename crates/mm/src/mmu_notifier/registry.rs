@@ -152,7 +152,7 @@ impl Registry {
     }
 
     /// The version as it is now, for a bracket that is counted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&self, event: Event, mode: Mode) -> Arc<Handle> {
         let mut current = self.shard().current.lock();
         current.starts.count(event, mode);

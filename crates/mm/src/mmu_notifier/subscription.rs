@@ -40,14 +40,18 @@ impl Ranges {
     pub(super) fn matches(&self, range: &Range) -> bool {
         match self {
             Self::WholeMm => true,
-            Self::Only(ranges) => {
-                let after = ranges.partition_point(|own| own.end <= range.start);
-                ranges
-                    .get(after)
-                    .is_some_and(|own| range.overlaps(own.start, own.end))
-            }
+            Self::Only(ranges) => is_any_met(ranges, range),
         }
     }
+}
+
+/// Whether `range` meets one of these. Not inlined: who is told of everything would read all of
+/// the range beforehand.
+#[inline(never)]
+fn is_any_met(ranges: &[core::ops::Range<Vaddr>], range: &Range) -> bool {
+    let after = ranges.partition_point(|own| own.end <= range.start);
+    let next = ranges.get(after);
+    next.is_some_and(|own| range.overlaps(own.start, own.end))
 }
 
 /// A place in the list of those who are told; made by [`Notifiers::subscribe`].
