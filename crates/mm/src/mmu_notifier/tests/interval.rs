@@ -137,10 +137,16 @@ fn n19_intervals_come_before_the_list() {
     let _interval = interval(&notifiers, &log, "b", 2..4);
     let _lower = interval(&notifiers, &log, "a", 0..3);
     let _listed = notifiers.subscribe("c", Ranges::WholeMm, Arc::new(Probe::new("c", &log)));
-    let bracket = open(&notifiers, 0..8);
-    check_log(&log, "start a, start b, start c");
-    drop(bracket);
-    check_log(&log, "end a, end b, end c");
+    for (pages, starts, ends) in [
+        (0..8, "start a, start b, start c", "end a, end b, end c"),
+        (3..4, "start b, start c", "end b, end c"),
+        (5..6, "start c", "end c"),
+    ] {
+        let bracket = open(&notifiers, pages);
+        check_log(&log, starts);
+        drop(bracket);
+        check_log(&log, ends);
+    }
 }
 
 /// Refusals of either kind: who was started gets its end, nobody else is called, the counts are as
