@@ -126,6 +126,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("devices.scif.link", &[]),
     event("devices.doorbell"),
     event("devices.dma_fence"),
+    event("devices.ring.hung"),
     event("devices.resv.freed"),
     event("devices.kfd.preempted"),
     event("devices.kfd.done"),
