@@ -287,7 +287,7 @@ fn insert_into<U: Spans>(node: &mut Node<U>, item: Arc<U>) -> Option<Node<U>> {
     // Ascending keys fill nodes to the end: a map of neighbours is packed.
     let middle = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
     let mut right = node.split_off(middle);
-    if at <= middle && middle < FANOUT - 1 {
+    if at <= middle {
         node.insert(at, item);
     } else {
         right.insert(at - middle, item);
@@ -353,7 +353,8 @@ mod tests {
     fn found(tree: &Tree<Interval>, start: u64, end: u64) -> Vec<u64> {
         let mut found = Vec::new();
         let flow: ControlFlow<()> = tree.visit(start, end, &mut |item, path| {
-            assert!(tree.at(path).is_some_and(|at| Arc::ptr_eq(at, item)));
+            let again = Only::new(path).get().and_then(|path| tree.at(path));
+            assert!(again.is_some_and(|at| Arc::ptr_eq(at, item)));
             found.push(item.key.id);
             ControlFlow::Continue(())
         });
@@ -458,6 +459,94 @@ mod tests {
             [equal, all, Change::Remove { nth: nth * 7 }]
         });
         check(&replay(changes.collect()));
+    }
+
+    /// An interval that begins there, of one byte.
+    fn byte(start: u64) -> Arc<Interval> {
+        let key = Key { start, id: 0 };
+        let end = start + 1;
+        Arc::new(Interval { key, end })
+    }
+
+    /// A tree of leaves with so many slots each. Intervals begin at 1, 3, 5 and so on.
+    fn tree_of(slots: &[usize]) -> Tree<Interval> {
+        let mut odd = (1..).step_by(2);
+        let mut root = Node::new();
+        for (at, &nr) in slots.iter().enumerate() {
+            let mut leaf = Node::new();
+            for (at, start) in odd.by_ref().take(nr).enumerate() {
+                leaf.insert(at, byte(start));
+            }
+            root.insert(at, Arc::new(Branch::Leaf(leaf)));
+        }
+        Tree {
+            root: Arc::new(Branch::Inner(root)),
+            height: 1,
+            nr: slots.iter().sum(),
+        }
+    }
+
+    /// How many slots each leaf has; the tree is at most two levels.
+    fn slots_of(tree: &Tree<Interval>) -> Vec<usize> {
+        match &*tree.root {
+            Branch::Leaf(leaf) => vec![leaf.len()],
+            Branch::Inner(node) => (0..node.len())
+                .filter_map(|at| Some(node.item(at)?.len()))
+                .collect(),
+        }
+    }
+
+    /// After the change of a tree whose leaves have so many slots each they have as many as that.
+    #[track_caller]
+    fn check_slots(before: &[usize], change: fn(&mut Tree<Interval>), after: &[usize]) {
+        let mut tree = tree_of(before);
+        change(&mut tree);
+        assert_eq!(slots_of(&tree), after);
+        let nr = after.iter().sum();
+        assert_eq!((tree.len(), found(&tree, 0, u64::MAX).len()), (nr, nr));
+    }
+
+    /// Nor is a way taken for none that leads to the last slot of a full node.
+    #[test]
+    fn no_way_leads_to_nobody() {
+        assert!(Only::NOBODY.get().is_none());
+        let tree = tree_of(&[FANOUT; FANOUT]);
+        assert_eq!(found(&tree, 0, u64::MAX).len(), FANOUT * FANOUT);
+    }
+
+    /// A full leaf is halved, but for one that grows at its end, which stays all but full.
+    #[test]
+    fn a_full_leaf_is_split() {
+        check_slots(&[31, 9], |tree| tree.insert(byte(0)), &[32, 9]);
+        check_slots(&[31, 9], |tree| tree.insert(byte(62)), &[32, 9]);
+        check_slots(&[32, 9], |tree| tree.insert(byte(0)), &[17, 16, 9]);
+        check_slots(&[32, 9], |tree| tree.insert(byte(32)), &[17, 16, 9]);
+        check_slots(&[32, 9], |tree| tree.insert(byte(34)), &[16, 17, 9]);
+        check_slots(&[32, 9], |tree| tree.insert(byte(62)), &[16, 17, 9]);
+        check_slots(&[32, 9], |tree| tree.insert(byte(64)), &[31, 2, 9]);
+        check_slots(&[9, 32], |tree| tree.insert(byte(82)), &[9, 31, 2]);
+    }
+
+    /// A leaf that has become small is joined with a neighbour, or takes of it what is too much.
+    #[test]
+    fn a_small_leaf_is_joined() {
+        fn first(tree: &mut Tree<Interval>) {
+            tree.remove(byte(1).key).expect("one begins there");
+        }
+        fn last(tree: &mut Tree<Interval>) {
+            let start = 2 * tree.len() as u64 - 1;
+            tree.remove(byte(start).key).expect("one begins there");
+        }
+        check_slots(&[9, 9], first, &[8, 9]);
+        check_slots(&[9, 9], last, &[9, 8]);
+        check_slots(&[8, 9], first, &[16]);
+        check_slots(&[9, 8], last, &[16]);
+        check_slots(&[8, 25], first, &[32]);
+        check_slots(&[8, 26], first, &[16, 17]);
+        check_slots(&[26, 8], last, &[16, 17]);
+        check_slots(&[8, 9, 9], first, &[16, 9]);
+        check_slots(&[9, 9, 8], last, &[9, 16]);
+        check_slots(&[2, 32, 8], first, &[16, 17, 8]);
     }
 
     #[test]
