@@ -68,6 +68,13 @@ enum State {
     Stopped,
 }
 
+impl Ring {
+    /// Whether it hangs, and has since this fence was made.
+    fn is_hung(&self, hung: &Fence) -> bool {
+        matches!(&self.state, State::Hung(now) if now == hung)
+    }
+}
+
 impl Job {
     /// What `operation` wants, at a bus address.
     pub fn new(at: BusAddr, offset: usize, operation: &Operation<'_>) -> Self {
@@ -240,8 +247,7 @@ impl FenceEngine {
                 drop(ring);
                 // Not the bell, which rings for each job that is queued behind.
                 if hung.wait_timeout(JOB_TIMEOUT) == Waited::TimedOut {
-                    counters.timeouts.add();
-                    self.reset();
+                    self.reset(&hung, counters);
                 }
                 return Next::Step;
             }
@@ -265,13 +271,19 @@ impl FenceEngine {
         self.timeline.signal(job.fence(), may_run);
     }
 
-    /// What was queued when the hardware hung is lost; what is submitted from now on is run. The
-    /// ring runs again only when the last lost job is out of it.
-    fn reset(&self) {
+    /// What was queued in this hang, if it is not over, is lost; what is submitted from now on is run.
+    /// The ring runs again only when the last lost job is out of it.
+    fn reset(&self, hung: &Fence, counters: &Counters) {
         let _in_order = self.losing.lock();
-        let nr_lost = self.ring.lock().jobs.len();
+        let ring = self.ring.lock();
+        if !ring.is_hung(hung) {
+            return;
+        }
+        counters.timeouts.add();
+        let nr_lost = ring.jobs.len();
+        drop(ring);
         self.lose(nr_lost);
-        self.end_hang();
+        self.end_hang(|ring| ring.is_hung(hung));
     }
 
     /// The first `nr` jobs of the queue are lost, or as many as there are. The caller holds the
@@ -286,7 +298,8 @@ impl FenceEngine {
         }
     }
 
-    /// The hardware hangs, or goes on.
+    /// The hardware hangs, or goes on. No bell: without jobs it is idle either way, and with some it
+    /// waits for the end of the hang, or is about to look.
     pub fn hang(&self, hang: bool) {
         if hang {
             let hung = Fence::new("devices.ring.hung");
@@ -295,16 +308,19 @@ impl FenceEngine {
                 ring.state = State::Hung(hung);
             }
         } else {
-            self.end_hang();
+            self.end_hang(|_| true);
         }
-        self.doorbell.ring();
     }
 
-    fn end_hang(&self) {
+    /// Ends the hang, if this is the one.
+    fn end_hang(&self, is_this: impl FnOnce(&Ring) -> bool) {
         let mut ring = self.ring.lock();
         let State::Hung(hung) = &ring.state else {
             return;
         };
+        if !is_this(&ring) {
+            return;
+        }
         let hung = hung.clone();
         ring.state = State::Running;
         drop(ring);

@@ -182,8 +182,7 @@ impl QueueEngine {
                 drop(process);
                 // Not the bell, which rings for each access that is queued behind.
                 if hung.wait_timeout(PREEMPT_TIMEOUT) == Waited::TimedOut {
-                    counters.timeouts.add();
-                    self.reset();
+                    self.reset(&hung, counters);
                 }
                 return Next::Step;
             }
@@ -262,7 +261,12 @@ impl QueueEngine {
 
     /// Everything that is queued ends with this error.
     pub fn fail_all(&self, error: DmaError) {
-        loop {
+        self.fail(usize::MAX, error);
+    }
+
+    /// The first `nr` of the queue end with this error, or as many as there are.
+    fn fail(&self, nr: usize, error: DmaError) {
+        for _ in 0..nr {
             let Some(request) = self.process.lock().queue.pop_front() else {
                 return;
             };
@@ -280,22 +284,30 @@ impl QueueEngine {
                 process.hung = Some(fence);
             }
         } else {
-            self.end_hang();
+            self.end_hang(|_| true);
         }
         self.ring();
     }
 
-    fn end_hang(&self) {
-        let hung = self.process.lock().hung.take();
+    /// Ends the hang, if this is the one.
+    fn end_hang(&self, is_this: impl FnOnce(&Fence) -> bool) {
+        let hung = self.process.lock().hung.take_if(|hung| is_this(hung));
         if let Some(hung) = hung {
             hung.signal();
         }
     }
 
-    /// What is queued is lost, and the hardware has stopped.
-    fn reset(&self) {
-        self.fail_all(DmaError::Hung);
-        self.end_hang();
+    /// What is queued in this hang, if it is not over, is lost, and the hardware has stopped.
+    fn reset(&self, hung: &Fence, counters: &Counters) {
+        let process = self.process.lock();
+        if process.hung.as_ref() != Some(hung) {
+            return;
+        }
+        counters.timeouts.add();
+        let nr_lost = process.queue.len();
+        drop(process);
+        self.fail(nr_lost, DmaError::Hung);
+        self.end_hang(|now| now == hung);
     }
 
     /// Runs nothing any more; waits for what runs.
@@ -309,7 +321,7 @@ impl QueueEngine {
         if let Some(running) = running {
             running.wait();
         }
-        self.end_hang();
+        self.end_hang(|_| true);
         self.fail_all(DmaError::Stopped);
         self.ring();
     }

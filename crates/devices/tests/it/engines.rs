@@ -90,3 +90,42 @@ fn check_hang(
     assert!(allowed.contains(&took_ns), "{took_ns} ns");
     sim.join_all();
 }
+
+/// Hardware that goes on at the moment at which it would be reset loses nothing that came after.
+#[test]
+fn what_is_submitted_after_a_hang_is_run() {
+    Sim::check(0..300, |sim| {
+        let (world, counters) = (World::new(), Arc::new(Counters::default()));
+        let ring = Arc::new(FenceEngine::new());
+        let (served, bus, counted) = (Arc::clone(&ring), Arc::clone(&world), counters.clone());
+        sim.spawn_daemon("ring", move || served.serve(&*bus, &counted));
+        let queues = Arc::new(QueueEngine::new(1));
+        queues.process.lock().tlb.install(WRITABLE);
+        let (served, bus, counted) = (Arc::clone(&queues), Arc::clone(&world), counters.clone());
+        sim.spawn_daemon("queues", move || served.serve(&*bus, &counted));
+        let write = || {
+            let job = Job::new(WRITABLE, 0, &Operation::Write(&[7]));
+            assert_eq!(ring.submit(&job), Ok(true), "the ring has room");
+            job.finish(Operation::Write(&[7]), &counters)
+        };
+        let (first, counted) = (Arc::clone(&queues), counters.clone());
+        let transfer = move || first.transfer(0, 0, Operation::Write(&[7]), &counted);
+        ring.hang(true);
+        let lost = Job::new(WRITABLE, 0, &Operation::Write(&[6]));
+        assert_eq!(ring.submit(&lost), Ok(true), "the ring has room");
+        sleep("test.hung", JOB_TIMEOUT);
+        ring.hang(false);
+        assert_eq!(write(), Ok(()), "the ring goes on");
+        queues.hang(true);
+        let queued = transfer.clone();
+        sim.spawn("lost", move || {
+            let _may_be_lost = queued();
+        });
+        sleep("test.hung", PREEMPT_TIMEOUT);
+        queues.hang(false);
+        assert_eq!(transfer(), Ok(()), "the queues go on");
+        sim.join_all();
+        ring.stop();
+        queues.stop();
+    });
+}
