@@ -4,7 +4,7 @@ use super::super::member::{How, Member, Target};
 use super::super::misuse::Misuses;
 use super::super::sequence::{Ended, Look};
 use super::super::stats::Counters;
-use super::super::version::Common;
+use super::super::version::{Common, Deferred, Epoch};
 use super::super::wait::Waits;
 use super::super::{Context, Inject, Notifier, Range};
 use core::time::Duration;
@@ -56,6 +56,20 @@ fn n51_the_last_end_wakes_and_no_other() {
         member.end(how, &common);
         assert!(is_waited_for(&member), "{how:?}: the fault loses it");
     }
+}
+
+/// Who joined while brackets were open is woken when they are over, as if one of them had ended.
+#[test]
+fn n45_n51_the_end_of_an_epoch_wakes_who_joined_in_it() {
+    let (member, common) = waited(1);
+    let member = Arc::new(member);
+    let epoch = Epoch::new();
+    let joined = Deferred::Joined(Arc::clone(&member), Arc::new(common));
+    epoch.replace(&Epoch::new(), Some(joined));
+    assert_eq!(member.sequence().look(), Look::Open);
+    drop(epoch);
+    assert_eq!(member.sequence().look(), Look::Idle(0));
+    assert!(!is_waited_for(&member));
 }
 
 /// A wait is for what is open, and tells the number that it found then.

@@ -279,6 +279,14 @@ fn a_failure_says_whose_it_is_and_why() {
 }
 
 #[test]
+fn pages_stay_where_their_rights_change() {
+    let mut kept = Event::ALL.to_vec();
+    kept.retain(|event| event.keeps_pages());
+    let rights = [Event::Protection, Event::ProtectionPage, Event::SoftDirty];
+    assert_eq!(kept, rights);
+}
+
+#[test]
 fn everything_prints_under_its_name() {
     let notifiers = Notifiers::new(MmId(7));
     let bracket = nonblock(&notifiers);
