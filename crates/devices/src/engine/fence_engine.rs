@@ -271,8 +271,8 @@ impl FenceEngine {
         self.timeline.signal(job.fence(), may_run);
     }
 
-    /// What was queued in this hang, if it is not over, is lost; what is submitted from now on is run.
-    /// The ring runs again only when the last lost job is out of it.
+    /// What was queued in this hang, if it is not over, is lost; what is submitted from now on is
+    /// run. The ring runs again only when the last lost job is out of it.
     fn reset(&self, hung: &Fence, counters: &Counters) {
         let _in_order = self.losing.lock();
         let ring = self.ring.lock();
@@ -298,8 +298,8 @@ impl FenceEngine {
         }
     }
 
-    /// The hardware hangs, or goes on. No bell: without jobs it is idle either way, and with some it
-    /// waits for the end of the hang, or is about to look.
+    /// The hardware hangs, or goes on. No bell: without jobs it is idle either way, and with some
+    /// it waits for the end of the hang, or is about to look.
     pub fn hang(&self, hang: bool) {
         if hang {
             let hung = Fence::new("devices.ring.hung");
