@@ -88,8 +88,8 @@ pub(super) fn play(
         begun_ns: now_ns(),
     };
     if args.limit_when == LimitWhen::Start {
-        round.set_limit(limit)?;
-        round.set_swap_limit(limit, args.swap.0);
+        let set = round.set_both(limit, args.swap.0);
+        set.map_err(TeardownError::Group)?;
     }
     let played = round.play()?;
     let version = memcg.version();
@@ -289,27 +289,15 @@ impl Round<'_> {
         }
     }
 
-    fn set_limit(&mut self, bytes: u64) -> Result<(), TeardownError> {
-        self.memcg.set_max(bytes).map_err(TeardownError::Group)?;
-        self.limit_bytes = Some(bytes);
-        Ok(())
-    }
-
-    /// Bounds swap, given the limit in force. Gives what it may take: more than `swap_bytes` where
-    /// more is in use already and the kernel takes no bound below that.
-    fn set_swap_limit(&mut self, limit_bytes: u64, swap_bytes: u64) -> u64 {
-        let mut swap = swap_bytes;
-        loop {
-            match self.memcg.set_swap_max(limit_bytes, swap) {
-                Ok(()) => return swap,
-                Err(MemcgError::BelowUsage { usage_bytes }) => {
-                    swap = usage_bytes.saturating_sub(limit_bytes) + NEAR_BYTES;
-                }
-                Err(error) => {
-                    self.note(format!("swap is not bounded ({error})"));
-                    return 0;
-                }
+    /// Bounds swap, given the limit in force.
+    fn set_swap_limit(&mut self, limit_bytes: u64, swap_bytes: u64) -> Result<(), MemcgError> {
+        match self.memcg.set_swap_max(limit_bytes, swap_bytes) {
+            Err(error @ MemcgError::BelowUsage { .. }) => Err(error),
+            Err(error) => {
+                self.note(format!("swap is not bounded ({error})"));
+                Ok(())
             }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -317,41 +305,85 @@ impl Round<'_> {
     /// ours in the group takes up the rest, so that the limit is hit also if the program does not
     /// go on to grow.
     fn set_limit_late(&mut self) -> Result<Option<Presser>, TeardownError> {
+        let (limit, swap) = (self.args.limit.0, self.args.swap.0);
         if self.memcg.version() == Version::V2 {
-            let limit = self.args.limit.0;
-            self.set_swap_limit(limit, self.args.swap.0);
+            self.set_swap_limit(limit, swap)
+                .map_err(TeardownError::Group)?;
             self.limit_bytes = Some(limit);
             self.limit_write = Some(self.memcg.begin_set_max(limit));
             return Ok(None);
         }
         let mut presser = Presser::start(self.memcg)?;
         self.watcher.stranger = Some(presser.pid());
-        if self.args.swap.0 == 0
-            && let Err(error) = self.memcg.forbid_swap()
-        {
-            self.note(format!("swap is not forbidden ({error})"));
-        }
-        let mut limit = self.args.limit.0;
-        while let Err(error) = self.memcg.set_max(limit) {
-            // What is in use may have grown in between.
-            let MemcgError::BelowUsage { usage_bytes } = error else {
-                return Err(TeardownError::Group(error));
+        let room = self.set_limit_near().map_err(TeardownError::Group)?;
+        presser.press(room);
+        Ok(Some(presser))
+    }
+
+    /// Sets the limit of version 1, and the bound on swap, as near to what is in use as they must be.
+    /// Gives what is left below both.
+    fn set_limit_near(&mut self) -> Result<u64, MemcgError> {
+        let (wanted, swap) = (self.args.limit.0, self.args.swap.0);
+        let in_use = || self.memcg.usage_with_swap();
+        let mut near = NEAR_BYTES;
+        let mut limit = if swap == 0 {
+            // To lower a limit would be to swap out what is above it.
+            if let Err(error) = self.memcg.forbid_swap() {
+                self.note(format!("swap is not forbidden ({error})"));
+            }
+            wanted
+        } else {
+            lowest(wanted, in_use() + near, swap)
+        };
+        while let Err(error) = self.set_both(limit, swap) {
+            let MemcgError::BelowUsage { .. } = error else {
+                return Err(error);
             };
-            limit = usage_bytes + NEAR_BYTES;
+            // What is in use may have grown in between.
+            limit = lowest(wanted, in_use().saturating_add(near), swap);
+            near = near.saturating_mul(2);
         }
-        self.set_limit(limit)?;
-        if limit != self.args.limit.0 {
+        if limit != wanted {
             self.note(format!(
                 "cgroup v1 takes no limit below what is in use: the limit was near that instead \
                  of {}, and a helper in the group took up what was left",
-                self.args.limit
+                Bytes(wanted)
             ));
         }
-        // Swap is bounded near what is in use, too: a helper that filled it would be the largest.
-        let near = self.memcg.usage_with_swap().saturating_sub(limit) + NEAR_BYTES;
-        let most = limit.saturating_add(self.set_swap_limit(limit, near.min(self.args.swap.0)));
-        presser.press(most.saturating_sub(self.memcg.usage_with_swap()));
-        Ok(Some(presser))
+        let bound = limit.saturating_add(self.bound_swap_near(limit));
+        Ok(bound.saturating_sub(self.memcg.usage_with_swap()))
+    }
+
+    /// Bounds swap near what is in use, if it may take more: who fills all of that would be the
+    /// largest. Gives what it may take.
+    fn bound_swap_near(&mut self, limit: u64) -> u64 {
+        let mut near = NEAR_BYTES;
+        loop {
+            let in_use = self.memcg.usage_with_swap().saturating_add(near);
+            let swap = in_use.saturating_sub(limit);
+            if swap >= self.args.swap.0 {
+                return self.args.swap.0;
+            }
+            match self.memcg.set_swap_max(limit, swap) {
+                Ok(()) => {
+                    self.note(format!(
+                        "swap was bounded near what is in use, at {}, for the helper to be small",
+                        Bytes(swap)
+                    ));
+                    return swap;
+                }
+                // It has grown in between.
+                Err(MemcgError::BelowUsage { .. }) => near = near.saturating_mul(2),
+                // Nothing of it is accounted.
+                Err(_) => return 0,
+            }
+        }
+    }
+
+    fn set_both(&mut self, limit: u64, swap: u64) -> Result<(), MemcgError> {
+        self.memcg.set_max(limit)?;
+        self.limit_bytes = Some(limit);
+        self.set_swap_limit(limit, swap)
     }
 
     /// Waits until the kernel has killed somebody in the group; false when interrupted.
@@ -516,6 +548,11 @@ impl Round<'_> {
     fn note(&mut self, note: String) {
         self.notes.push(note);
     }
+}
+
+/// The lowest limit, from `wanted` on, that has room for what is in use beside this much swap.
+fn lowest(wanted: u64, in_use: u64, swap: u64) -> u64 {
+    in_use.saturating_sub(swap).max(wanted)
 }
 
 /// The reading end of the pipe on which a program says that it is ready.
