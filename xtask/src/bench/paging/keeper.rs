@@ -4,7 +4,7 @@
 //! the benchmark ends. A *keeper*, a process in a group of its own that no Ctrl-C reaches, does
 //! both: it sets up, says where, waits until its standard input ends, which is when the benchmark
 //! has ended in whatever way, and takes down what it set up. Where the keeper was killed as well,
-//! the next one takes that down first: what it sets up bears its number.
+//! the next one takes that down first: the group and the swap bear its number.
 
 use super::super::report::BenchError;
 use super::program::LIMIT_BYTES;
@@ -49,9 +49,8 @@ pub(super) enum Answer {
 
 /// The life of a keeper.
 pub(super) fn keep() -> Result<(), BenchError> {
-    sweep();
     let mut undo = Undo::default();
-    let answer = match set_up(&mut undo) {
+    let answer = match sweep_and_set_up(&mut undo) {
         Ok(set_up) => Answer::Ready(set_up),
         Err(BenchError(why)) => Answer::Refused(why),
     };
@@ -78,6 +77,14 @@ fn command(name: &str, args: &[&str]) -> Result<(), BenchError> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(BenchError(format!("{name} failed: {}", said.trim())))
+}
+
+/// One keeper at a time: what one takes down, another could be given meanwhile.
+fn sweep_and_set_up(undo: &mut Undo) -> Result<SetUp, BenchError> {
+    let one = File::open(ZRAM_CONTROL).and_then(|control| control.lock().map(|()| control));
+    let _one = one.map_err(|error| BenchError(format!("no zram: {ZRAM_CONTROL}: {error}")))?;
+    sweep();
+    set_up(undo)
 }
 
 fn set_up(undo: &mut Undo) -> Result<SetUp, BenchError> {
@@ -223,11 +230,15 @@ fn names_in(folder: &Path) -> impl Iterator<Item = OsString> {
     entries.flatten().map(|entry| entry.file_name())
 }
 
-/// Whether somebody has this name who is a keeper no more.
+/// Whether somebody has this name who is a keeper no more. This one has nothing yet: what bears its
+/// number was another's.
 fn is_of_the_dead(name: &str) -> bool {
     let number = name.strip_prefix(NAME);
     let keeper = number.and_then(|number| number.parse::<u32>().ok());
     keeper.is_some_and(|keeper| {
+        if keeper == std::process::id() {
+            return true;
+        }
         let command = fs::read(format!("/proc/{keeper}/cmdline")).unwrap_or_default();
         !String::from_utf8_lossy(&command).contains(super::KEEPER)
     })
