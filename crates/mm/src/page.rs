@@ -81,6 +81,8 @@ const COPY_PATTERN: u64 = 3 << 7;
 const LOCKED: u64 = 1 << 9;
 const ACTIVE: u64 = 1 << 10;
 const HAS_SHADOW: u64 = 1 << 11;
+/// Of a page that is not stored. A fresh page has no pins, as a stored one: one bit says either.
+const FRESH: u64 = HAS_SHADOW;
 const PINS_SHIFT: u32 = 12;
 const PINS_MASK: u64 = 0x3ff << PINS_SHIFT;
 const TAG_SHIFT: u32 = 22;
@@ -95,12 +97,12 @@ const COPY_MASK: u64 = COPY_KIND | TAG_MASK | (0xffff_ffff << PAYLOAD_SHIFT);
 /// | 0..3 | [`State`] |
 /// | 3 | somebody waits for the end of `Moving` |
 /// | 4 | dirty: the stored copy, if any, is out of date |
-/// | 5 | referenced: proven in use since the front hand passed; of a stored page, settled |
+/// | 5 | referenced: used again since the front hand passed; of a stored page, settled |
 /// | 6 | write-protected at its address |
 /// | 7, 8 | stored copy: 0 none, 1 in a slot, 3 a fill pattern, 2 in the file |
 /// | 9 | locked: reclaim passes over it |
 /// | 10 | active: the front hand passes over it while there are enough others |
-/// | 11 | the next field is a shadow |
+/// | 11 | fresh: brought in, and not used yet; of a stored page, that the next field is a shadow |
 /// | 12..22 | pins; of a stored page, how old its memory cgroup was when it was evicted |
 /// | 22..32 | tag of the stored copy |
 /// | 32..64 | slot, pattern, or place in the file; without a copy, what there was no room for |
@@ -149,7 +151,7 @@ impl Word {
         self.0 & DIRTY != 0
     }
 
-    /// Whether the page was proven in use since the front hand passed.
+    /// Whether the page was used again since the front hand passed.
     pub const fn is_referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
@@ -182,6 +184,30 @@ impl Word {
     #[must_use]
     pub const fn clean(self) -> Self {
         Self(self.0 & !DIRTY)
+    }
+
+    /// The same word of a page that was brought in for whoever uses it first. One that is pinned is
+    /// in use already.
+    #[must_use]
+    pub const fn fresh(self) -> Self {
+        if self.pins() > 0 {
+            return self;
+        }
+        Self((self.0 & !PINS_MASK) | FRESH)
+    }
+
+    /// Somebody uses the page. The first use is what the page was brought in for, and says nothing
+    /// of whether it is needed again; another one does. Who uses it while it is pinned is, as far
+    /// as anybody knows, the one who pinned it.
+    #[must_use]
+    pub const fn used(self) -> Self {
+        if self.0 & FRESH != 0 {
+            return Self(self.0 & !FRESH);
+        }
+        if self.pins() > 0 {
+            return self;
+        }
+        self.referenced()
     }
 
     /// Sets the referenced mark.
@@ -221,9 +247,12 @@ impl Word {
         self.0 & ACTIVE != 0
     }
 
-    /// Makes the page active.
+    /// Makes the page active. A locked one is not: no hand would make it inactive again.
     #[must_use]
     pub const fn active(self) -> Self {
+        if self.is_locked() {
+            return self;
+        }
         Self(self.0 | ACTIVE)
     }
 
@@ -237,6 +266,14 @@ impl Word {
     pub fn shadow(self) -> Option<u16> {
         let shadow = (self.0 & PINS_MASK) >> PINS_SHIFT;
         (self.0 & HAS_SHADOW != 0).then_some(shadow as u16)
+    }
+
+    /// The same word of a page whose contents are in the store only, as its copy says: of its use
+    /// nothing is left.
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        let stored = self.with_state(State::Swapped).clean().unprotected();
+        stored.without_shadow().unreferenced().inactive()
     }
 
     /// The same word with a shadow; of a page without pins, that is being stored.
@@ -280,7 +317,7 @@ impl Word {
     /// Locks the page.
     #[must_use]
     pub const fn locked(self) -> Self {
-        Self(self.0 | LOCKED)
+        Self(self.inactive().0 | LOCKED)
     }
 
     /// Unlocks the page.
@@ -297,10 +334,15 @@ impl Word {
         Self(self.0 & !WAITERS)
     }
 
-    /// One pin more, or `None` when the page has as many as it can have.
+    /// One pin more, which is a use, or `None` when the page has as many as it can have.
+    ///
+    /// # Panics
+    ///
+    /// If the page is not mapped.
     pub fn pinned(self) -> Option<Self> {
-        assert!(self.shadow().is_none(), "pinned a page that is stored");
-        (self.pins() < crate::limits::PINS_PER_PAGE_MAX).then_some(Self(self.0 + (1 << PINS_SHIFT)))
+        assert!(self.is_mapped(), "pinned a page that is not mapped");
+        let used = self.used();
+        (used.pins() < crate::limits::PINS_PER_PAGE_MAX).then_some(Self(used.0 + (1 << PINS_SHIFT)))
     }
 
     /// One pin less.
@@ -487,7 +529,7 @@ mod tests {
         assert_eq!(word.copy(), Some(stored));
         let pinned = word.pinned().expect("room for a pin");
         assert_eq!((pinned.pins(), pinned.copy()), (1, Some(stored)));
-        assert_eq!(pinned.unpinned(), word);
+        assert_eq!(pinned.unpinned(), word.referenced());
         assert_eq!(pinned.without_copy().pins(), 1);
         check(Word::EMPTY, "Empty");
         check(
@@ -517,6 +559,22 @@ mod tests {
         for state in STATES {
             assert_eq!(word.with_state(state).state(), state);
         }
+    }
+
+    #[test]
+    fn the_first_use_leaves_no_mark() {
+        let stored = Stored::from_slot_parts(0xdead_beef, 0x3ff);
+        let word = Word::of(State::Resident).with_copy(stored);
+        assert_eq!(
+            (word.fresh().pins(), word.fresh().copy()),
+            (0, Some(stored))
+        );
+        assert_eq!(word.fresh().used(), word);
+        assert_eq!(word.fresh().used().used(), word.referenced());
+        let twice = word.fresh().pinned().and_then(Word::pinned);
+        let pinned = twice.expect("room for two pins");
+        assert_eq!((pinned.fresh(), pinned.used()), (pinned, pinned));
+        assert_eq!(pinned.unpinned().unpinned(), word);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Linux counterpart: `madvise`.
 
+use super::demand::Demand;
 use super::fault::FrameSource;
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
@@ -9,7 +10,6 @@ use crate::fault::FaultError;
 use crate::gfp::might_notify;
 use crate::limits::REAP_CHUNK_PAGES;
 use crate::mmu_notifier::{BracketError, Event};
-use crate::primary_mmu::Access;
 use core::fmt;
 
 /// What is going to happen to a range.
@@ -188,7 +188,7 @@ impl Vma {
             if self.pages.load(page).is_mapped() {
                 continue;
             }
-            match self.fault_in(page, Access::Read, FrameSource::Free) {
+            match self.fault_in(page, Demand::Ahead, FrameSource::Free) {
                 Ok(()) => {}
                 Err(FaultError::NoFrame { .. }) => return Ok(()),
                 Err(error) => return Err(AdviseError::Fault(error)),

@@ -1,6 +1,7 @@
 //! The checked bus over a mapping.
 
 use super::Vma;
+use super::demand::Demand;
 use super::fault::FrameSource;
 use super::vma::Life;
 use super::{Pin, PinError};
@@ -80,13 +81,12 @@ impl Vma {
             let seen = self.pages.load(page);
             let is_usable = access == Access::Read || !seen.is_protected();
             if !(seen.is_mapped() && is_usable) {
-                self.fault_in(page, access, FrameSource::Wait)?;
+                self.fault_in(page, Demand::Use(access), FrameSource::Wait)?;
                 continue;
             }
             // Takes the mark of reclaim away: this device may have subscribed after the bracket
             // was opened, so nobody would tell it.
-            let next = seen.with_state(State::Resident).referenced();
-            if self.try_change(page, seen, next) {
+            if self.try_change(page, seen, seen.with_state(State::Resident).used()) {
                 return Ok(BusAddr {
                     page,
                     generation,

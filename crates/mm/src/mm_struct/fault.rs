@@ -7,7 +7,8 @@
 //!
 //! Linux counterpart: `handle_mm_fault`, `do_anonymous_page`, `do_swap_page`.
 
-use super::stored::{Demand, in_file};
+use super::demand::Demand;
+use super::stored::in_file;
 use super::vma::Owned;
 use super::{Mm, Vma};
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
@@ -51,12 +52,12 @@ impl FrameSource {
 impl FaultHandler for Vma {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
         self.mm().notifiers().note_touch();
-        self.fault_in(page, access, FrameSource::Wait)
+        self.fault_in(page, Demand::Trap(access), FrameSource::Wait)
     }
 
     fn serve(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
         self.mm().notifiers().note_touch();
-        self.fault_in(page, access, FrameSource::Serve)
+        self.fault_in(page, Demand::Trap(access), FrameSource::Serve)
     }
 
     fn denied(&self, page: PageIndex) -> FaultError {
@@ -230,14 +231,14 @@ impl Vma {
         self.is_dead().then_some(FaultError::Unmapped)
     }
 
-    /// Makes `page` usable for `access`.
-    pub(crate) fn fault_in(
+    /// Makes `page` usable for `demand`.
+    pub(super) fn fault_in(
         &self,
         page: PageIndex,
-        access: Access,
+        demand: Demand,
         source: FrameSource,
     ) -> Result<(), FaultError> {
-        let fault = self.resolve_fault(page, access, source)?;
+        let fault = self.resolve_fault(page, demand, source)?;
         match source {
             FrameSource::Free => {}
             _ if fault == Resolved::Softly => {}
@@ -250,7 +251,7 @@ impl Vma {
     fn resolve_fault(
         &self,
         page: PageIndex,
-        access: Access,
+        demand: Demand,
         source: FrameSource,
     ) -> Result<Resolved, FaultError> {
         // Also when no frame turns out to be needed: that is luck.
@@ -287,7 +288,6 @@ impl Vma {
             }
             if let Some(place) = in_file(seen) {
                 charge.stop_holding();
-                let demand = Demand::Access(access);
                 match self.fill_from_file((page, seen), place, demand, charge)? {
                     None => {
                         let resolved = self.note_hard_fault(started_ns);
@@ -312,7 +312,7 @@ impl Vma {
                 return Err(error);
             }
             let from = Source::of(owned.was.state());
-            let resolved = self.resolve(owned, access, charge, started_ns)?;
+            let resolved = self.resolve(owned, demand, charge, started_ns)?;
             self.tell_of_fault(from, page, started_ns);
             return Ok(resolved);
         }
@@ -336,22 +336,22 @@ impl Vma {
     fn resolve(
         &self,
         owned: Owned,
-        access: Access,
+        demand: Demand,
         charge: FrameCharge<'_>,
         started_ns: u64,
     ) -> Result<Resolved, FaultError> {
         let elapsed_ns = || self.memcg().clock.now_ns().saturating_sub(started_ns);
         match owned.was.state() {
-            State::Empty => self.fill_zero(owned, access, charge)?,
+            State::Empty => self.fill_zero(owned, demand, charge)?,
             State::Swapped => {
-                self.fill_stored(owned, Demand::Access(access), charge)?;
+                self.fill_stored(owned, demand, charge)?;
                 return Ok(self.note_hard_fault(started_ns));
             }
             State::Standby | State::Storing => {
-                self.reattach(owned)?;
+                self.reattach(owned, demand)?;
                 self.stat().soft_fault_ns.record(elapsed_ns());
             }
-            State::Resident | State::Evicting => self.refault(owned, access)?,
+            State::Resident | State::Evicting => self.refault(owned, demand.access())?,
             State::Moving | State::Poisoned => unreachable!("handled before the page was owned"),
         }
         Ok(Resolved::Softly)
@@ -373,7 +373,7 @@ impl Vma {
         match was.copy() {
             Some(_) if !was.is_dirty() => {
                 self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
-                self.publish(owned, was.with_state(State::Swapped).unprotected());
+                self.publish(owned, was.swapped());
                 self.uncharge(1);
                 Ok(()) // The access faults again and finds the stored copy.
             }
@@ -414,24 +414,24 @@ impl Vma {
     fn fill_zero(
         &self,
         owned: Owned,
-        access: Access,
+        demand: Demand,
         mut charge: FrameCharge<'_>,
     ) -> Result<(), FaultError> {
         let page = owned.page;
-        if let Err(error) = charge.fill_zeros(page, access) {
+        if let Err(error) = charge.fill_zeros(page, demand.access()) {
             self.restore(owned);
             return Err(error.into());
         }
         charge.commit(self.mm());
         // A zero page cannot be write-protected, so the page counts as dirty from the start.
         let next = owned.was.with_state(State::Resident).dirty();
-        self.publish(owned, next);
+        self.publish(owned, demand.arrive(next.fresh()));
         count(&self.stat().pgfault_zero);
         Ok(())
     }
 
     /// The second chance: the page goes back from its slot.
-    fn reattach(&self, owned: Owned) -> Result<(), FaultError> {
+    fn reattach(&self, owned: Owned, demand: Demand) -> Result<(), FaultError> {
         let page = owned.page;
         let back = self.install(page, || self.primary().reattach(PageRun::single(page)));
         if let Err(error) = back {
@@ -442,12 +442,8 @@ impl Vma {
         }
         // The move drops the write protection, so the page counts as dirty.
         let was = owned.was;
-        let next = was
-            .with_state(State::Resident)
-            .unprotected()
-            .dirty()
-            .referenced();
-        self.publish(owned, next.without_copy());
+        let next = was.with_state(State::Resident).unprotected().dirty();
+        self.publish(owned, demand.arrive(next.without_copy()));
         self.free_copy(was.copy());
         count(&self.stat().pgfault_soft);
         Ok(())

@@ -9,6 +9,7 @@
 //! counts, and a page is let go with the last one that covers it.
 
 use super::Vma;
+use super::demand::Demand;
 use super::fault::FrameSource;
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
@@ -113,7 +114,8 @@ impl Vma {
                 return Ok(());
             }
             if !seen.is_mapped() {
-                self.fault_in(page, Access::Read, FrameSource::of(Gfp::Kernel))?;
+                let demand = Demand::Use(Access::Read);
+                self.fault_in(page, demand, FrameSource::of(Gfp::Kernel))?;
                 continue;
             }
             let Some(owned) = self.try_own(page, seen) else {
@@ -126,7 +128,7 @@ impl Vma {
             // This also rescues a page that reclaim has chosen. It will not be stored for long, so
             // the store need not keep a copy.
             let was = owned.was;
-            let next = was.with_state(State::Resident).locked();
+            let next = was.with_state(State::Resident).used().locked();
             self.publish(owned, next.dirty().without_copy());
             self.free_copy(was.copy());
             return Ok(());
@@ -141,7 +143,7 @@ impl Vma {
             }
             if let Some(owned) = self.try_own(page, seen) {
                 let was = owned.was;
-                return self.publish(owned, was.unlocked().referenced());
+                return self.publish(owned, was.unlocked());
             }
         }
     }

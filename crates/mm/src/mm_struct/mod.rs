@@ -12,6 +12,7 @@
 mod advise;
 mod building;
 mod bus;
+mod demand;
 mod fault;
 mod map;
 mod mlock;

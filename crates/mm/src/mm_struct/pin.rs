@@ -6,6 +6,7 @@
 //!
 //! Linux counterpart: `pin_user_pages`, `unpin_user_pages`.
 
+use super::demand::Demand;
 use super::fault::FrameSource;
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
@@ -134,14 +135,13 @@ impl Vma {
             let seen = self.pages.load(page);
             let is_usable = access == Access::Read || !seen.is_protected();
             if !(seen.is_mapped() && is_usable) {
-                self.fault_in(page, access, source)
+                self.fault_in(page, Demand::Use(access), source)
                     .map_err(|error| PinError::Fault { page, error })?;
                 continue;
             }
             let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;
             // This also rescues a page that reclaim has chosen.
-            let next = pinned.with_state(State::Resident).referenced();
-            if self.try_change(page, seen, next) {
+            if self.try_change(page, seen, pinned.with_state(State::Resident)) {
                 self.mm().rss.pins.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }

@@ -14,8 +14,9 @@
 //! `swap_vma_readahead` in `mm/swap_state.c`.
 
 use super::Vma;
+use super::demand::Demand;
 use super::fault::FrameCharge;
-use super::stored::{Demand, in_file};
+use super::stored::in_file;
 use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use crate::memcg::stat::{add, count};

@@ -3,6 +3,7 @@
 //! Linux counterpart: `do_swap_page`.
 
 use super::Vma;
+use super::demand::Demand;
 use super::fault::FrameCharge;
 use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex};
@@ -12,15 +13,6 @@ use crate::primary_mmu::Access;
 use crate::reclaim::InFlight;
 use crate::swap::{FileHandle, Stored};
 use core::sync::atomic::Ordering;
-
-/// What a page is filled for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Demand {
-    /// Somebody accesses it.
-    Access(Access),
-    /// Nobody has asked for it yet: it is not written, and no sign that it was taken too early.
-    Ahead,
-}
 
 /// Where in the file a page is that is nowhere else.
 pub(super) fn in_file(word: Word) -> Option<(FileHandle, u16)> {
@@ -142,11 +134,12 @@ impl Vma {
     pub(super) fn publish_filled(&self, owned: Owned, demand: Demand, is_kept: bool) {
         self.mm().rss.swapped.fetch_sub(1, Ordering::Relaxed);
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let filled = owned.was.with_state(State::Resident);
-        let next = match demand {
-            Demand::Access(_) => self.refault_as(filled),
-            Demand::Ahead => filled.without_shadow().unsettled(),
+        let filled = owned.was.with_state(State::Resident).unsettled();
+        let back = match demand {
+            Demand::Trap(_) | Demand::Use(_) => self.refault_as(filled),
+            Demand::Ahead => filled,
         };
+        let next = demand.arrive(back.fresh());
         // A zero page cannot be write-protected: it counts as dirty, and costs nothing to store.
         if is_kept && stored != Stored::SameFilled(0) {
             if !stored.is_same_filled() {
@@ -161,7 +154,7 @@ impl Vma {
 
     /// Whether a page that is filled for this stays in the store, too.
     pub(super) fn is_kept(&self, stored: Stored, demand: Demand) -> bool {
-        demand != Demand::Access(Access::Write) && self.keeps_copy(stored)
+        demand.access() == Access::Read && self.keeps_copy(stored)
     }
 
     /// A clean page need not be stored again. Its copy is kept while the store has room, as the

@@ -47,7 +47,7 @@ impl PageSet {
 impl Vma {
     /// Detaches the pages of a window that were not used lately, if no device refuses. Returns
     /// how many were detached.
-    pub(super) fn detach_window(&self, run: PageRun, effort: Effort, youth: Youth) -> u64 {
+    pub(crate) fn detach_window(&self, run: PageRun, effort: Effort, youth: Youth) -> u64 {
         let mut chosen = self.choose_unreferenced(run, effort, youth);
         if youth == Youth::Counts {
             self.spare_young(run, &mut chosen);
@@ -369,7 +369,7 @@ impl Vma {
         let was = owned.was;
         if was.copy().is_some() && !was.is_dirty() {
             self.mm().rss.swapped.fetch_add(1, Ordering::Relaxed);
-            self.publish(owned, was.with_state(State::Swapped).unprotected());
+            self.publish(owned, was.swapped());
         } else {
             count(&self.stat().pages_lost);
             let _ = self.primary().poison(PageRun::single(owned.page));

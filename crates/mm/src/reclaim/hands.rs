@@ -63,7 +63,7 @@ impl Default for Hands {
 
 /// Whether a page stays that a device has used lately.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Youth {
+pub(crate) enum Youth {
     Counts,
     /// Nothing else was found: that a device uses memory all the time does not save it.
     Ignored,

@@ -42,6 +42,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 pub(crate) use domain::Domain;
 use hands::Hand;
+pub(crate) use hands::Youth;
 use lockdep::sync::{Condvar, Mutex};
 use pending::{Begun, Pending};
 use retired::Retired;

@@ -244,8 +244,7 @@ impl Vma {
     /// What a page found as `was` becomes whose frame goes; `stored` is what was stored for it, if
     /// its old copy is not good.
     pub(super) fn note_stored(&self, was: Word, stored: Option<Stored>, shadow: u16) -> Word {
-        let stays = was.with_state(State::Swapped).clean().unreferenced();
-        let next = stays.inactive().with_shadow(shadow);
+        let next = was.swapped().with_shadow(shadow);
         match stored {
             Some(stored) => {
                 count(&self.stat().zswpout);

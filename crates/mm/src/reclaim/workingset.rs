@@ -2,9 +2,10 @@
 //!
 //! Each memory cgroup counts the pages that it evicts; the count is its age. A page that is evicted
 //! keeps the age as its *shadow*, in its state word. When it comes back, as many pages were evicted
-//! as the age has grown by: its *refault distance*. Had there been that many frames more, it would
-//! have stayed. If the memory cgroup has so many at all, then frames are taken by pages that are
-//! used less, and the page is *active* from now on: the front hand passes over it.
+//! as the age has grown by: its *refault distance*. Had there been that many frames more for pages
+//! that are not active, it would have stayed. If the active ones have so many, they may be used
+//! less than this one, which is *active* from now on, too: the front hand passes over it. A share
+//! of all frames counts as if active pages had it, or none would ever be the first.
 //!
 //! At most half of the pages are active: when there are more, the hand makes those that it meets
 //! inactive again. So pages that are all used alike push each other out as they would without.
@@ -24,6 +25,13 @@ const STEPS: u64 = 64;
 
 /// The steps of a quarter of the frames, as a power of two.
 const QUARTER_ORDER: u32 = (STEPS / 4).ilog2();
+
+/// The share of all frames that counts as if active pages had it.
+const HEAD_START: u64 = 8;
+
+/// As many count where there are few. Then whatever comes back is active, and stays for a round:
+/// two who want more than there is do not take from each other what neither has used yet.
+const HEAD_START_MIN: u64 = 8;
 
 /// The age of a memory cgroup.
 #[derive(Debug)]
@@ -95,13 +103,14 @@ impl Vma {
     /// left of the time when it was stored.
     pub(crate) fn refault_as(&self, filled: Word) -> Word {
         let shadow = filled.shadow();
-        let filled = filled.without_shadow().unsettled();
+        let filled = filled.without_shadow();
         let Some(shadow) = shadow else {
             return filled;
         };
         let memcg = self.memcg();
         count(&self.stat().workingset_refault);
-        if memcg.domain.age.distance(shadow) > memcg.frames().usage() {
+        let head_start = (memcg.frames().usage() / HEAD_START).max(HEAD_START_MIN);
+        if memcg.domain.age.distance(shadow) > memcg.domain.nr_active() + head_start {
             return filled;
         }
         count(&self.stat().workingset_activate);

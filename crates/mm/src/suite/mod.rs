@@ -39,6 +39,7 @@ mod refused;
 #[cfg(feature = "notifiers")]
 mod secondary;
 mod sparse;
+mod uses;
 
 use crate::addr::PAGE_SIZE;
 use crate::env::Clock;
@@ -314,6 +315,8 @@ cases! {
     secondary::who_walks_the_page_table_is_told_of_its_end,
     #[cfg(feature = "notifiers")]
     secondary::a_callback_that_touches_memory_is_named,
+    uses::what_is_used_once_goes_first,
+    uses::no_page_is_active_for_ever,
 }
 
 /// A worker's name and its loop.

@@ -48,7 +48,7 @@ pub(super) fn a_stride_is_read_ahead(machine: &dyn Machine) {
     }
 }
 
-/// What is read ahead of writes is not written: it is clean, and goes for nothing.
+/// What is read ahead of writes is neither written nor used: it is clean, and goes for nothing.
 pub(super) fn what_is_read_ahead_is_not_written(machine: &dyn Machine) {
     let world = World::new(machine, 64);
     let mm = world.memcg.new_mm("ahead");
@@ -72,6 +72,8 @@ pub(super) fn what_is_read_ahead_is_not_written(machine: &dyn Machine) {
     assert!(!ahead.is_empty(), "of {nr_ahead} pages");
     let is_clean = |word: &Word| !word.is_dirty() && word.is_protected();
     assert!(ahead.iter().all(is_clean), "{ahead:?}");
+    let is_unused = |word: &Word| !word.used().is_referenced();
+    assert!(ahead.iter().all(is_unused), "{ahead:?}");
     let asked_for = stat.workingset_refault - before.workingset_refault;
     assert!(asked_for <= stat.pgmajfault - before.pgmajfault);
     mapping.read(offset_of(9), &mut [0; 4]).expect("contents");
