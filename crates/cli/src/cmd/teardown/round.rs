@@ -320,8 +320,8 @@ impl Round<'_> {
         Ok(Some(presser))
     }
 
-    /// Sets the limit of version 1, and the bound on swap, as near to what is in use as they must be.
-    /// Gives what is left below both.
+    /// Sets the limit of version 1, and the bound on swap, as near to what is in use as they must
+    /// be. Gives what is left below both.
     fn set_limit_near(&mut self) -> Result<u64, MemcgError> {
         let (wanted, swap) = (self.args.limit.0, self.args.swap.0);
         let in_use = || self.memcg.usage_with_swap();
