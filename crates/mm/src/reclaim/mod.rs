@@ -5,7 +5,10 @@
 //! frames of those that still stand by when it arrives: clean pages fall back on their stored
 //! copy, dirty ones are compressed first. The time between the hands is a page's second chance: a
 //! page that is touched meanwhile goes back at the price of a soft fault, and is passed over the
-//! next time.
+//! next time, if that was not its first use.
+//!
+//! Active pages are passed over while no more than half are active. If nothing else becomes active
+//! they stay as long, used or not: as in a loop over more than there is, which finds nothing anyway.
 //!
 //! No list is kept: the hands read the state words, which lie in the order of the addresses, so
 //! that neighbours are found together and moved by one machine operation.

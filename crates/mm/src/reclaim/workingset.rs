@@ -29,8 +29,9 @@ const QUARTER_ORDER: u32 = (STEPS / 4).ilog2();
 /// The share of all frames that counts as if active pages had it.
 const HEAD_START: u64 = 8;
 
-/// As many count where there are few. Then whatever comes back is active, and stays for a round:
-/// two who want more than there is do not take from each other what neither has used yet.
+/// As many count where there are few: what comes back within so many evictions is active, and stays
+/// for a round, so that two who want more than there is do not always take from each other what
+/// neither has used yet.
 const HEAD_START_MIN: u64 = 8;
 
 /// The age of a memory cgroup.

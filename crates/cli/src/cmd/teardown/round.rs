@@ -88,8 +88,7 @@ pub(super) fn play(
         begun_ns: now_ns(),
     };
     if args.limit_when == LimitWhen::Start {
-        let set = round.set_both(limit, args.swap.0);
-        set.map_err(TeardownError::Group)?;
+        round.set_limits(limit).map_err(TeardownError::Group)?;
     }
     let played = round.play()?;
     let version = memcg.version();
@@ -289,6 +288,13 @@ impl Round<'_> {
         }
     }
 
+    /// Sets both limits of an empty group.
+    fn set_limits(&mut self, limit: u64) -> Result<(), MemcgError> {
+        self.memcg.set_max(limit)?;
+        self.limit_bytes = Some(limit);
+        self.set_swap_limit(limit, self.args.swap.0)
+    }
+
     /// Bounds swap, given the limit in force.
     fn set_swap_limit(&mut self, limit_bytes: u64, swap_bytes: u64) -> Result<(), MemcgError> {
         match self.memcg.set_swap_max(limit_bytes, swap_bytes) {
@@ -324,25 +330,33 @@ impl Round<'_> {
     /// be. Gives what is left below both.
     fn set_limit_near(&mut self) -> Result<u64, MemcgError> {
         let (wanted, swap) = (self.args.limit.0, self.args.swap.0);
-        let in_use = || self.memcg.usage_with_swap();
         let mut near = NEAR_BYTES;
-        let mut limit = if swap == 0 {
-            // To lower a limit would be to swap out what is above it.
-            if let Err(error) = self.memcg.forbid_swap() {
-                self.note(format!("swap is not forbidden ({error})"));
-            }
-            wanted
-        } else {
-            lowest(wanted, in_use() + near, swap)
+        // Of memory and swap together, as much must fit as is in use.
+        let fits = |near: u64| {
+            let in_use = self.memcg.usage_with_swap().saturating_add(near);
+            in_use.saturating_sub(swap).max(wanted)
         };
-        while let Err(error) = self.set_both(limit, swap) {
-            let MemcgError::BelowUsage { .. } = error else {
-                return Err(error);
+        let mut limit = wanted;
+        if swap > 0 {
+            limit = fits(near);
+        } else if let Err(error) = self.memcg.forbid_swap() {
+            // To lower a limit would be to swap out what is above it.
+            self.note(format!("swap is not forbidden ({error})"));
+        }
+        loop {
+            // What is in use may have grown in between, and not all of it can be swapped out.
+            limit = match self.memcg.set_max(limit) {
+                Err(MemcgError::BelowUsage { usage_bytes }) => usage_bytes.saturating_add(near),
+                Err(error) => return Err(error),
+                Ok(()) => match self.set_swap_limit(limit, swap) {
+                    Err(MemcgError::BelowUsage { .. }) => fits(near),
+                    Err(error) => return Err(error),
+                    Ok(()) => break,
+                },
             };
-            // What is in use may have grown in between.
-            limit = lowest(wanted, in_use().saturating_add(near), swap);
             near = near.saturating_mul(2);
         }
+        self.limit_bytes = Some(limit);
         if limit != wanted {
             self.note(format!(
                 "cgroup v1 takes no limit below what is in use: the limit was near that instead \
@@ -378,12 +392,6 @@ impl Round<'_> {
                 Err(_) => return 0,
             }
         }
-    }
-
-    fn set_both(&mut self, limit: u64, swap: u64) -> Result<(), MemcgError> {
-        self.memcg.set_max(limit)?;
-        self.limit_bytes = Some(limit);
-        self.set_swap_limit(limit, swap)
     }
 
     /// Waits until the kernel has killed somebody in the group; false when interrupted.
@@ -548,11 +556,6 @@ impl Round<'_> {
     fn note(&mut self, note: String) {
         self.notes.push(note);
     }
-}
-
-/// The lowest limit, from `wanted` on, that has room for what is in use beside this much swap.
-fn lowest(wanted: u64, in_use: u64, swap: u64) -> u64 {
-    in_use.saturating_sub(swap).max(wanted)
 }
 
 /// The reading end of the pipe on which a program says that it is ready.
