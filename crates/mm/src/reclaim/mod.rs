@@ -8,7 +8,8 @@
 //! next time, if that was not its first use.
 //!
 //! Active pages are passed over while no more than half are active. If nothing else becomes active
-//! they stay as long, used or not: as in a loop over more than there is, which finds nothing anyway.
+//! they stay as long, used or not: as in a loop over more than there is, which finds nothing
+//! anyway.
 //!
 //! No list is kept: the hands read the state words, which lie in the order of the addresses, so
 //! that neighbours are found together and moved by one machine operation.
