@@ -68,13 +68,6 @@ enum State {
     Stopped,
 }
 
-impl Ring {
-    /// Whether it hangs, and has since this fence was made.
-    fn is_hung(&self, hung: &Fence) -> bool {
-        matches!(&self.state, State::Hung(now) if now == hung)
-    }
-}
-
 impl Job {
     /// What `operation` wants, at a bus address.
     pub fn new(at: BusAddr, offset: usize, operation: &Operation<'_>) -> Self {
@@ -276,14 +269,14 @@ impl FenceEngine {
     fn reset(&self, hung: &Fence, counters: &Counters) {
         let _in_order = self.losing.lock();
         let ring = self.ring.lock();
-        if !ring.is_hung(hung) {
+        if !matches!(&ring.state, State::Hung(now) if now == hung) {
             return;
         }
         counters.timeouts.add();
         let nr_lost = ring.jobs.len();
         drop(ring);
         self.lose(nr_lost);
-        self.end_hang(|ring| ring.is_hung(hung));
+        self.end_hang(|now| now == hung);
     }
 
     /// The first `nr` jobs of the queue are lost, or as many as there are. The caller holds the
@@ -313,15 +306,12 @@ impl FenceEngine {
     }
 
     /// Ends the hang, if this is the one.
-    fn end_hang(&self, is_this: impl FnOnce(&Ring) -> bool) {
+    fn end_hang(&self, is_this: impl FnOnce(&Fence) -> bool) {
         let mut ring = self.ring.lock();
-        let State::Hung(hung) = &ring.state else {
-            return;
+        let hung = match &ring.state {
+            State::Hung(hung) if is_this(hung) => hung.clone(),
+            _ => return,
         };
-        if !is_this(&ring) {
-            return;
-        }
-        let hung = hung.clone();
         ring.state = State::Running;
         drop(ring);
         hung.signal();

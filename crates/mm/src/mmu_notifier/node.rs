@@ -18,7 +18,8 @@ use wide::i16x16;
 /// Slots in a node.
 pub(super) const FANOUT: usize = 32;
 
-/// Slots that a node other than the root keeps at least; below, it is joined with a neighbour.
+/// A node other than the root that has fewer slots after something was taken out is joined with a
+/// neighbour. One that was split off has two at first, where keys ascend.
 pub(super) const NR_MIN: usize = FANOUT / 4;
 
 /// Where a slot stands among its neighbours: by start, and among equal starts by number.

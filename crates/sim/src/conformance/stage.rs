@@ -215,8 +215,8 @@ impl Stage {
         }
     }
 
-    /// Another device on the same memory, used, after a pause used again, and detached at once.
-    pub(super) fn use_another(&self, pause: Duration) {
+    /// Another device on the same memory, used twice, perhaps with a pause between, and detached.
+    pub(super) fn use_another(&self, pause: Option<Duration>) {
         let shared = Arc::clone(&self.memory) as Arc<dyn DeviceMemory>;
         let subject = (self.make)(&shared);
         self.serve(subject.device());
@@ -228,7 +228,7 @@ impl Stage {
         // The device is `other`'s, too: it is not dropped before a panic of its own has ended.
         contained(|| {
             let _is_used = other.write(0, NR_BYTES - 1, 8);
-            if !pause.is_zero() {
+            if let Some(pause) = pause {
                 sleep("kit.pause", pause);
             }
             let _is_used = other.write(0, NR_BYTES - 1, 9);

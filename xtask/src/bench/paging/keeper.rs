@@ -26,7 +26,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What the names of groups and of swap areas begin with; the number of the keeper follows. The
 /// name of a swap area has 16 bytes.
 const NAME: &str = "pinless-";
-/// Where a swap area has its name: behind the boot block and six words (`union swap_header`).
+/// Where a swap area has its name: behind the boot block, three words and an identifier of 16 bytes
+/// (`union swap_header`).
 const SWAP_NAME_AT: u64 = 1024 + 3 * 4 + 16;
 const SWAP_NAME_LEN: usize = 16;
 

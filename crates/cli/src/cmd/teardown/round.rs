@@ -298,12 +298,11 @@ impl Round<'_> {
     /// Bounds swap, given the limit in force.
     fn set_swap_limit(&mut self, limit_bytes: u64, swap_bytes: u64) -> Result<(), MemcgError> {
         match self.memcg.set_swap_max(limit_bytes, swap_bytes) {
-            Err(error @ MemcgError::BelowUsage { .. }) => Err(error),
-            Err(error) => {
+            Err(error) if !matches!(error, MemcgError::BelowUsage { .. }) => {
                 self.note(format!("swap is not bounded ({error})"));
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            answer => answer,
         }
     }
 

@@ -6,7 +6,6 @@ use crate::conformance::Invariant::{E1, E2, E3, L2, L4, L6, P5, P6, P7, P10, R1,
 use crate::conformance::books::NR_BYTES;
 use crate::conformance::memory::Ask;
 use crate::conformance::stage::Stage;
-use core::time::Duration;
 use pinless_mm::addr::PageRun;
 use pinless_mm::mmu_notifier::{Event, Mode, Owner};
 
@@ -174,8 +173,8 @@ pub(super) const LIFE: Scene = Scene {
                 stage.spawn_users();
                 stage.detach();
             }
-            4 => stage.use_another(Duration::ZERO),
-            _ => stage.use_another(SLOW),
+            4 => stage.use_another(None),
+            _ => stage.use_another(Some(SLOW)),
         }
         stage.finish();
     },
