@@ -3,8 +3,9 @@
 use super::super::report::BenchError;
 use lockdep::sync::Completion;
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::path::Path;
 use std::time::Instant;
+use std::{fs, io};
 
 pub(super) const PAGE_BYTES: usize = 4096;
 /// The region: 256 MiB.
@@ -225,6 +226,7 @@ impl Thread {
             last = now;
         }
         cpu_ns_of("/proc/thread-self/schedstat")
+            .map_err(|error| BenchError(format!("cannot read the processor time: {error}")))
     }
 }
 
@@ -272,20 +274,29 @@ fn measure(region: &dyn Region, threads: &mut [Thread]) -> Result<Measurement, B
     })
 }
 
+/// What reading of a task says that is just ending.
+const ESRCH: i32 = 3;
+
 /// Processor time of all threads that live.
 fn cpu_ns() -> Result<u64, BenchError> {
     let unreadable = |error| BenchError(format!("cannot read the processor time: {error}"));
     let mut sum = 0;
     for task in fs::read_dir("/proc/self/task").map_err(unreadable)? {
         let path = task.map_err(unreadable)?.path().join("schedstat");
-        sum += cpu_ns_of(&path.to_string_lossy())?;
+        match cpu_ns_of(&path) {
+            Ok(cpu_ns) => sum += cpu_ns,
+            // It has ended since, and has been joined: it says itself what it took.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(ESRCH) => {}
+            Err(error) => return Err(unreadable(error)),
+        }
     }
     Ok(sum)
 }
 
-fn cpu_ns_of(path: &str) -> Result<u64, BenchError> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| BenchError(format!("cannot read {path}: {error}")))?;
+fn cpu_ns_of(path: impl AsRef<Path>) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
     let first = text.split_whitespace().next().unwrap_or_default();
     Ok(first.parse().unwrap_or(0))
 }
