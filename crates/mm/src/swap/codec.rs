@@ -1,6 +1,7 @@
 //! Compression of one page, in memory that the caller owns.
 
 use super::dense;
+use super::randomness::looks_random;
 use super::size_class::COMPRESSED_BYTES_MAX;
 use crate::addr::{PAGE_SIZE, PageBuf};
 use crate::fault::StoreError;
@@ -59,9 +60,12 @@ const TAIL_BYTES_MIN: usize = 64;
 pub(super) fn compress<'a>(contents: &PageBuf, scratch: &'a mut Scratch) -> Option<&'a [u8]> {
     let (head, pattern) = split_tail(contents);
     let (prefix, body) = scratch.output.split_at_mut(PREFIX_BYTES);
-    let mut len = compress_into_with_table(head, body, &mut scratch.table)
-        .expect("the output has room for the worst page");
     let mut head_bytes = head.len() as u16;
+    let mut len = head.len();
+    if !looks_random(head) {
+        len = compress_into_with_table(head, body, &mut scratch.table)
+            .expect("the output has room for the worst page");
+    }
     if len >= head.len() {
         len = head.len();
         body[..len].copy_from_slice(head);
@@ -81,6 +85,9 @@ pub(super) fn compress_densely<'a>(
     bytes_max: usize,
 ) -> Option<&'a [u8]> {
     let (head, pattern) = split_tail(contents);
+    if looks_random(head) {
+        return None;
+    }
     let room = bytes_max.checked_sub(PREFIX_BYTES)?;
     let output = scratch.compress(head, PREFIX_BYTES, room)?;
     output[..2].copy_from_slice(&(head.len() as u16 | DENSE).to_ne_bytes());
@@ -131,15 +138,24 @@ pub(super) fn decompress(
 fn split_tail(contents: &PageBuf) -> (&[u8], [u8; 4]) {
     let words = contents.as_chunks::<4>().0;
     let pattern = words[words.len() - 1];
-    let nr_tail = words
-        .iter()
-        .rev()
-        .take_while(|word| **word == pattern)
-        .count();
-    if nr_tail * 4 < TAIL_BYTES_MIN {
+    // Whole lines first, each compared at once.
+    let (line, lines) = (line_of(pattern), contents.as_chunks::<64>().0);
+    let nr_lines = lines.iter().rev().take_while(|l| **l == line).count();
+    let rest = &words[..words.len() - nr_lines * 64 / 4];
+    let is_pattern = |word: &&[u8; 4]| **word == pattern;
+    let nr_rest = rest.iter().rev().take_while(is_pattern).count();
+    let head = &contents[..(rest.len() - nr_rest) * 4];
+    if PAGE_SIZE - head.len() < TAIL_BYTES_MIN {
         return (contents, pattern);
     }
-    (&contents[..(words.len() - nr_tail) * 4], pattern)
+    (head, pattern)
+}
+
+/// A line that is filled with a pattern.
+fn line_of(pattern: [u8; 4]) -> [u8; 64] {
+    let mut line = [0; 64];
+    line.as_chunks_mut().0.fill(pattern);
+    line
 }
 
 /// The 32-bit pattern that fills the page, if one does.
@@ -149,12 +165,9 @@ pub(super) fn same_filled(contents: &PageBuf) -> Option<u32> {
     if contents[PAGE_SIZE - 4..] != pattern {
         return None;
     }
-    let mut line = [0; 64];
-    line.as_chunks_mut().0.fill(pattern);
-    contents
-        .as_chunks::<64>()
-        .0
-        .iter()
+    let line = line_of(pattern);
+    let mut lines = contents.as_chunks::<64>().0.iter();
+    lines
         .all(|l| *l == line)
         .then(|| u32::from_ne_bytes(pattern))
 }
@@ -162,4 +175,25 @@ pub(super) fn same_filled(contents: &PageBuf) -> Option<u32> {
 /// Fills the page with a pattern.
 pub(super) fn fill(pattern: u32, into: &mut PageBuf) {
     into.as_chunks_mut().0.fill(pattern.to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_is_found_to_the_word() {
+        for head_bytes in (4..=PAGE_SIZE).step_by(4) {
+            let mut page = [7; PAGE_SIZE];
+            page[..head_bytes].fill(1);
+            let (head, pattern) = split_tail(&page);
+            let expected = match PAGE_SIZE - head_bytes {
+                0 => 0,
+                TAIL_BYTES_MIN.. => head_bytes,
+                _ => PAGE_SIZE,
+            };
+            assert_eq!(head.len(), expected, "{head_bytes}");
+            assert_eq!(pattern, [if head_bytes < PAGE_SIZE { 7 } else { 1 }; 4]);
+        }
+    }
 }

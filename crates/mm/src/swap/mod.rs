@@ -19,6 +19,7 @@ mod codec;
 mod dense;
 mod file_store;
 mod header;
+mod randomness;
 mod repack;
 mod size_class;
 mod slab;
