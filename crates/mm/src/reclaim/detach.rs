@@ -12,7 +12,6 @@ use crate::mm_struct::{Owned, Vma};
 use crate::mmu_notifier::{BracketError, Event, Invalidation};
 use crate::page::{State, Word};
 use crate::primary_mmu::Detached;
-use crate::swap::Scratch;
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -146,8 +145,8 @@ impl Vma {
     /// for long. Pinned and locked pages stay.
     pub(crate) fn page_out(&self, run: PageRun) -> Result<(), BracketError> {
         self.put_aside(run, |chunk| {
-            let store = |scratch: &mut Scratch| self.store_window(chunk, scratch, Effort::Direct);
-            self.memcg().with_scratch(store);
+            self.memcg()
+                .with_workspace(|space| self.store_window(chunk, space, Effort::Direct));
         })
     }
 

@@ -39,7 +39,6 @@ use crate::memcg::stat::count;
 use crate::memcg::{Memcg, Protection};
 use crate::mm_struct::Vma;
 use crate::oom::Verdict;
-use crate::swap::Scratch;
 use crate::watch;
 use compact::Compaction;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -54,6 +53,7 @@ pub(crate) use reuse::Spare;
 pub(crate) use settle::Awaited;
 use settle::{Parked, RefusedQueue, StuckTable};
 use std::sync::Arc;
+use store::Workspace;
 use write_back::WriteBack;
 
 /// Frames that a thread reclaims for itself before it takes one. It does so while few are left, and
@@ -86,7 +86,7 @@ pub(crate) struct Control {
     kicked: AtomicBool,
     idle: Mutex<()>,
     wake: Condvar,
-    scratches: [Mutex<Scratch>; crate::limits::SCRATCHES],
+    scratches: [Mutex<Workspace>; crate::limits::SCRATCHES],
     pub(crate) refused: RefusedQueue,
     pub(crate) stuck: StuckTable,
     /// Advice and teardowns that wait for devices.
@@ -203,7 +203,7 @@ impl Control {
             kicked: AtomicBool::new(false),
             idle: Mutex::new("mm.reclaim.idle", ()),
             wake: Condvar::new("mm.reclaim.wake"),
-            scratches: core::array::from_fn(|_| Mutex::new("mm.reclaim.scratch", Scratch::new())),
+            scratches: core::array::from_fn(|_| Mutex::new("mm.reclaim.scratch", Workspace::new())),
             refused: RefusedQueue::new(),
             stuck: StuckTable::new(),
             pending: Pending::new(),
@@ -495,7 +495,7 @@ impl Memcg {
             };
             let done = match hand {
                 Hand::Front => vma.detach_window(run, effort, lap.youth()),
-                Hand::Back => self.with_scratch(|scratch| vma.store_window(run, scratch, effort)),
+                Hand::Back => self.with_workspace(|space| vma.store_window(run, space, effort)),
                 Hand::Shed | Hand::Cold | Hand::Pack => {
                     unreachable!("these take nothing from a frame")
                 }
@@ -518,8 +518,8 @@ impl Memcg {
         }
     }
 
-    /// Lends the caller a scratch; waits for one when all are in use.
-    pub(crate) fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> R {
+    /// Lends the caller a workspace; waits for one when all are in use.
+    pub(crate) fn with_workspace<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
         let scratches = &self.reclaim.scratches;
         let free = scratches.iter().find_map(|scratch| scratch.try_lock());
         let mut scratch = free.unwrap_or_else(|| scratches[0].lock());

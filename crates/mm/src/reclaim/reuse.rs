@@ -87,11 +87,11 @@ impl<'a, const N: usize> Spare<'a, N> {
         (self.nr > 0).then_some(self)
     }
 
-    /// Puts contents into the frame with this number.
-    pub(crate) fn write(&self, nth: u32, contents: &PageBuf) {
+    /// Has `write` put contents into the frame with this number, which has others in it.
+    pub(crate) fn write(&self, nth: u32, write: &mut dyn FnMut(&mut PageBuf)) {
         assert!(nth < self.nr, "there is no frame number {nth}");
         let slot = self.frames[nth as usize].page;
-        self.machine.write_detached(slot, contents);
+        self.machine.write_detached(slot, write);
     }
 
     /// Moves the first frames that were not moved yet to the addresses of `run`, whose pages the
@@ -108,9 +108,8 @@ impl<'a, const N: usize> Spare<'a, N> {
         mapped.map(|()| run.nr)
     }
 
-    /// Puts a page with `contents` at its address, in the only frame that is here.
-    pub(crate) fn fill(&mut self, page: PageIndex, contents: &PageBuf) -> Result<(), MmuError> {
-        self.write(0, contents);
+    /// Puts the only frame that is here at the address of `page`, with what was written.
+    pub(crate) fn map_only(&mut self, page: PageIndex) -> Result<(), MmuError> {
         let mapped = self.map(PageRun::single(page));
         mapped.map(drop).map_err(|stopped| stopped.error)
     }
@@ -210,11 +209,11 @@ impl Memcg {
         let _under_way = InFlight::new(&self.reclaim);
         let (vma, run) = self.next_run(Hand::Back, &mut lap, u64::from(nr))?;
         let into = spare.vma;
-        let kept = self.with_scratch(|scratch| {
+        let kept = self.with_workspace(|space| {
             if core::ptr::eq(&*vma, into) {
-                return into.store_window_for(spare, (run, nr), (scratch, effort));
+                return into.store_window_for(spare, (run, nr), (space, effort));
             }
-            vma.store_window(run, scratch, effort);
+            vma.store_window(run, space, effort);
             None
         });
         self.let_go(vma, effort);

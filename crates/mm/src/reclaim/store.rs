@@ -11,6 +11,22 @@ use crate::page::{State, Word};
 use crate::swap::{NoRoom, Scratch, Stored};
 use core::sync::atomic::Ordering;
 
+/// What storing takes, one page after the other.
+pub(crate) struct Workspace {
+    /// The page as it was when it was owned.
+    contents: Box<PageBuf>,
+    scratch: Scratch,
+}
+
+impl Workspace {
+    pub(super) fn new() -> Self {
+        Self {
+            contents: Box::new([0; PAGE_SIZE]),
+            scratch: Scratch::new(),
+        }
+    }
+}
+
 /// What is known of the pages of a window whose frames may go.
 struct Ready {
     pages: PageSet,
@@ -29,8 +45,8 @@ struct Prepared {
 
 impl Vma {
     /// Gives back the frames of the pages of a window that stand by. Returns how many.
-    pub(crate) fn store_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> u64 {
-        let ready = self.prepare_window(run, scratch, effort);
+    pub(crate) fn store_window(&self, run: PageRun, space: &mut Workspace, effort: Effort) -> u64 {
+        let ready = self.prepare_window(run, space, effort);
         self.free_ready(run, &ready)
     }
 
@@ -39,9 +55,9 @@ impl Vma {
         &'a self,
         mut spare: Spare<'a, N>,
         (run, nr): (PageRun, u32),
-        (scratch, effort): (&mut Scratch, Effort),
+        (space, effort): (&mut Workspace, Effort),
     ) -> Option<Spare<'a, N>> {
-        let mut ready = self.prepare_window(run, scratch, effort);
+        let mut ready = self.prepare_window(run, space, effort);
         for (index, page) in (0..).zip(run.pages()) {
             if !ready.pages.contains(index) || !spare.has_room(nr) {
                 continue;
@@ -58,15 +74,14 @@ impl Vma {
     }
 
     /// Makes sure that the contents of the pages of a window that stand by are in the store.
-    fn prepare_window(&self, run: PageRun, scratch: &mut Scratch, effort: Effort) -> Ready {
+    fn prepare_window(&self, run: PageRun, space: &mut Workspace, effort: Effort) -> Ready {
         let mut ready = Ready {
             pages: PageSet::default(),
             stored: [None; WINDOW_PAGES as usize],
             generations: [0; WINDOW_PAGES as usize],
         };
-        let mut contents = [0; PAGE_SIZE];
         for (index, page) in (0..).zip(run.pages()) {
-            if let Some(prepared) = self.prepare(page, &mut contents, (scratch, effort)) {
+            if let Some(prepared) = self.prepare(page, space, effort) {
                 ready.pages.insert(index);
                 ready.stored[index as usize] = prepared.stored;
                 ready.generations[index as usize] = prepared.generation;
@@ -77,12 +92,8 @@ impl Vma {
 
     /// Makes sure that the contents of a page that stands by are in the store. The page can be
     /// rescued until [`Vma::free_ready`].
-    fn prepare(
-        &self,
-        page: PageIndex,
-        contents: &mut PageBuf,
-        (scratch, effort): (&mut Scratch, Effort),
-    ) -> Option<Prepared> {
+    fn prepare(&self, page: PageIndex, space: &mut Workspace, effort: Effort) -> Option<Prepared> {
+        let Workspace { contents, scratch } = space;
         let seen = self.pages.load(page);
         if seen.state() != State::Standby {
             return None;
