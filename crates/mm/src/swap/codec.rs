@@ -183,7 +183,10 @@ mod tests {
 
     #[test]
     fn a_tail_is_found_to_the_word() {
-        for head_bytes in (4..=PAGE_SIZE).step_by(4) {
+        // In Miri fewer: each of the last line, and some.
+        let step = if cfg!(miri) { 404 } else { 4 };
+        let last = PAGE_SIZE - 2 * TAIL_BYTES_MIN;
+        for head_bytes in (4..last).step_by(step).chain((last..=PAGE_SIZE).step_by(4)) {
             let mut page = [7; PAGE_SIZE];
             page[..head_bytes].fill(1);
             let (head, pattern) = split_tail(&page);
