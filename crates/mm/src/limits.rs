@@ -49,7 +49,7 @@ pub const CONVICTIONS_MAX: usize = 64;
 pub const BUDGET_MIN: Duration = Duration::from_millis(1);
 
 /// Threads that may compress at the same time.
-pub const SCRATCHES: usize = 4;
+pub const WORKSPACES: usize = 4;
 
 /// The longest that a thread is held up for one frame that it takes above `high`.
 pub const THROTTLE_MAX: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@
 //! * None is held while managed memory is touched: the fault would take it again. To the validator,
 //!   a fault takes them all. `mm.file.buffers.freed` is not among them: who frees a buffer may have
 //!   touched memory before it took it, while somebody was waiting already.
-//! * `mm.reclaim.scratch` is the outermost lock of reclaim; who waits for it holds no other.
+//! * `mm.reclaim.workspace` is the outermost lock of reclaim; who waits for it holds no other.
 //! * The rest nests as [`ORDER`] says, and is held for short, bounded work.
 //!
 //! Linux counterpart: the lock tree at the head of `mm/rmap.c`.
@@ -39,7 +39,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     map(
         "mmu_notifier.start",
         &[
-            "mm.reclaim.scratch",
+            "mm.reclaim.workspace",
             "mm.watch",
             "mm.oom",
             "mm.oom.drought",
@@ -62,7 +62,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
         ],
     ),
     sleeping(
-        "mm.reclaim.scratch",
+        "mm.reclaim.workspace",
         &[
             "mm.memcg.vmas",
             "mm.frames",

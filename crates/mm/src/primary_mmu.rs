@@ -9,8 +9,7 @@
 //! For every call the caller owns the pages of the run: their state words say `Moving` (see
 //! `page`), so no two calls meet on one page. [`PrimaryMmu::protect`], [`PrimaryMmu::dma_read`]
 //! and [`PrimaryMmu::dma_write`] are the exceptions: they may race with everything.
-//! No call allocates, blocks on another thread of this process, or calls back but what it was given
-//! for that.
+//! No call allocates, blocks on another thread of this process, or calls back.
 //!
 //! Linux counterpart: the page-table operations under `mm/` (zap, migrate, `userfaultfd`).
 
@@ -212,9 +211,8 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
 ///
 /// The caller owns the pages whose slots are named, too.
 pub trait ReuseFrames {
-    /// Calls `write` once with what is in the slot of `page`, which is not empty, for it to put
-    /// other contents there.
-    fn write_detached(&self, page: PageIndex, write: &mut dyn FnMut(&mut PageBuf));
+    /// Puts `contents` in place of those in the slot of `page`, which is not empty.
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf);
 
     /// Moves what is in as many slots, from that of `from` on, to the addresses of `run`, which are
     /// holes: writable without a trap. Wakes whoever waits there. The slots of the pages of `run`

@@ -468,22 +468,14 @@ impl PrimaryMmu for SimMmu {
 }
 
 impl ReuseFrames for SimMmu {
-    fn write_detached(&self, page: PageIndex, write: &mut dyn FnMut(&mut PageBuf)) {
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf) {
         let _owning = self.begin("write_detached", PageRun::single(page));
-        // Not where it is: what is called takes locks of its own.
-        let held = self
-            .page(page)
-            .lock()
-            .slot
-            .as_ref()
-            .map(|frame| *frame.contents());
-        if let Some(mut contents) = held {
-            write(&mut contents);
-            if let Some(frame) = self.page(page).lock().slot.as_mut() {
-                *frame.contents_mut() = contents;
-                return;
-            }
+        let mut at = self.page(page).lock();
+        if let Some(frame) = at.slot.as_mut() {
+            *frame.contents_mut() = *contents;
+            return;
         }
+        drop(at);
         breach(format_args!(
             "a write to the slot of page {page}, which is empty"
         ));

@@ -10,6 +10,7 @@
 
 use super::{Backing, CreateError, HostMmu, moving};
 use crate::region::Region;
+use crate::uaccess;
 use crate::uffd::{Track, Uffd, feature};
 use pinless_mm::addr::{PAGE_SIZE, PageBuf, PageIndex, PageRun};
 use pinless_mm::primary_mmu::{MapStopped, ReuseFrames};
@@ -46,14 +47,13 @@ impl Staging {
 /// Of a shared mapping, whose frames stay at their places in the file: see
 /// [`pinless_mm::primary_mmu::PrimaryMmu::reuse`].
 impl ReuseFrames for HostMmu {
-    fn write_detached(&self, page: PageIndex, write: &mut dyn FnMut(&mut PageBuf)) {
+    fn write_detached(&self, page: PageIndex, contents: &PageBuf) {
         self.assert_inside(PageRun::single(page));
-        let slot = self.private().slot(page) as *mut PageBuf;
-        // SAFETY: the slot lies in the area of slots, which lives as long as `self`, is memory of a
-        // kind that can be written, and holds bytes, of which any will do. Only operations on its
-        // page touch it, and the caller owns the page: so this is the only reference while `write`
-        // runs. If it is empty, the access is a SIGBUS, which ends the process.
-        write(unsafe { &mut *slot });
+        let slot = self.private().slot(page);
+        // SAFETY: 1. The slot lies in the area of slots, which lives as long as `self`, and is
+        // memory of a kind that can be written; no Rust reference to it exists. If it is empty, the
+        // access is a SIGBUS. 2. `contents` is memory of the caller's, apart from the slots.
+        unsafe { uaccess::copy_page(slot as *mut u8, contents.as_ptr()) };
     }
 
     fn map_detached(&self, run: PageRun, from: PageIndex) -> Result<(), MapStopped> {

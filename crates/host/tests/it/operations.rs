@@ -181,8 +181,8 @@ fn frames_go_from_slots_to_other_pages() {
     let reuse = mmu.reuse().expect("anonymous memory");
     fill(&mmu, 0..4);
     assert_eq!(detach(&mmu, PageRun::new(0, 4)), [Detached::Done; 4]);
-    reuse.write_detached(0, &mut |slot| *slot = pattern(4));
-    reuse.write_detached(1, &mut |slot| *slot = pattern(5));
+    reuse.write_detached(0, &pattern(4));
+    reuse.write_detached(1, &pattern(5));
     assert_eq!(reuse.map_detached(PageRun::new(4, 2), 0), Ok(()));
     check_contents(&mmu, 4, &pattern(4));
     check_contents(&mmu, 5, &pattern(5));
@@ -214,7 +214,7 @@ fn a_slot_with_zeros_can_be_written() {
     let reuse = mmu.reuse().expect("anonymous memory");
     mmu.map_zero(PageRun::single(0)).unwrap();
     assert_eq!(detach(&mmu, PageRun::single(0)), [Detached::Done]);
-    reuse.write_detached(0, &mut |slot| *slot = pattern(1));
+    reuse.write_detached(0, &pattern(1));
     assert_eq!(reuse.map_detached(PageRun::single(1), 0), Ok(()));
     check_contents(&mmu, 1, &pattern(1));
     mmu.map_zero(PageRun::single(0)).unwrap();

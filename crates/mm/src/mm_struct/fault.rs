@@ -178,8 +178,7 @@ impl<'a> FrameCharge<'a> {
         let vma = self.vma;
         match (&mut self.frame, access) {
             (Frame::Spare(spare), Access::Write) => {
-                spare.write(0, &mut |into| *into = *contents);
-                vma.install(page, || spare.map_only(page))
+                vma.install(page, || spare.fill(page, contents))
             }
             _ => {
                 // A page comes write-protected from the machine alone.
@@ -187,27 +186,6 @@ impl<'a> FrameCharge<'a> {
                 vma.install(page, || vma.primary().map_filled(page, contents, access))
             }
         }
-    }
-
-    /// Has `write` put contents into the frame, if there is one yet: where they stay until
-    /// [`map_written`](Self::map_written).
-    pub(super) fn write<R>(&self, write: impl FnOnce(&mut PageBuf) -> R) -> Option<R> {
-        let Frame::Spare(spare) = &self.frame else {
-            return None;
-        };
-        let (mut write, mut answer) = (Some(write), None);
-        spare.write(0, &mut |into| {
-            answer = write.take().map(|write| write(into))
-        });
-        answer
-    }
-
-    /// Puts a page with what was written at its address, writable.
-    pub(super) fn map_written(&mut self, page: PageIndex) -> Result<(), MmuError> {
-        let Frame::Spare(spare) = &mut self.frame else {
-            unreachable!("what was written is in a frame");
-        };
-        self.vma.install(page, || spare.map_only(page))
     }
 
     /// The same with zeros.

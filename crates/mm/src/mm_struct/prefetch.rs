@@ -226,9 +226,11 @@ impl Vma {
         let _in_flight = InFlight::new(&self.memcg().reclaim);
         let mut read = [(0, Word::EMPTY); AHEAD_MAX as usize];
         let mut nr = 0;
+        let mut contents = [0; PAGE_SIZE];
         while nr < spare.nr() {
             let Some(page) = pages.next() else { break };
-            if let Some(owned) = self.read_owned(page, |load| spare.write(nr, load)) {
+            if let Some(owned) = self.read_owned(page, &mut contents) {
+                spare.write(nr, &contents);
                 read[nr as usize] = (owned.page, owned.was);
                 nr += 1;
             }
@@ -257,18 +259,13 @@ impl Vma {
         nr_mapped
     }
 
-    /// Owns a page and has `place` read it from the store, if it is stored plainly. What is wrong
-    /// with its contents is told to whoever asks for them.
-    fn read_owned(
-        &self,
-        page: PageIndex,
-        place: impl FnOnce(&mut dyn FnMut(&mut PageBuf)),
-    ) -> Option<Owned> {
+    /// Owns a page and reads it from the store, if it is stored plainly. What is wrong with its
+    /// contents is told to whoever asks for them.
+    fn read_owned(&self, page: PageIndex, contents: &mut PageBuf) -> Option<Owned> {
         let seen = self.pages.load(page);
         let stored = self.stored_plainly(seen)?;
         let owned = self.try_own(page, seen)?;
-        let (owner, mut read) = (self.owner(page), Ok(()));
-        place(&mut |into| read = self.memcg().zswap.load(owner, stored, into));
+        let read = self.memcg().zswap.load(self.owner(page), stored, contents);
         if read.is_err() || self.gone().is_some() {
             self.restore(owned);
             return None;

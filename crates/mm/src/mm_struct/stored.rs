@@ -9,7 +9,7 @@ use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex};
 use crate::fault::{FaultError, StoreError};
 use crate::page::{State, Word};
-use crate::primary_mmu::{Access, MmuError};
+use crate::primary_mmu::Access;
 use crate::reclaim::InFlight;
 use crate::swap::{FileHandle, Stored};
 use core::sync::atomic::Ordering;
@@ -28,35 +28,12 @@ impl Vma {
         &self,
         owned: Owned,
         demand: Demand,
-        mut charge: FrameCharge<'_>,
+        charge: FrameCharge<'_>,
     ) -> Result<(), FaultError> {
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
-        let owner = self.owner(owned.page);
-        let load = |into: &mut PageBuf| self.memcg().zswap.load(owner, stored, into);
-        if self.is_kept(stored, demand) {
-            return self.fill_copied(owned, demand, charge, load);
-        }
-        match charge.write(load) {
-            None => self.fill_copied(owned, demand, charge, load),
-            Some(Err(cause)) => Err(self.lose_stored(owned, cause)),
-            Some(Ok(())) => {
-                let filled = charge.map_written(owned.page);
-                self.note_filled((owned, demand), charge, false, filled)
-            }
-        }
-    }
-
-    /// Fills an owned page with what `load` gives, which the machine copies.
-    #[inline(never)]
-    fn fill_copied(
-        &self,
-        owned: Owned,
-        demand: Demand,
-        charge: FrameCharge<'_>,
-        load: impl FnOnce(&mut PageBuf) -> Result<(), StoreError>,
-    ) -> Result<(), FaultError> {
         let mut contents = [0; PAGE_SIZE];
-        match load(&mut contents) {
+        let zswap = &self.memcg().zswap;
+        match zswap.load(self.owner(owned.page), stored, &mut contents) {
             Ok(()) => self.fill_with(owned, demand, charge, &contents),
             Err(cause) => Err(self.lose_stored(owned, cause)),
         }
@@ -144,17 +121,6 @@ impl Vma {
             Stored::SameFilled(0) if is_kept => charge.map_zero(page),
             _ => charge.fill(page, contents, access),
         };
-        self.note_filled((owned, demand), charge, is_kept, filled)
-    }
-
-    /// The machine has filled a stored page, or could not.
-    fn note_filled(
-        &self,
-        (owned, demand): (Owned, Demand),
-        charge: FrameCharge<'_>,
-        is_kept: bool,
-        filled: Result<(), MmuError>,
-    ) -> Result<(), FaultError> {
         if let Err(error) = filled {
             self.restore(owned);
             return Err(error.into());

@@ -86,7 +86,7 @@ pub(crate) struct Control {
     kicked: AtomicBool,
     idle: Mutex<()>,
     wake: Condvar,
-    scratches: [Mutex<Workspace>; crate::limits::SCRATCHES],
+    workspaces: [Mutex<Workspace>; crate::limits::WORKSPACES],
     pub(crate) refused: RefusedQueue,
     pub(crate) stuck: StuckTable,
     /// Advice and teardowns that wait for devices.
@@ -203,7 +203,9 @@ impl Control {
             kicked: AtomicBool::new(false),
             idle: Mutex::new("mm.reclaim.idle", ()),
             wake: Condvar::new("mm.reclaim.wake"),
-            scratches: core::array::from_fn(|_| Mutex::new("mm.reclaim.scratch", Workspace::new())),
+            workspaces: core::array::from_fn(|_| {
+                Mutex::new("mm.reclaim.workspace", Workspace::new())
+            }),
             refused: RefusedQueue::new(),
             stuck: StuckTable::new(),
             pending: Pending::new(),
@@ -520,10 +522,10 @@ impl Memcg {
 
     /// Lends the caller a workspace; waits for one when all are in use.
     pub(crate) fn with_workspace<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
-        let scratches = &self.reclaim.scratches;
-        let free = scratches.iter().find_map(|scratch| scratch.try_lock());
-        let mut scratch = free.unwrap_or_else(|| scratches[0].lock());
-        work(&mut scratch)
+        let workspaces = &self.reclaim.workspaces;
+        let free = workspaces.iter().find_map(|space| space.try_lock());
+        let mut space = free.unwrap_or_else(|| workspaces[0].lock());
+        work(&mut space)
     }
 }
 

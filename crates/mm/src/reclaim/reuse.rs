@@ -87,11 +87,11 @@ impl<'a, const N: usize> Spare<'a, N> {
         (self.nr > 0).then_some(self)
     }
 
-    /// Has `write` put contents into the frame with this number, which has others in it.
-    pub(crate) fn write(&self, nth: u32, write: &mut dyn FnMut(&mut PageBuf)) {
+    /// Puts contents into the frame with this number.
+    pub(crate) fn write(&self, nth: u32, contents: &PageBuf) {
         assert!(nth < self.nr, "there is no frame number {nth}");
         let slot = self.frames[nth as usize].page;
-        self.machine.write_detached(slot, write);
+        self.machine.write_detached(slot, contents);
     }
 
     /// Moves the first frames that were not moved yet to the addresses of `run`, whose pages the
@@ -108,8 +108,9 @@ impl<'a, const N: usize> Spare<'a, N> {
         mapped.map(|()| run.nr)
     }
 
-    /// Puts the only frame that is here at the address of `page`, with what was written.
-    pub(crate) fn map_only(&mut self, page: PageIndex) -> Result<(), MmuError> {
+    /// Puts a page with `contents` at its address, in the only frame that is here.
+    pub(crate) fn fill(&mut self, page: PageIndex, contents: &PageBuf) -> Result<(), MmuError> {
+        self.write(0, contents);
         let mapped = self.map(PageRun::single(page));
         mapped.map(drop).map_err(|stopped| stopped.error)
     }

@@ -1,8 +1,10 @@
 //! Whether it is worth trying to compress something.
 //!
-//! What is compressed or encrypted already has every byte about as often as any other, and no codec
-//! makes it smaller. To find that out by trying takes several times as long as to look at a few of
-//! its bytes.
+//! What is compressed or encrypted already has every byte about as often as any other and repeats
+//! nothing, and no codec makes it smaller. To find that out by trying takes several times as long
+//! as to look at a few of its bytes.
+//!
+//! The look can be wrong: then contents take more room than they need to.
 //!
 //! Linux counterpart: the byte set of `btrfs_compress_heuristic`.
 
@@ -15,30 +17,43 @@ const NR_WORDS: usize = NR_SAMPLES / WORD_BYTES;
 const BYTES_MIN: usize = 4 * NR_SAMPLES;
 
 /// Of as many bytes by chance, 101 values are expected, and seldom fewer than this. Text has fewer
-/// than sixty, programs, pointers and most numbers fewer than ninety.
-const VALUES_MIN: u32 = 90;
+/// than sixty; programs, pointers and small numbers have fewer than ninety.
+const VALUES_MIN: usize = 90;
 
-/// How far the words are from where their equal shares of the bytes begin: by a step that is no
-/// fraction of any record's length, or only one field of each record would be seen.
-const STEP: usize = 37;
-
-/// Whether the bytes are as good as chance, as far as a few of them tell. Contents that repeat only
-/// over long distances look so, too.
+/// Whether the bytes are as good as chance, as far as a few of them tell.
 pub(super) fn looks_random(bytes: &[u8]) -> bool {
-    if bytes.len() < BYTES_MIN {
-        return false;
-    }
+    bytes.len() >= BYTES_MIN && nr_values(bytes) >= VALUES_MIN && !has_echo(bytes)
+}
+
+/// How many values are among the sampled bytes: words from all over, a share of the bytes for each.
+fn nr_values(bytes: &[u8]) -> usize {
     let share = bytes.len() / NR_WORDS;
     // A byte for each value: a bit would wait for the one before in its word.
     let mut seen = [0_u8; 256];
-    for (nth, share) in bytes.chunks_exact(share).take(NR_WORDS).enumerate() {
-        let at = nth * STEP % (share.len() - WORD_BYTES + 1);
+    let mut place: u32 = 0;
+    for share in bytes.chunks_exact(share).take(NR_WORDS) {
+        // Anywhere in it, at no distances that a record could have: or only one field would be
+        // seen. (Numerical Recipes' generator.)
+        place = place.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let at = (place >> 16) as usize % (share.len() - WORD_BYTES + 1);
         for &byte in &share[at..at + WORD_BYTES] {
             seen[usize::from(byte)] = 1;
         }
     }
-    let nr_values: u32 = seen.iter().copied().map(u32::from).sum();
-    nr_values >= VALUES_MIN
+    seen.iter().copied().map(usize::from).sum()
+}
+
+/// Whether the four bytes in the middle come once more, as they do where contents are periodic,
+/// whatever they are.
+fn has_echo(bytes: &[u8]) -> bool {
+    let words = bytes.as_chunks().0;
+    let word = u32::from_ne_bytes(words[words.len() / 2]);
+    // No early end: so many are compared at once.
+    let nr_equal: u32 = words
+        .iter()
+        .map(|other| u32::from(u32::from_ne_bytes(*other) == word))
+        .sum();
+    nr_equal > 1
 }
 
 #[cfg(test)]
@@ -77,9 +92,12 @@ mod tests {
 
     #[test]
     fn what_a_codec_makes_smaller_does_not() {
-        let rows: [(&str, Vec<u8>); 7] = [
+        let block: Vec<u8> = chance(2).take(512).collect();
+        let rows: [(&str, Vec<u8>); 10] = [
             ("zeros", page(|_, _| 0)),
-            ("a number for each byte", page(|at, _| at as u8 / 4)),
+            ("a number for each byte", page(|at, _| at as u8)),
+            ("a block again and again", page(|at, _| block[at % 512])),
+            ("the same, of another length", page(|at, _| block[at % 136])),
             ("letters", page(|_, chance| b'a' + chance % 26)),
             ("all of base64", page(|_, chance| b' ' + chance % 64)),
             (
@@ -87,6 +105,13 @@ mod tests {
                 page(|at, chance| match at % 8 {
                     0..3 => chance,
                     5 => 0x7f,
+                    _ => 0,
+                }),
+            ),
+            (
+                "records with a key",
+                page(|at, chance| match at % 44 {
+                    0..8 => chance,
                     _ => 0,
                 }),
             ),
