@@ -332,11 +332,9 @@ impl Settling {
             let _paused = Paused::enter();
             state.wait_for_oldest(self.deadline);
         }
-        if state.nr < SETTLE_QUEUE {
-            let at = (state.first + state.nr) % SETTLE_QUEUE;
-            state.queue[at] = Some((fence.clone(), self.holder.get()));
-            state.nr += 1;
-        }
+        let at = (state.first + state.nr) % SETTLE_QUEUE;
+        state.queue[at] = Some((fence.clone(), self.holder.get()));
+        state.nr += 1;
     }
 
     /// Whether there was nothing to wait for.

@@ -238,6 +238,45 @@ fn a_misuse_is_told_of_the_one_among_many_whose_it_is() {
     }
 }
 
+/// One of those who walk the page table, which waits for brackets in its callback, if it is wrong.
+struct NosyWalker {
+    notifiers: Arc<Notifiers>,
+    is_wrong: bool,
+}
+
+impl TlbUser for NosyWalker {
+    fn flush(&self, _: &Range, _: &TlbContext<'_>) {
+        if self.is_wrong {
+            self.notifiers.synchronize();
+        }
+    }
+}
+
+#[test]
+fn a_misuse_is_told_of_the_one_who_walks_whose_it_is() {
+    let names = ["oldest", "middle", "newest"];
+    for wrong in 0..3 {
+        let notifiers = Arc::new(Notifiers::new(MmId(1)));
+        let reports = Arc::new(ShortLock::new("test.reports", Vec::new()));
+        let sink = Arc::clone(&reports);
+        notifiers.on_misuse(move |report| sink.lock().push(report.to_string()));
+        let walkers = [0, 1, 2].map(|nth| {
+            let walker = NosyWalker {
+                notifiers: Arc::clone(&notifiers),
+                is_wrong: nth == wrong,
+            };
+            notifiers.subscribe_tlb(names[nth], Arc::new(walker))
+        });
+        notifiers.flush_tlb_users(Vaddr(0), Vaddr(0x1000), Event::Protection);
+        let reports = reports.lock().clone();
+        let [report] = &reports[..] else {
+            panic!("{reports:?}");
+        };
+        assert!(report.contains(names[wrong]), "{report}");
+        drop(walkers);
+    }
+}
+
 struct Walker;
 
 impl TlbUser for Walker {
