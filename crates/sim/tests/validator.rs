@@ -95,7 +95,6 @@ fn is_found(fault: Inject, strategy: Strategy) -> bool {
             .as_found()
             .find(move |sim| program(sim, fault)),
     };
-    println!("{fault:?}, {strategy:?}: {} runs", explored.nr_runs);
     explored.failure.is_some()
 }
 
