@@ -61,16 +61,15 @@ pub(super) fn compress<'a>(contents: &PageBuf, scratch: &'a mut Scratch) -> Opti
     let (head, pattern) = split_tail(contents);
     let (prefix, body) = scratch.output.split_at_mut(PREFIX_BYTES);
     let mut head_bytes = head.len() as u16;
-    let mut len = head.len();
-    if !looks_random(head) {
-        len = compress_into_with_table(head, body, &mut scratch.table)
-            .expect("the output has room for the worst page");
-    }
-    if len >= head.len() {
-        len = head.len();
-        body[..len].copy_from_slice(head);
+    let tried = (!looks_random(head)).then(|| {
+        compress_into_with_table(head, body, &mut scratch.table)
+            .expect("the output has room for the worst page")
+    });
+    let len = tried.filter(|&len| len < head.len()).unwrap_or_else(|| {
+        body[..head.len()].copy_from_slice(head);
         head_bytes |= RAW;
-    }
+        head.len()
+    });
     prefix[..2].copy_from_slice(&head_bytes.to_ne_bytes());
     prefix[2..].copy_from_slice(&pattern);
     let len = PREFIX_BYTES + len;

@@ -13,11 +13,11 @@ const NR_SAMPLES: usize = 128;
 const WORD_BYTES: usize = 8;
 const NR_WORDS: usize = NR_SAMPLES / WORD_BYTES;
 
-/// Less than this is compressed as soon as looked at.
+/// What is shorter is compressed as soon as looked at.
 const BYTES_MIN: usize = 4 * NR_SAMPLES;
 
-/// Of as many bytes by chance, 101 values are expected, and seldom fewer than this. Text has fewer
-/// than sixty; programs, pointers and small numbers have fewer than ninety.
+/// Of as many bytes by chance, 101 values are expected, and seldom fewer than this. Text has hardly
+/// sixty, and programs, pointers and small numbers seldom so many.
 const VALUES_MIN: usize = 90;
 
 /// Whether the bytes are as good as chance, as far as a few of them tell.
@@ -59,20 +59,12 @@ fn has_echo(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::next;
     use super::*;
     use crate::addr::PAGE_SIZE;
 
-    /// Sebastiano Vigna's splitmix64.
-    fn chance(seed: u64) -> impl Iterator<Item = u8> {
-        let mut state = seed;
-        core::iter::repeat_with(move || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)).to_ne_bytes()
-        })
-        .flatten()
+    fn chance(mut seed: u64) -> impl Iterator<Item = u8> {
+        core::iter::repeat_with(move || next(&mut seed).to_ne_bytes()).flatten()
     }
 
     /// A page whose byte at each place `byte` makes of chance.
@@ -123,10 +115,7 @@ mod tests {
                     _ => 0,
                 }),
             ),
-            (
-                "a word again and again",
-                page(|at, _| chance(9).nth(at % 8).expect("no end")),
-            ),
+            ("a word again and again", page(|at, _| block[at % 8])),
         ];
         for (what, page) in rows {
             assert!(!looks_random(&page), "{what}");
@@ -134,7 +123,7 @@ mod tests {
         }
     }
 
-    /// So does what is too short to tell, and where it pays little.
+    /// Nor does what is so short that the look pays little.
     #[test]
     fn what_is_short_does_not() {
         let page = page(|_, chance| chance);

@@ -38,7 +38,8 @@ const KINDS: [Kind; 7] = [
     Kind::HalfRandom,
 ];
 
-fn next(state: &mut u64) -> u64 {
+/// Random numbers that a seed repeats: splitmix64 (Steele, Lea, Flood 2014).
+pub(super) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -225,8 +225,7 @@ impl Thread {
             *latency_ns = u32::try_from(ns).unwrap_or(u32::MAX);
             last = now;
         }
-        cpu_ns_of("/proc/thread-self/schedstat")
-            .map_err(|error| BenchError(format!("cannot read the processor time: {error}")))
+        cpu_ns_of("/proc/thread-self/schedstat").map_err(unreadable)
     }
 }
 
@@ -277,9 +276,12 @@ fn measure(region: &dyn Region, threads: &mut [Thread]) -> Result<Measurement, B
 /// What reading of a task says that is just ending.
 const ESRCH: i32 = 3;
 
+fn unreadable(error: io::Error) -> BenchError {
+    BenchError(format!("cannot read the processor time: {error}"))
+}
+
 /// Processor time of all threads that live.
 fn cpu_ns() -> Result<u64, BenchError> {
-    let unreadable = |error| BenchError(format!("cannot read the processor time: {error}"));
     let mut sum = 0;
     for task in fs::read_dir("/proc/self/task").map_err(unreadable)? {
         let path = task.map_err(unreadable)?.path().join("schedstat");
