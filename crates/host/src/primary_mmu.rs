@@ -539,6 +539,15 @@ impl PrimaryMmu for HostMmu {
         }
     }
 
+    fn detaches_over_holes(&self) -> bool {
+        match &self.backing {
+            // A move that may meet holes does not say where they were.
+            Backing::Private(_) => false,
+            // Entries are taken out of a range, whatever is there.
+            Backing::Shared(_) => true,
+        }
+    }
+
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         self.admit(run)?;
         match &self.backing {

@@ -124,6 +124,12 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// [`MmuError::Gone`] when the range was changed; `outcome` is valid all the same.
     fn detach(&self, run: PageRun, outcome: &mut [Detached]) -> Result<(), MmuError>;
 
+    /// Whether one [`detach`](Self::detach) of a run with holes costs less than one of each part
+    /// between them.
+    fn detaches_over_holes(&self) -> bool {
+        false
+    }
+
     /// Moves the pages of `run` from their slots back to their addresses, writable without a
     /// trap, and wakes whoever waits. Every page of the run is in its slot.
     ///

@@ -381,6 +381,11 @@ impl PrimaryMmu for SimMmu {
         stopped.map_or(Ok(()), |page| Err(MmuError::Gone { page }))
     }
 
+    /// So that this way is looked at under all schedules, too.
+    fn detaches_over_holes(&self) -> bool {
+        true
+    }
+
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         let _owning = self.begin("reattach", run);
         run.pages().try_for_each(|page| self.reattach_one(page))

@@ -121,12 +121,8 @@ pub(super) fn detach(
         run,
         left: run,
         outcome,
-        // Runs of reclaim have holes more often than not, and a stop costs more than a look.
-        holes: if run.nr == 1 {
-            Holes::Refuse
-        } else {
-            Holes::Allow
-        },
+        // Success then says it all, and to ask the page map costs as much as to move a page.
+        holes: Holes::Refuse,
         nr_retries: 0,
         error: None,
     };

@@ -251,9 +251,15 @@ impl Vma {
         let mut detached = 0;
         let mut batch = Batch::new();
         let hull = chosen.hull(window.first);
+        let over_holes = self.primary().detaches_over_holes();
         for page in hull.pages() {
             let is_chosen = chosen.contains(page - window.first);
-            match self.own_to_detach(page, is_chosen, bracket) {
+            let owned = if is_chosen || over_holes {
+                self.own_to_detach(page, is_chosen, bracket)
+            } else {
+                None
+            };
+            match owned {
                 Some(owned) => batch.push(owned, is_chosen),
                 None => {
                     if is_chosen {
@@ -268,7 +274,7 @@ impl Vma {
 
     /// Owns a chosen page that nobody has used since, or a page between two chosen ones that has
     /// nothing at its address: it must stay so while one machine operation goes over the whole
-    /// run.
+    /// run, where the machine is better at that.
     fn own_to_detach(
         &self,
         page: PageIndex,

@@ -51,6 +51,10 @@ impl PrimaryMmu for SlowToMap {
         self.inner.detach(run, outcome)
     }
 
+    fn detaches_over_holes(&self) -> bool {
+        self.inner.detaches_over_holes()
+    }
+
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         self.inner.reattach(run)
     }

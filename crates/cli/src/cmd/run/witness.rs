@@ -162,6 +162,10 @@ impl PrimaryMmu for Watched {
         self.machine.detach(run, outcome)
     }
 
+    fn detaches_over_holes(&self) -> bool {
+        self.machine.detaches_over_holes()
+    }
+
     fn reattach(&self, run: PageRun) -> Result<(), MmuError> {
         self.machine.reattach(run)
     }
