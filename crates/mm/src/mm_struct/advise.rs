@@ -189,7 +189,7 @@ impl Vma {
                 continue;
             }
             match self.fault_in(page, Demand::Ahead, FrameSource::Free) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(FaultError::NoFrame { .. }) => return Ok(()),
                 Err(error) => return Err(AdviseError::Fault(error)),
             }

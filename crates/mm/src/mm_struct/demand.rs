@@ -14,6 +14,9 @@ use crate::primary_mmu::Access;
 pub(super) enum Demand {
     /// An access of the processor, which goes on as soon as the page is there: nobody sees it then.
     Trap(Access),
+    /// A pin, which the page has from the moment at which it comes: nobody takes it away before it
+    /// was used.
+    Pin(Access),
     /// A use that the caller tells of when the page is there, by [`Word::used`].
     Use(Access),
     /// Nobody has asked for it yet: it is not written, and no sign that it was taken too early.
@@ -24,15 +27,16 @@ impl Demand {
     /// What the page must allow.
     pub(super) fn access(self) -> Access {
         match self {
-            Self::Trap(access) | Self::Use(access) => access,
+            Self::Trap(access) | Self::Pin(access) | Self::Use(access) => access,
             Self::Ahead => Access::Read,
         }
     }
 
-    /// The word of a page that is there now, and was found or made as `word`.
+    /// The word of a page that has come now, and was found or made as `word`.
     pub(super) fn arrive(self, word: Word) -> Word {
         match self {
             Self::Trap(_) => word.used(),
+            Self::Pin(_) => word.pinned().expect("a page that was away has no pins"),
             Self::Use(_) | Self::Ahead => word,
         }
     }

@@ -53,11 +53,13 @@ impl FaultHandler for Vma {
     fn fault(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
         self.mm().notifiers().note_touch();
         self.fault_in(page, Demand::Trap(access), FrameSource::Wait)
+            .map(drop::<Resolved>)
     }
 
     fn serve(&self, page: PageIndex, access: Access) -> Result<(), FaultError> {
         self.mm().notifiers().note_touch();
         self.fault_in(page, Demand::Trap(access), FrameSource::Serve)
+            .map(drop::<Resolved>)
     }
 
     fn denied(&self, page: PageIndex) -> FaultError {
@@ -86,10 +88,12 @@ impl FaultHandler for Vma {
 
 /// How a fault was resolved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Resolved {
-    /// Without the store.
+pub(super) enum Resolved {
+    /// The page did not come: it was there, or is not yet. Whoever uses it looks again.
+    InPlace,
+    /// It came without the store, and is as the demand has it.
     Softly,
-    /// The contents came from the store.
+    /// It came from the store.
     Hard,
 }
 
@@ -237,15 +241,15 @@ impl Vma {
         page: PageIndex,
         demand: Demand,
         source: FrameSource,
-    ) -> Result<(), FaultError> {
-        let fault = self.resolve_fault(page, demand, source)?;
+    ) -> Result<Resolved, FaultError> {
+        let resolved = self.resolve_fault(page, demand, source)?;
         match source {
             FrameSource::Free => {}
-            _ if fault == Resolved::Softly => {}
+            _ if resolved != Resolved::Hard => {}
             FrameSource::Wait | FrameSource::Serve => self.prefetch(page, Effort::Fault),
             FrameSource::Reclaim(_) => self.prefetch(page, Effort::Direct),
         }
-        Ok(())
+        Ok(resolved)
     }
 
     fn resolve_fault(
@@ -351,7 +355,10 @@ impl Vma {
                 self.reattach(owned, demand)?;
                 self.stat().soft_fault_ns.record(elapsed_ns());
             }
-            State::Resident | State::Evicting => self.refault(owned, demand.access())?,
+            State::Resident | State::Evicting => {
+                self.refault(owned, demand.access())?;
+                return Ok(Resolved::InPlace);
+            }
             State::Moving | State::Poisoned => unreachable!("handled before the page was owned"),
         }
         Ok(Resolved::Softly)

@@ -7,7 +7,7 @@
 //! Linux counterpart: `pin_user_pages`, `unpin_user_pages`.
 
 use super::demand::Demand;
-use super::fault::FrameSource;
+use super::fault::{FrameSource, Resolved};
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
@@ -134,14 +134,15 @@ impl Vma {
             }
             let seen = self.pages.load(page);
             let is_usable = access == Access::Read || !seen.is_protected();
-            if !(seen.is_mapped() && is_usable) {
-                self.fault_in(page, Demand::Use(access), source)
-                    .map_err(|error| PinError::Fault { page, error })?;
-                continue;
-            }
-            let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;
-            // This also rescues a page that reclaim has chosen.
-            if self.try_change(page, seen, pinned.with_state(State::Resident)) {
+            let is_pinned = if seen.is_mapped() && is_usable {
+                let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;
+                // This also rescues a page that reclaim has chosen.
+                self.try_change(page, seen, pinned.with_state(State::Resident))
+            } else {
+                let resolved = self.fault_in(page, Demand::Pin(access), source);
+                resolved.map_err(|error| PinError::Fault { page, error })? != Resolved::InPlace
+            };
+            if is_pinned {
                 self.mm().rss.pins.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }

@@ -136,7 +136,7 @@ impl Vma {
         let stored = owned.was.copy().expect("a swapped page has a stored copy");
         let filled = owned.was.with_state(State::Resident).unsettled();
         let back = match demand {
-            Demand::Trap(_) | Demand::Use(_) => self.refault_as(filled),
+            Demand::Trap(_) | Demand::Pin(_) | Demand::Use(_) => self.refault_as(filled),
             Demand::Ahead => filled,
         };
         let next = demand.arrive(back.fresh());

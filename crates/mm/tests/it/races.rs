@@ -4,9 +4,11 @@ use crate::machine::OnThreads;
 use lockdep::scheduler::{Point, Scheduler, Wake, install};
 use lockdep::sync::{Completion, Mutex, Waited};
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::gfp::Gfp;
 use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::MmHandle;
 use pinless_mm::page::State;
+use pinless_mm::primary_mmu::Access;
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::{Advice, Memcg};
 use std::sync::Arc;
@@ -215,4 +217,60 @@ fn a_fault_looks_at_a_bounded_number_of_windows() {
         // 16 windows in each of two rounds, in pieces of four pages.
         assert!(most <= 96, "{most} pieces in one fault");
     }
+}
+
+/// A page that is brought in for a pin cannot be taken before it has it: one fault is enough, though
+/// somebody puts the page away at every moment at which it is at its address.
+#[test]
+fn a_page_that_comes_for_a_pin_comes_pinned() {
+    #[track_caller]
+    fn check(put_away: Option<Advice>, access: Access, counter: &str) {
+        let machine = OnThreads::new();
+        let limits = Limits::new(64 * PAGE_SIZE as u64);
+        let memcg = Memcg::new(limits, machine.clock()).expect("limits");
+        let mm = memcg.new_mm("pinning");
+        let mapping = machine.map(&mm, 4);
+        let page = PageRun::single(0);
+        if let Some(put_away) = put_away {
+            mapping.write(0, &incompressible(1)).expect("a frame");
+            let advised = mapping.vma().advise(page, put_away);
+            advised.expect("nobody refuses");
+        }
+        let nr_taken = Arc::new(AtomicU64::new(0));
+        let hook = At({
+            let (mapping, nr_taken) = (mapping.clone(), nr_taken.clone());
+            move |point: Point| {
+                let is_there = || mapping.vma().page_state(0) == State::Resident;
+                // Not without end, so that a test that fails ends.
+                if point.class == "mm.page" && is_there() && nr_taken.load(Relaxed) < 3 {
+                    nr_taken.fetch_add(1, Relaxed);
+                    page_out(&*mapping, 0);
+                }
+            }
+        });
+        let before = count_of(&memcg, counter);
+        let hook = install(Arc::new(hook));
+        let pin = mapping.vma().pin(page, access, Gfp::Kernel);
+        let pin = pin.expect("a frame");
+        drop(hook);
+        let case = format!("{put_away:?}, {access:?}");
+        assert_eq!(count_of(&memcg, counter) - before, 1, "{case}: {counter}");
+        assert_eq!(nr_taken.load(Relaxed), 0, "{case}: taken before its use");
+        page_out(&*mapping, 0);
+        assert_eq!(mapping.vma().page_state(0), State::Resident, "{case}");
+        drop(pin);
+        page_out(&*mapping, 0);
+        assert_eq!(mapping.vma().page_state(0), State::Swapped, "{case}");
+    }
+    for access in [Access::Read, Access::Write] {
+        check(None, access, "pgfault_zero");
+        check(Some(Advice::Cold), access, "pgfault_soft");
+        check(Some(Advice::PageOut), access, "pgmajfault");
+    }
+}
+
+fn count_of(memcg: &Memcg, counter: &str) -> u64 {
+    let stat = memcg.stat();
+    let found = stat.counters().find(|(name, _)| *name == counter);
+    found.expect("a counter of that name").1
 }
