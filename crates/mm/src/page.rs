@@ -66,7 +66,8 @@ const CAUSES: [StoreError; 3] = [
     StoreError::Unreadable,
 ];
 
-/// Bits of a shadow: a page that is stored has no pins, and keeps it in their place.
+/// Bits of a shadow: a page that is stored has no pins, and keeps it in their place. (One that
+/// something else took away under its pins has them, and no shadow.)
 pub(crate) const SHADOW_BITS: u32 = 10;
 
 const STATE_MASK: u64 = 0x7;

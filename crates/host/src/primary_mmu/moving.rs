@@ -254,6 +254,11 @@ impl Detach<'_> {
         match errno.0 {
             // Somebody is looking at the page, or the answer makes no sense: try again.
             libc::EAGAIN | libc::EEXIST if self.nr_retries <= NR_RETRIES_MAX => Ok(()),
+            // A hole, into which the mark of a refused fault has come since.
+            libc::ENOENT if self.holes == Holes::Refuse => {
+                self.holes = Holes::Allow;
+                Ok(())
+            }
             // Pinned; or a mark, such as poison, that cannot move.
             libc::EBUSY | libc::EFAULT | libc::EAGAIN | libc::EEXIST => {
                 self.nr_retries = 0;

@@ -6,6 +6,7 @@
 //!
 //! Linux counterpart: `folio_mark_accessed`.
 
+use crate::limits::PINS_PER_PAGE_MAX;
 use crate::page::Word;
 use crate::primary_mmu::Access;
 
@@ -32,11 +33,17 @@ impl Demand {
         }
     }
 
+    /// Whether a page that is not there, found as `word`, can be brought in for this. It may have
+    /// pins, if something else took it away under them.
+    pub(super) fn fits(self, word: Word) -> bool {
+        !matches!(self, Self::Pin(_)) || word.pins() < PINS_PER_PAGE_MAX
+    }
+
     /// The word of a page that has come now, and was found or made as `word`.
     pub(super) fn arrive(self, word: Word) -> Word {
         match self {
             Self::Trap(_) => word.used(),
-            Self::Pin(_) => word.pinned().expect("a page that was away has no pins"),
+            Self::Pin(_) => word.pinned().expect("asked before: `fits`"),
             Self::Use(_) | Self::Ahead => word,
         }
     }

@@ -274,6 +274,9 @@ impl Vma {
                 return Err(error);
             }
             let seen = self.pages.load(page);
+            if !demand.fits(seen) {
+                return Ok(Resolved::InPlace);
+            }
             match seen.state() {
                 State::Moving => {
                     charge.stop_holding();

@@ -12,6 +12,7 @@ use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
 use crate::gfp::{Gfp, might_alloc};
+use crate::limits::PINS_PER_PAGE_MAX;
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::fmt;
@@ -133,6 +134,9 @@ impl Vma {
                 return Err(PinError::Fault { page, error });
             }
             let seen = self.pages.load(page);
+            if seen.pins() == PINS_PER_PAGE_MAX {
+                return Err(PinError::TooManyPins { page });
+            }
             let is_usable = access == Access::Read || !seen.is_protected();
             let is_pinned = if seen.is_mapped() && is_usable {
                 let pinned = seen.pinned().ok_or(PinError::TooManyPins { page })?;

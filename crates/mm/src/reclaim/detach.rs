@@ -251,7 +251,9 @@ impl Vma {
         let mut detached = 0;
         let mut batch = Batch::new();
         let hull = chosen.hull(window.first);
-        let over_holes = self.primary().detaches_over_holes();
+        // Who walks the page table is told of each run.
+        let over_holes =
+            self.primary().detaches_over_holes() || self.mm().notifiers().has_tlb_users();
         for page in hull.pages() {
             let is_chosen = chosen.contains(page - window.first);
             let owned = if is_chosen || over_holes {

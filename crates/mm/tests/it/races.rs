@@ -3,14 +3,16 @@
 use crate::machine::OnThreads;
 use lockdep::scheduler::{Point, Scheduler, Wake, install};
 use lockdep::sync::{Completion, Mutex, Waited};
-use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::addr::{PAGE_SIZE, PageRun, Vaddr};
+use pinless_mm::fault::FaultHandler;
 use pinless_mm::gfp::Gfp;
-use pinless_mm::limits::Limits;
-use pinless_mm::mm_struct::MmHandle;
+use pinless_mm::limits::{Limits, PINS_PER_PAGE_MAX};
+use pinless_mm::mm_struct::{MmHandle, PinError};
 use pinless_mm::page::State;
-use pinless_mm::primary_mmu::Access;
+use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::{Advice, Memcg};
+use pinless_sim::{Frames, SimMmu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -267,6 +269,38 @@ fn a_page_that_comes_for_a_pin_comes_pinned() {
         check(Some(Advice::Cold), access, "pgfault_soft");
         check(Some(Advice::PageOut), access, "pgmajfault");
     }
+}
+
+/// Something takes a page away that is pinned as often as a page can be. It comes back for whoever
+/// uses it, and one more pin is refused as it would be without that.
+#[test]
+fn a_page_that_is_gone_under_all_its_pins_takes_no_more() {
+    let limits = Limits::new(64 * PAGE_SIZE as u64);
+    let memcg = Memcg::new(limits, OnThreads::new().clock()).expect("limits");
+    let mm = memcg.new_mm("pinning");
+    let mmu = SimMmu::new(Vaddr(0x5000_0000), 4, &Frames::new(64));
+    let vma = mm.map(Arc::clone(&mmu) as Arc<dyn PrimaryMmu>);
+    let (vma, page) = (vma.expect("a mapping"), PageRun::single(0));
+    mmu.cpu_write(&*vma, 0, &incompressible(1))
+        .expect("a frame");
+    vma.advise(page, Advice::PageOut).expect("nobody refuses");
+    let pin = || vma.pin(page, Access::Read, Gfp::Kernel);
+    let pins: Vec<_> = (0..PINS_PER_PAGE_MAX)
+        .map(|_| pin().expect("one more"))
+        .collect();
+    let refused = PinError::TooManyPins { page: 0 };
+    assert_eq!(pin().err(), Some(refused));
+    mmu.foreign_discard(page);
+    // The books find out, and have it in the store; whoever comes next brings it in.
+    vma.fault(0, Access::Read).expect("found gone");
+    assert_eq!(vma.page_state(0), State::Swapped);
+    assert_eq!(pin().err(), Some(refused));
+    vma.fault(0, Access::Read).expect("a frame");
+    assert_eq!(vma.page_state(0), State::Resident);
+    assert_eq!(pin().err(), Some(refused));
+    drop(pins);
+    drop(pin().expect("all are gone"));
+    assert_eq!(memcg.stat().pages_lost, 0);
 }
 
 fn count_of(memcg: &Memcg, counter: &str) -> u64 {
