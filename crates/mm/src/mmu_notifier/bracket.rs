@@ -8,7 +8,7 @@ use super::error::{BracketError, Cause, Refused};
 use super::member::{How, Member};
 use super::misuse::Misuse;
 use super::range::{Mode, Range};
-use super::registry::{Handle, Registry};
+use super::registry::{Handle, Owed, Registry};
 use super::stats::{Inject, add_one};
 use super::tree::Only;
 use super::version::{Common, Version};
@@ -334,20 +334,23 @@ impl Registry {
     }
 
     /// Calls `release` of everybody, waits for what they settled, and takes them out. Calls nobody
-    /// while one of them is overdue: then it is for the caller to come again.
+    /// while one of them is overdue: then it is for the caller to come again. Called again, it
+    /// waits for what had not signalled, and calls nobody.
     pub(super) fn release(&self, settle_deadline: Duration) -> Result<(), BracketError> {
         self.check_overdue()?;
         let Some(handle) = self.close() else {
+            self.settle_release(settle_deadline)?;
+            if self.is_whole() {
+                self.forget_all();
+            }
             return Ok(());
         };
-        let version = handle.version();
-        let settling = Settling::new(settle_deadline);
+        let settling = Settling::collecting();
         let cx = Blockable::new(&settling);
-        let mut nr = 0;
+        let mut owed = Vec::new();
         let mut panicked = None;
+        let version = handle.version();
         let _: ControlFlow<()> = version.visit_all(&mut |member| {
-            settling.enter(nr);
-            nr += 1;
             let (common, callback) = (&version.common, Callback::Release);
             let answer = contain_member(common, Mode::Blockable, callback, member, || {
                 member.callbacks().release(&cx);
@@ -355,16 +358,37 @@ impl Registry {
             if answer.is_none() {
                 panicked.get_or_insert_with(|| Arc::clone(member.name()));
             }
+            owed.extend(settling.take().into_iter().map(|fence| Owed {
+                holder: Arc::clone(member.name()),
+                fence,
+            }));
             ControlFlow::Continue(())
         });
-        settling
-            .wait()
-            .map_err(|unsettled| stuck(version, None, unsettled))?;
+        self.owe(owed, panicked.is_some());
+        self.settle_release(settle_deadline)?;
         if let Some(holder) = panicked {
             return Err(BracketError::Panicked { holder });
         }
         self.forget_all();
         Ok(())
+    }
+
+    /// Waits for all that is owed of a release.
+    fn settle_release(&self, settle_deadline: Duration) -> Result<(), BracketError> {
+        let owed = self.owed();
+        let settling = Settling::new(settle_deadline);
+        for (nth, owed) in owed.iter().enumerate() {
+            settling.enter(nth);
+            settling.add(&owed.fence);
+        }
+        settling.wait().map_err(|unsettled| {
+            add_one(&self.common().counters.stuck);
+            BracketError::Stuck {
+                holder: Arc::clone(&owed[unsettled.holder].holder),
+                fence: unsettled.fence,
+                waited: unsettled.waited,
+            }
+        })
     }
 
     /// Names one that is overdue.
@@ -396,7 +420,7 @@ fn overdue(common: &Common, holder: &Arc<str>) -> Refused {
 #[cold]
 fn refused(ends: Ends, stop: Stop, version: &Version, range: &Range) -> Refused {
     add_one(&version.common.counters.refusals);
-    let holder = name_of(version, Some(range), ends.nr);
+    let holder = name_of(version, range, ends.nr);
     ends.deliver(version, range, How::GivenUp);
     let cause = match stop {
         Stop::Panicked => Cause::Panicked,
@@ -416,19 +440,19 @@ fn settle(
     range: &Range,
     settling: Settling,
 ) -> Result<(), BracketError> {
-    let holder = || name_of(version, Some(range), ends.nr);
+    let holder = || name_of(version, range, ends.nr);
     let settled = match stop {
         Some(Stop::Refused | Stop::Panicked) => Err(BracketError::Panicked { holder: holder() }),
         Some(Stop::Overdue) => Err(BracketError::Overdue { holder: holder() }),
         Some(Stop::Late) | None => settling
             .wait()
-            .map_err(|unsettled| stuck(version, Some(range), unsettled)),
+            .map_err(|unsettled| stuck(version, range, unsettled)),
     };
     settled.inspect_err(|_| ends.deliver(version, range, How::GivenUp))
 }
 
-/// Names whose fence did not signal: of those whom `range` concerns, or of all.
-fn stuck(version: &Version, range: Option<&Range>, unsettled: Unsettled) -> BracketError {
+/// Names whose fence did not signal, of those whom `range` concerns.
+fn stuck(version: &Version, range: &Range, unsettled: Unsettled) -> BracketError {
     add_one(&version.common.counters.stuck);
     BracketError::Stuck {
         holder: name_of(version, range, unsettled.holder),
@@ -437,20 +461,15 @@ fn stuck(version: &Version, range: Option<&Range>, unsettled: Unsettled) -> Brac
     }
 }
 
-/// The name of the subscriber that comes after `before` others: of those whom `range` concerns, or
-/// of all.
-fn name_of(version: &Version, range: Option<&Range>, mut before: usize) -> Arc<str> {
-    let mut find = |member: &Arc<Member>| {
+/// The name of the subscriber that comes after `before` others, of those whom `range` concerns.
+fn name_of(version: &Version, range: &Range, mut before: usize) -> Arc<str> {
+    let found = version.visit(range, |member| {
         if before == 0 {
             return ControlFlow::Break(Arc::clone(member.name()));
         }
         before -= 1;
         ControlFlow::Continue(())
-    };
-    let found = match range {
-        Some(range) => version.visit(range, find),
-        None => version.visit_all(&mut find),
-    };
+    });
     found.break_value().unwrap_or_else(|| "".into())
 }
 

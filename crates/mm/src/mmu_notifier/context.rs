@@ -61,6 +61,7 @@ use core::cell::{Cell, OnceCell, RefCell};
 use core::convert::Infallible;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::take;
 use core::time::Duration;
 use lockdep::sync::{
     Fence, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, ShortGuard, ShortLock,
@@ -282,6 +283,8 @@ struct State {
     nr: usize,
     steps_left: u32,
     unsettled: Option<Unsettled>,
+    /// All fences, where they are not waited for here.
+    collected: Option<Vec<Fence>>,
 }
 
 /// A fence that did not signal in time.
@@ -301,6 +304,22 @@ impl Settling {
         }
     }
 
+    /// One that waits for nothing and keeps all for [`take`](Self::take). Adding to it allocates.
+    pub(super) fn collecting() -> Self {
+        let mut settling = Self::new(Duration::ZERO);
+        let mut state = State::new(0);
+        state.collected = Some(Vec::new());
+        settling.state = OnceCell::from(RefCell::new(state));
+        settling
+    }
+
+    /// Takes out what was collected.
+    pub(super) fn take(&self) -> Vec<Fence> {
+        let state = self.state.get();
+        let taken = state.and_then(|state| Some(take(state.borrow_mut().collected.as_mut()?)));
+        taken.unwrap_or_default()
+    }
+
     /// The callback of the subscription at `holder` comes next.
     #[inline]
     pub(super) fn enter(&self, holder: usize) {
@@ -315,7 +334,7 @@ impl Settling {
     }
 
     #[cold]
-    fn add(&self, fence: &Fence) {
+    pub(super) fn add(&self, fence: &Fence) {
         if fence.is_signalled() || self.has_failed() {
             return;
         }
@@ -327,6 +346,9 @@ impl Settling {
             }))
         });
         let mut state = state.borrow_mut();
+        if let Some(collected) = &mut state.collected {
+            return collected.push(fence.clone());
+        }
         if state.nr == SETTLE_QUEUE {
             // Not the time of the callback that runs: what it waits for is another's.
             let _paused = Paused::enter();
@@ -361,6 +383,7 @@ impl State {
             nr: 0,
             steps_left,
             unsettled: None,
+            collected: None,
         }
     }
 

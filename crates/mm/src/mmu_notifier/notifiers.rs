@@ -256,7 +256,8 @@ impl Notifiers {
     ///
     /// # Errors
     ///
-    /// The first [`BracketError`], after all were called. Everybody is still subscribed.
+    /// The first [`BracketError`], after all were called. Everybody is still subscribed. Called
+    /// again after [`BracketError::Stuck`], it waits for what has not signalled by then.
     pub fn release(&self, settle_deadline: Duration) -> Result<(), BracketError> {
         self.registry.release(settle_deadline)
     }

@@ -75,6 +75,18 @@ struct Writer {
     lifetime: Lifetime,
     version: Arc<Version>,
     next_id: u64,
+    /// What has to signal before the address space may go.
+    owed: Vec<Owed>,
+    /// Somebody did not come through its release: it is told of changes to the end.
+    is_broken: bool,
+}
+
+/// A fence that a device settled when it was released.
+#[derive(Clone)]
+pub(super) struct Owed {
+    /// The name of the subscription.
+    pub(super) holder: Arc<str>,
+    pub(super) fence: Fence,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,6 +142,8 @@ impl Registry {
                     lifetime: Lifetime::Live,
                     version,
                     next_id: 0,
+                    owed: Vec::new(),
+                    is_broken: false,
                 },
             ),
         })
@@ -345,6 +359,24 @@ impl Registry {
         let was = core::mem::replace(&mut writer.lifetime, Lifetime::Released);
         drop(writer);
         (was == Lifetime::Live).then(|| self.look())
+    }
+
+    /// Keeps what devices settled when they were released, and whether one of them panicked.
+    pub(super) fn owe(&self, owed: Vec<Owed>, is_broken: bool) {
+        let mut writer = self.writer.lock();
+        (writer.owed, writer.is_broken) = (owed, is_broken);
+    }
+
+    /// Whether all came through their release.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.writer.lock().is_broken
+    }
+
+    /// What of that has not signalled yet.
+    pub(super) fn owed(&self) -> Vec<Owed> {
+        let mut writer = self.writer.lock();
+        writer.owed.retain(|owed| !owed.fence.is_signalled());
+        writer.owed.clone()
     }
 
     /// Takes out everybody who was released. Who walks the page table is told until nothing is

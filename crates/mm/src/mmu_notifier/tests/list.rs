@@ -472,6 +472,50 @@ fn n08_n10_release_calls_each_once_and_empties_the_list() {
     check_log(&log, "");
 }
 
+/// What several devices settle when they are released is waited for to the last fence, however
+/// often the teardown is tried again; nobody is released twice.
+#[test]
+fn n11_a_release_ends_when_the_last_fence_has_signalled() {
+    struct Late(&'static str, Vec<Fence>, Log);
+    impl Notifier for Late {
+        fn start<C: Context>(&self, _range: &Range, _cx: &C) -> Result<(), C::Refusal> {
+            Ok(())
+        }
+
+        fn release(&self, cx: &Blockable<'_>) {
+            self.2.lock().push(format!("release {}", self.0));
+            for fence in &self.1 {
+                let Ok(()) = cx.settle(fence);
+            }
+        }
+    }
+    let (notifiers, log) = (Notifiers::new(MmId(1)), log());
+    let fences: Vec<_> = (0..SETTLE_QUEUE + 4)
+        .map(|_| Fence::new("test.late"))
+        .collect();
+    let (of_a, of_b) = fences.split_at(2);
+    let subscribe = |name, fences: &[Fence]| {
+        let late = Late(name, fences.to_vec(), Arc::clone(&log));
+        notifiers.subscribe(name, Ranges::WholeMm, Arc::new(late))
+    };
+    let _subscribed = [subscribe("b", of_b), subscribe("a", of_a)];
+    // The newest is released first.
+    for (nth, fence) in fences.iter().enumerate() {
+        let stuck = notifiers.release(Duration::ZERO);
+        let Err(BracketError::Stuck { holder, .. }) = stuck else {
+            panic!("{nth} of {} have signalled: {stuck:?}", fences.len());
+        };
+        assert_eq!(&*holder, if nth < of_a.len() { "a" } else { "b" });
+        assert!(!notifiers.is_empty(), "a device may use pages: it is told");
+        fence.signal();
+    }
+    notifiers
+        .release(Duration::ZERO)
+        .expect("all have signalled");
+    assert!(notifiers.is_empty());
+    check_log(&log, "release a, release b");
+}
+
 #[test]
 fn injected_faults_break_the_brackets() {
     let rows = [
