@@ -354,7 +354,7 @@ const NEVER: Seen = Seen(u64::MAX);
 
 impl<N> Drop for IntervalSubscription<N> {
     fn drop(&mut self) {
-        if !self.is_awaited && self.member.sequence().look() == Look::Open {
+        if !self.is_awaited && self.member.is_under_bracket() {
             self.misuse(Misuse::DroppedWhileOpen);
         }
         self.registry.leave(self.member.place());

@@ -9,7 +9,7 @@ use super::stats::Inject;
 use super::subscription::Ranges;
 use super::version::Common;
 use crate::watch::Suspect;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -82,6 +82,8 @@ pub(super) struct Member {
     target: Target,
     /// Calls of it that have not returned in their time.
     nr_overdue: AtomicU32,
+    /// The bracket that its sequence began with is over.
+    has_joined: AtomicBool,
     id: u64,
     owner: Option<Owner>,
     name: Arc<str>,
@@ -116,6 +118,7 @@ impl Member {
         Self {
             id,
             nr_overdue: AtomicU32::new(0),
+            has_joined: AtomicBool::new(false),
             sequence: Sequence::new_open(0),
             owner: notifier.owner(),
             callbacks: notifier,
@@ -174,6 +177,23 @@ impl Member {
             // It is found in the tree.
             Target::Interval { .. } => false,
         }
+    }
+
+    /// The brackets are over that began before it did: its device may look up pages.
+    pub(super) fn join(&self, common: &Common) {
+        if self.sequence.end() == Ended::Wake {
+            self.wake(common);
+        }
+        // Release: pairs with the Acquire in `is_under_bracket`.
+        self.has_joined.store(true, Ordering::Release);
+    }
+
+    /// Whether a bracket is open that calls it. It may miss one at the moment at which it joins.
+    pub(super) fn is_under_bracket(&self) -> bool {
+        // Acquire, and first: who has joined is not under the bracket that it began with.
+        let nr_unknown = u64::from(!self.has_joined.load(Ordering::Acquire));
+        let (nr_open, _) = self.sequence.snapshot();
+        nr_open > nr_unknown
     }
 
     /// A bracket reaches it: comes before the callback.

@@ -247,7 +247,7 @@ impl Registry {
     /// The device of an interval may look up pages when the brackets are over that do not know it.
     fn defer(&self, member: &Arc<Member>) -> Option<Deferred> {
         if self.common.counters.injected() == Inject::ForgetDeferred {
-            let _nobody_waits_yet = member.sequence().end();
+            member.join(&self.common);
             return None;
         }
         Some(Deferred::Joined(

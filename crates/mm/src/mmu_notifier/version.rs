@@ -19,7 +19,6 @@ use super::hooks::TlbMember;
 use super::member::Member;
 use super::misuse::{Misuse, Misuses};
 use super::range::Range;
-use super::sequence::Ended;
 use super::stats::Counters;
 use super::tree::{Path, Tree};
 use super::wait::Waits;
@@ -155,11 +154,7 @@ pub(super) enum Deferred {
 impl Deferred {
     fn apply(self) {
         match self {
-            Self::Joined(member, common) => {
-                if member.sequence().end() == Ended::Wake {
-                    member.wake(&common);
-                }
-            }
+            Self::Joined(member, common) => member.join(&common),
             Self::Awaited(fence) => {
                 fence.signal();
             }

@@ -538,12 +538,19 @@ fn n56_n102_n115_a_misuse_is_reported_by_name() {
     assert!(reader.read_retry(reader.read_begin(), &Witness::lock(&other)));
     check_log(&log, "`r` was judged under a lock that is not its own");
     let bracket = open(&notifiers, 0..1);
+    // That bracket does not know it.
     drop(interval(&notifiers, &log, "d", 0..1));
     drop(bracket);
-    check_log(
-        &log,
-        "start r, `d` was dropped while a bracket over it was open, end r",
-    );
+    check_log(&log, "start r, end r");
+    let dropped = interval(&notifiers, &log, "d", 0..1);
+    let elsewhere = open(&notifiers, 5..6);
+    drop(interval(&notifiers, &log, "e", 0..1));
+    drop(elsewhere);
+    let bracket = open(&notifiers, 0..1);
+    drop(dropped);
+    drop(bracket);
+    let report = "`d` was dropped while a bracket over it was open";
+    check_log(&log, &format!("start r, start d, {report}, end r, end d"));
     assert_eq!(notifiers.stats().misuses, 7);
     assert!(!notifiers.note_touch());
 }
