@@ -139,10 +139,7 @@ fn judge(pinless: &Pinless, memory: &Mapping) -> Result<(), JobError> {
     );
     let wrong = [
         (share > METADATA_MAX, "more than 0.3 % of metadata"),
-        (
-            memcg.frames().peak() > memcg.frames().max(),
-            "more frames than the limit",
-        ),
+        (memcg.frames().is_exceeded(), "more frames than the limit"),
         (stat.oom_kill > 0, "somebody was killed"),
         (stat.pages_lost > 0, "pages were lost"),
     ];

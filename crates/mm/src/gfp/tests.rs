@@ -219,6 +219,20 @@ fn each_misuse_is_caught_before_it_happens() {
     assert_eq!(differing(MISUSES, might_alloc), [""; 0]);
 }
 
+/// It says that notifiers might be called, and none is by it: whoever is told of a callback later
+/// is not inside of one.
+#[test]
+fn n100_the_annotation_leaves_no_callback_open() {
+    let validator = Validator::new();
+    let _entered = validator.enter();
+    for gfp in [Gfp::Kernel, Gfp::NoFs, Gfp::NoIo, Gfp::NoWait] {
+        might_alloc(gfp);
+        assert_eq!(NOTIFIER_START.is_entered(), Some(false), "{gfp:?}");
+    }
+    let _inside = start();
+    assert_eq!(NOTIFIER_START.is_entered(), Some(true));
+}
+
 /// What once went wrong: the scopes were found out, and then the caller's own flags were used.
 #[test]
 fn an_annotation_that_forgets_the_scopes_is_caught() {

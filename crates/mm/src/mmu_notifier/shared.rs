@@ -43,7 +43,8 @@ impl Notifiers {
     /// A share of the subscription of the subscriber of type `N`, which is made if there is none:
     /// then `make` gives the subscriber, and it is subscribed to `ranges`.
     ///
-    /// One subscriber of a type in one address space, however many ask. Allocates; never call it
+    /// One subscriber of a type in one address space, however many ask: what the first said of
+    /// `name` and `ranges` holds for all, so let all say the same. Allocates; never call it
     /// in a callback. `make` must not call back.
     ///
     /// # Errors

@@ -66,7 +66,7 @@ pub(super) fn a_full_total_is_relieved_by_the_file(machine: &dyn Machine) {
     }
     let (stat, total) = (world.memcg.stat(), world.memcg.total());
     assert!(stat.zswpwb > 0 && stat.oom_kill == 0, "{total:?}");
-    assert!(total.peak() <= total.max(), "{total:?}");
+    assert!(!total.is_exceeded(), "{total:?}");
 }
 
 /// The copy in the file of a page that is mapped stays when compressed bytes are short.

@@ -52,7 +52,7 @@ fn check_level(memcg: &Memcg) {
         memcg.zswap_bytes(),
         memcg.total(),
     ] {
-        let is_kept = counter.peak() <= counter.max() && counter.usage() <= counter.max();
+        let is_kept = !counter.is_exceeded();
         assert!(
             is_kept,
             "above its bound in {:?}: {counter:?}",

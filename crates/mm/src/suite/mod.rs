@@ -306,7 +306,7 @@ cases! {
     refused::pages_locked_during_advice_stay_locked,
     concurrent::no_address_space_is_destroyed_in_a_fault,
     #[cfg(feature = "notifiers")]
-    secondary::what_a_device_uses_counts_as_referenced,
+    secondary::n87_what_a_device_uses_counts_as_referenced,
     #[cfg(feature = "notifiers")]
     secondary::memory_goes_though_devices_use_all_of_it,
     #[cfg(feature = "notifiers")]
@@ -419,7 +419,7 @@ impl<'a> World<'a> {
     fn check_bounds(&self) {
         let (frames, zswap) = (self.memcg.frames(), self.memcg.zswap());
         assert!(
-            frames.peak() <= frames.max(),
+            !frames.is_exceeded(),
             "frames above their bound: {frames:?}"
         );
         assert!(

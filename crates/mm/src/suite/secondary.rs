@@ -53,7 +53,7 @@ impl Notifier for User {
 }
 
 /// A page that only a device uses is not what goes.
-pub(super) fn what_a_device_uses_counts_as_referenced(machine: &dyn Machine) {
+pub(super) fn n87_what_a_device_uses_counts_as_referenced(machine: &dyn Machine) {
     const USED: u32 = 2;
     let world = World::new(machine, 16);
     let mm = world.memcg.new_mm("young");

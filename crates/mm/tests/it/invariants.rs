@@ -91,7 +91,9 @@ const INVARIANTS: &[(u32, &str)] = &[
     (81, "who dumps its core is not about to end"),
     (82, "a victim gets no more memory"),
     (83, "of pinned pages nobody is told"),
+    (87, "what a device has used stays for another round"),
     (88, "who may run callbacks to get memory"),
+    (100, "to say that memory is needed leaves no callback open"),
     (101, "every callback runs in its bracket's mode"),
     (102, "a misuse is one report, with a name"),
     (103, "nothing is reported of what is right"),
@@ -111,6 +113,7 @@ const INVARIANTS: &[(u32, &str)] = &[
 
 /// Where tests are that may name an invariant.
 const TESTS: &[&str] = &[
+    "crates/mm/src/gfp",
     "crates/mm/src/mmu_notifier",
     "crates/mm/src/suite",
     "crates/mm/tests",

@@ -11,6 +11,7 @@ use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::Advice;
 use pinless_mm::mmu_notifier::{
     Context, EndContext, Event, IntervalNotifier, MmId, Notifier, Notifiers, Range, Ranges,
+    TlbContext, TlbUser,
 };
 use pinless_mm::primary_mmu::{Access, PrimaryMmu};
 use pinless_mm::{Memcg, MmHandle, Vma};
@@ -324,6 +325,37 @@ fn n101_a_captured_lock_is_reported_by_its_name() {
             check(event, of_interval, true, name);
         }
     }
+}
+
+/// Walks the page table, and sleeps when it is told of a change.
+struct Sleepy {
+    lock: Mutex<()>,
+}
+
+impl TlbUser for Sleepy {
+    fn flush(&self, _: &Range, _: &TlbContext<'_>) {
+        drop(self.lock.lock());
+    }
+}
+
+/// A flush has no way to a lock that sleeps but to capture it: then it is reported.
+#[test]
+fn who_sleeps_in_a_flush_is_reported() {
+    let validator = Validator::new();
+    let entered = validator.enter();
+    let notifiers = Notifiers::new(MmId(1));
+    let walker = Arc::new(Sleepy {
+        lock: Mutex::new("captured.by_walker", ()),
+    });
+    let walks = notifiers.subscribe_tlb("walker", walker);
+    let (start, end) = (Vaddr(BASE), Vaddr(BASE + PAGE_SIZE as u64));
+    notifiers.flush_tlb_users(start, end, Event::Clear);
+    drop(walks);
+    drop(entered);
+    let reports = validator.reports();
+    let kinds: Vec<_> = reports.iter().map(|report| report.kind).collect();
+    assert_eq!(kinds, [Kind::WaitContext]);
+    assert!(reports[0].text().contains("captured.by_walker"));
 }
 
 /// The driver of an interval, whose callback takes the lock of its translations.

@@ -35,6 +35,9 @@ const NR_TENANTS: u32 = 8;
 /// Memory of the process beside frames and the store may grow by so much: allocators keep some.
 const GROWTH_MAX: u64 = 32 << 20;
 
+/// In a run of so many minutes everything has happened that there is.
+const MINUTES_OF_ALL: f64 = 5.0;
+
 /// Between two looks at how it goes.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -123,7 +126,14 @@ fn play(args: &Args) -> Result<(), JobError> {
         watch(&stage, duration)
     });
     print(&stage, &tallies, &idle, growth);
-    judge(stage, growth)
+    let missing = missing(&stage, &tallies);
+    judge(stage, growth)?;
+    match missing {
+        Some(missing) if args.minutes >= MINUTES_OF_ALL => {
+            Err(JobError::of("it showed nothing, for there was", missing))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Wakes up again and again, and notes how late that was.
@@ -146,7 +156,7 @@ fn watch(stage: &Stage, duration: Duration) -> (Taken, Taken) {
         if warm.is_none() && began.elapsed() >= duration / 4 {
             warm = Some(scales.weigh(memcg));
         }
-        if memcg.frames().peak() > memcg.frames().max() {
+        if memcg.frames().is_exceeded() {
             stage.fail(JobError::of(
                 "a bound was exceeded",
                 format!("{:?}", memcg.frames()),
@@ -181,6 +191,22 @@ fn print(stage: &Stage, tallies: &[Tally], idle: &Histogram, (warm, last): (Take
         warm.nr_vmas,
         last.nr_vmas
     );
+}
+
+/// What has not happened.
+fn missing(stage: &Stage, tallies: &[Tally]) -> Option<&'static str> {
+    let stat = stage.pinless.memcg().stat();
+    let happened = [
+        (stage.nr_kills.load(Ordering::Relaxed), "no kill"),
+        (stage.nr_bounds.load(Ordering::Relaxed), "no other bound"),
+        (stat.zswpout, "no store"),
+        (stat.zswpwb, "no write to the file"),
+        (stat.pgfault_wp, "no write to a clean page"),
+        (stat.workingset_refault, "no page that came back"),
+    ];
+    let mut missing = happened.iter().filter(|(nr, _)| *nr == 0);
+    let of_a_tenant = || tallies.iter().find_map(Tally::missing);
+    missing.next().map(|(_, what)| *what).or_else(of_a_tenant)
 }
 
 fn judge(stage: Stage, (warm, last): (Taken, Taken)) -> Result<(), JobError> {

@@ -74,6 +74,23 @@ pub(super) struct Tally {
     took_ns: Histogram,
 }
 
+impl Tally {
+    /// What the tenant has never done.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        let done = [
+            (&self.read, "a tenant that compared nothing"),
+            (&self.written, "a tenant that wrote nothing"),
+            (&self.given_up, "a tenant that gave nothing up"),
+            (&self.pinned, "a tenant that pinned nothing"),
+            (&self.unmapped, "a tenant that unmapped nothing"),
+        ];
+        let mut missing = done
+            .iter()
+            .filter(|(nr, _)| nr.load(Ordering::Relaxed) == 0);
+        missing.next().map(|(_, what)| *what)
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

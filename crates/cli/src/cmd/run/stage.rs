@@ -411,11 +411,11 @@ impl Stage {
         let memcg = self.pinless.memcg();
         let (frames, zswap) = (memcg.frames(), memcg.zswap());
         let bytes = |frames: u64| Bytes(frames * PAGE_SIZE as u64);
-        if frames.peak() > frames.max() {
-            let (peak, max) = (bytes(frames.peak()), bytes(frames.max()));
+        if frames.is_exceeded() {
+            let (usage, max) = (bytes(frames.usage()), bytes(frames.max()));
             self.judge.fail_all(
                 "charge frames",
-                &format!("{peak} were charged, {max} may be"),
+                &format!("{usage} are charged, {max} may be"),
             );
         }
         if zswap.peak_bytes() > zswap.max_bytes() {
