@@ -289,10 +289,21 @@ impl Memcg {
     /// Gives a stored copy back.
     pub(crate) fn free_stored(&self, stored: Stored) {
         match (stored, self.file()) {
-            (Stored::File { handle, .. }, Some(file)) => file.free(handle),
+            (Stored::File { handle, .. }, Some(file)) => {
+                file.free(handle);
+                let levels = self.levels();
+                levels.for_each(|level| level.store_charges.leave_file());
+            }
             _ => self.leave_slot(stored),
         }
         self.uncharge_swap();
+    }
+
+    /// The contents of a stored page go from its slot to the file. Called before anybody can find
+    /// them there, and give them back.
+    pub(crate) fn note_in_file(&self) {
+        self.levels()
+            .for_each(|level| level.store_charges.enter_file());
     }
 
     /// Gives the slot of a page back that is still charged as stored.

@@ -59,6 +59,9 @@ stats! {
     pgmajfault,
     /// Pages that were read from the store before they were asked for.
     prefetched,
+    /// Pages that came back from the file: of the faults that read the store, and of those that
+    /// were read before they were asked for.
+    pswpin,
     /// Write faults on write-protected pages.
     pgfault_wp,
     /// Faults that waited for a frame.

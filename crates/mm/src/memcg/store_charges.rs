@@ -2,12 +2,15 @@
 
 use super::counter::Counter;
 use crate::limits::Limits;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The counters of what is stored.
 #[derive(Debug)]
 pub(crate) struct StoreCharges {
     /// Pages in the store, those that use no slot included.
     pub(crate) swap_pages: Counter,
+    /// Of those, the ones that are in the file. Charged to nothing.
+    file_pages: AtomicU64,
     /// Compressed bytes.
     pub(crate) zswap_bytes: Counter,
     /// Frames and compressed bytes together.
@@ -18,6 +21,7 @@ impl StoreCharges {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             swap_pages: Counter::new(limits.swap_max_pages()),
+            file_pages: AtomicU64::new(0),
             zswap_bytes: Counter::new(limits.zswap_max_bytes),
             total_bytes: Counter::new(limits.total_max_bytes),
         }
@@ -39,6 +43,20 @@ impl StoreCharges {
     pub(super) fn uncharge(&self, bytes: u64) {
         self.total_bytes.uncharge(bytes);
         self.zswap_bytes.uncharge(bytes);
+    }
+
+    pub(super) fn enter_file(&self) {
+        self.file_pages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn leave_file(&self) {
+        self.file_pages.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Stored pages that are not in the file.
+    pub(super) fn zswapped_pages(&self) -> u64 {
+        let in_file = self.file_pages.load(Ordering::Relaxed);
+        self.swap_pages.usage().saturating_sub(in_file)
     }
 
     pub(super) fn has_room(&self, bytes: u64) -> bool {

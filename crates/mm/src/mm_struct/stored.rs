@@ -8,6 +8,7 @@ use super::fault::FrameCharge;
 use super::vma::Owned;
 use crate::addr::{PAGE_SIZE, PageBuf, PageIndex};
 use crate::fault::{FaultError, StoreError};
+use crate::memcg::stat::count;
 use crate::page::{State, Word};
 use crate::primary_mmu::Access;
 use crate::reclaim::InFlight;
@@ -126,6 +127,9 @@ impl Vma {
             return Err(error.into());
         }
         charge.commit(self.mm());
+        if matches!(stored, Stored::File { .. }) {
+            count(&self.stat().pswpin);
+        }
         self.publish_filled(owned, demand, is_kept);
         Ok(())
     }

@@ -396,10 +396,16 @@ impl Moved {
         match owned {
             Some(owned) if vma.generation(*page) == self.generation => {
                 let next = owned.was.with_copy(self.in_file);
-                vma.publish(owned, next);
                 match self.from {
-                    Stored::File { handle, .. } => file.free(handle),
-                    slot => vma.memcg().leave_slot(slot),
+                    Stored::File { handle, .. } => {
+                        vma.publish(owned, next);
+                        file.free(handle);
+                    }
+                    slot => {
+                        vma.memcg().note_in_file();
+                        vma.publish(owned, next);
+                        vma.memcg().leave_slot(slot);
+                    }
                 }
                 return 1;
             }

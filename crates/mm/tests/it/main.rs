@@ -9,6 +9,7 @@ mod hardest;
 mod invariants;
 mod judge;
 mod machine;
+mod memory_stat;
 #[cfg(feature = "notifiers")]
 mod misuses;
 #[cfg(feature = "notifiers")]
