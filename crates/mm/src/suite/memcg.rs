@@ -3,10 +3,11 @@
 use super::oom::leak;
 use super::{Join, Machine, Mapping, Rng, World, linger, offset_of, read_page, write_page};
 use crate::addr::{PAGE_SIZE, PageRun};
+use crate::fault::FaultError;
 use crate::gfp::Gfp;
 use crate::limits::{LimitError, Limits};
 use crate::memcg::{Knob, Memcg, SetLimitError, Shrinker};
-use crate::mm_struct::{Advice, MmHandle};
+use crate::mm_struct::{Advice, MmHandle, PinError};
 use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -147,20 +148,43 @@ pub(super) fn reclaim_from_above_leaves_what_is_protected(machine: &dyn Machine)
         let stolen = kept.memcg.stat().pgsteal;
         assert_eq!(stolen, 0, "min {min_frames}, low {low_frames}");
         assert!(other.memcg.stat().pgsteal > 0);
-        // Now there is nothing else.
-        let run = PageRun::new(0, 24);
-        kept.mm.set_oom_score_adj(-1000);
-        other.mm.set_oom_score_adj(-1000);
-        if low_frames > 0 {
-            let pinned = other.mapping.vma().pin(run, Access::Write, Gfp::Kernel);
-            let _pinned = pinned.expect("what is protected by `low` goes");
-            let low = world.memcg.memory_events().find(|event| event.0 == "low");
-            assert!(low.is_some_and(|(_, nr)| nr > 0), "{low:?}");
-        }
+        want_what_is_protected(&world, (&kept, &other), min_frames > 0);
         for page in 0..12 {
             assert_eq!(read_page(&*kept.mapping, page)[0], page as u8 + 1);
         }
     }
+}
+
+/// Pins so much that nothing is left but what is protected: it goes, or whoever wants it does.
+fn want_what_is_protected(world: &World<'_>, (kept, other): (&Tenant, &Tenant), is_min: bool) {
+    kept.mm.set_oom_score_adj(-1000);
+    if !is_min {
+        // Nobody may be killed in its place.
+        other.mm.set_oom_score_adj(-1000);
+    }
+    let run = PageRun::new(0, 24);
+    let pinned = other.mapping.vma().pin(run, Access::Write, Gfp::Kernel);
+    let low = world.memcg.memory_events().find(|event| event.0 == "low");
+    let has_met_low = low.is_some_and(|(_, nr)| nr > 0);
+    let stolen = kept.memcg.stat().pgsteal;
+    if !is_min {
+        assert!(
+            pinned.is_ok(),
+            "what is protected by `low` goes: {pinned:?}"
+        );
+        assert!(has_met_low && stolen > 0, "{low:?}, {stolen} frames");
+        return;
+    }
+    let is_killed = matches!(
+        pinned,
+        Err(PinError::Fault {
+            error: FaultError::Killed,
+            ..
+        })
+    );
+    assert!(is_killed && other.mm.is_killed(), "{pinned:?}");
+    assert_eq!((has_met_low, stolen), (false, 0), "`min` stays");
+    world.wait_until_reaped();
 }
 
 /// Protection is shared out: a parent's, to those of its children that ask for it.
