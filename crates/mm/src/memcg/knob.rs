@@ -67,12 +67,13 @@ impl fmt::Display for SetLimitError {
 
 impl std::error::Error for SetLimitError {}
 
-/// The bounds that are no bounds of a counter, in frames.
+/// What is set and bounds no counter; bounds in frames.
 #[derive(Debug)]
 pub(super) struct Knobs {
     high: AtomicU64,
     low: AtomicU64,
     min: AtomicU64,
+    oom_group: AtomicBool,
 }
 
 impl Knobs {
@@ -82,6 +83,7 @@ impl Knobs {
             high: frames(limits.high_bytes),
             low: frames(limits.low_bytes),
             min: frames(limits.min_bytes),
+            oom_group: AtomicBool::new(limits.oom_group),
         }
     }
 }
@@ -121,6 +123,17 @@ impl Memcg {
 
     pub(crate) fn min_frames(&self) -> u64 {
         self.knobs.min.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_oom_group(&self) -> bool {
+        self.knobs.oom_group.load(Ordering::Relaxed)
+    }
+
+    /// Whether all address spaces here and below are killed together from now on when memory runs
+    /// out, but those with the lowest `oom_score_adj` (the kernel's `memory.oom.group`). A kill
+    /// that is under way stays what it is. At the start it is as in [`Limits::oom_group`].
+    pub fn set_oom_group(&self, together: bool) {
+        self.knobs.oom_group.store(together, Ordering::Relaxed);
     }
 
     /// Changes a bound. To lower one that is never exceeded, it takes back what is in use above it,

@@ -184,7 +184,8 @@ impl Memcg {
         }
     }
 
-    /// The bounds that it was made with; see [`Memcg::set_limit`].
+    /// The bounds that it was made with; see [`Memcg::set_limit`] and
+    /// [`Memcg::set_oom_group`].
     pub fn limits(&self) -> &Limits {
         &self.limits
     }

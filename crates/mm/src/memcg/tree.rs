@@ -184,7 +184,7 @@ impl Memcg {
                 .is_some_and(|above| level.is(above))
         };
         let within = self.levels().take_while(|level| !is_above(level));
-        within.filter(|level| level.limits.oom_group).last()
+        within.filter(|level| level.is_oom_group()).last()
     }
 }
 

@@ -481,3 +481,27 @@ pub(super) fn a_child_out_of_memory_kills_within(machine: &dyn Machine) {
     assert_eq!(big.memcg.stat().oom_kill, 0);
     assert_eq!(read_page(&*big.mapping, 39)[0], 9);
 }
+
+/// G7: whether one goes or all is what was set last. Kernel counterpart: writes to
+/// `memory.oom.group`.
+pub(super) fn who_goes_together_changes_while_in_use(machine: &dyn Machine) {
+    let world = World::with_limits(machine, limits(64));
+    let mut bounds = limits(16);
+    bounds.zswap_max_bytes = 32 * PAGE_BYTES;
+    let memcg = world.memcg.new_child("group", bounds).expect("room");
+    for (seed, together) in (41..).zip([false, true, false]) {
+        memcg.set_oom_group(together);
+        let groups = memcg.stat().oom_group_kill;
+        let (worst, member) = (memcg.new_mm("worst"), memcg.new_mm("member"));
+        let kept = world.map(&member, 1);
+        write_page(&*kept, 0, &[7]);
+        leak(&*world.map(&worst, 512), 512, seed);
+        world.wait_until_reaped();
+        assert_eq!((worst.is_killed(), member.is_killed()), (true, together));
+        let groups = memcg.stat().oom_group_kill - groups;
+        assert_eq!(groups, u64::from(together));
+        if !together {
+            assert_eq!(read_page(&*kept, 0)[0], 7);
+        }
+    }
+}
