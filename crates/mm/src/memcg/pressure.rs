@@ -273,7 +273,29 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// What is told at `now_s` of stalls, each of so many threads from one second to another.
+    const TAKEN: [fn(&PressureLine) -> f64; 3] =
+        [|line| line.avg10, |line| line.avg60, |line| line.avg300];
+
+    /// The averages in percent, worked out period by period, of the seconds in which at least
+    /// `least` threads are stalled.
+    fn averages_of(stalls: &[(u64, u64, u64)], now_s: u64, least: u64) -> [f64; 3] {
+        let is_lost = |second: u64| {
+            let covers = |&&(from, to, _): &&(u64, u64, u64)| (from..to).contains(&second);
+            let nr: u64 = stalls.iter().filter(covers).map(|stall| stall.2).sum();
+            nr >= least
+        };
+        [10.0, 60.0, 300.0].map(|span_s| {
+            (0..now_s / 2).fold(0.0, |average: f64, period| {
+                let seconds = 2 * period..2 * period + 2;
+                let lost = seconds.filter(|&second| is_lost(second)).count();
+                let kept = (-2.0_f64 / span_s).exp();
+                average * kept + 50.0 * lost as f64 * (1.0 - kept)
+            })
+        })
+    }
+
+    /// What is told at `now_s` of stalls, each of so many threads from one second to another; the
+    /// averages over ten seconds as they are given, all others as [`averages_of`] has them.
     #[track_caller]
     fn check(nr_threads: u64, stalls: &[(u64, u64, u64)], now_s: u64, some: f64, full: f64) {
         let meter = Meter::new();
@@ -290,6 +312,13 @@ mod tests {
             is_near(found_some, some) && is_near(found_full, full),
             "{told}"
         );
+        for (line, least) in [(&told.some, 1), (&told.full, nr_threads)] {
+            let wanted = averages_of(stalls, now_s, least);
+            let found = TAKEN.map(|taken| taken(line));
+            let is_like = |(found, wanted): (f64, f64)| (found - wanted).abs() < 1e-6;
+            let are_like = found.into_iter().zip(wanted).all(is_like);
+            assert!(are_like, "{found:?} is not {wanted:?}");
+        }
         let lost: u64 = stalls.iter().map(|(from, to, _)| to - from).sum();
         assert_eq!(told.some.total.as_secs(), lost);
     }
@@ -305,6 +334,14 @@ mod tests {
         check(1, &[(0, 100, 1)], 100, 100.0, 100.0);
         check(1, &[(0, 100, 1)], 10_000, 0.0, 0.0);
         check(3, &[(0, 10, 2)], 20, share(5.0) * (-1.0_f64).exp(), 0.0);
+        // Where the three differ: a minute, half of an hour after it, and stalls that come and go.
+        check(1, &[(0, 60, 1)], 60, share(30.0), share(30.0));
+        check(2, &[(0, 60, 2)], 1800, 0.0, 0.0);
+        let stalls = [(0, 61, 1), (200, 333, 2), (335, 336, 1)];
+        for now_s in [336, 400, 700] {
+            let [some, full] = [1, 2].map(|least| averages_of(&stalls, now_s, least)[0]);
+            check(2, &stalls, now_s, some, full);
+        }
     }
 
     #[test]
