@@ -244,19 +244,24 @@ mod tests {
         }
     }
 
+    fn registered(shrinker: Arc<dyn Shrinker>) -> Arc<Registered> {
+        let registered = Arc::new(Registered {
+            name: Arc::from("one"),
+            nr_overdue: AtomicU32::new(0),
+            entry: Mutex::new("mm.shrinker", Entry::default()),
+            idle: Condvar::new("mm.shrinker.idle"),
+        });
+        registered.entry.lock().shrinker = Some(shrinker);
+        registered
+    }
+
     #[track_caller]
     fn check(takes_ns: u64, nr_convictions: usize) {
         let now_ns = AtomicU64::new(0);
         let slow = Arc::new(Slow { now_ns, takes_ns });
         let clock = Arc::clone(&slow) as Arc<dyn Clock>;
         let watch = Watch::new(&Limits::new(1 << 20), &clock);
-        let registered = Arc::new(Registered {
-            name: Arc::from("slow"),
-            nr_overdue: AtomicU32::new(0),
-            entry: Mutex::new("mm.shrinker", Entry::default()),
-            idle: Condvar::new("mm.shrinker.idle"),
-        });
-        registered.entry.lock().shrinker = Some(slow);
+        let registered = registered(slow);
         let _sitting = watch.sit(Some(Post::Reclaim));
         assert_eq!(registered.shrink(Effort::LastResort), 4 * BATCH);
         assert_eq!(watch.convictions().len(), nr_convictions);
@@ -267,5 +272,47 @@ mod tests {
         let budget_ns = Limits::new(1 << 20).nonblock_budget.as_nanos() as u64;
         check(budget_ns - 1, 0);
         check(budget_ns, 5);
+    }
+
+    /// Has as much as ten batches, and gives so many of them before it says that nothing is left.
+    struct Dry {
+        nr_given: u64,
+        nr_scans: AtomicU64,
+    }
+
+    impl Shrinker for Dry {
+        fn count(&self) -> u64 {
+            self.nr_scans.store(0, Ordering::Relaxed);
+            10 * BATCH
+        }
+
+        fn scan(&self, nr: u64) -> Option<u64> {
+            let nr_before = self.nr_scans.fetch_add(1, Ordering::Relaxed);
+            (nr_before < self.nr_given).then_some(nr)
+        }
+    }
+
+    /// In each pass, `nr_given` batches come, and it is scanned `nr_scans` times.
+    #[track_caller]
+    fn check_dry(effort: Effort, nr_given: u64, nr_scans: u64) {
+        let dry = Arc::new(Dry {
+            nr_given,
+            nr_scans: AtomicU64::new(0),
+        });
+        let registered = registered(Arc::clone(&dry) as Arc<dyn Shrinker>);
+        for _pass in 0..2 {
+            assert_eq!(registered.shrink(effort), nr_given.min(nr_scans) * BATCH);
+            assert_eq!(dry.nr_scans.load(Ordering::Relaxed), nr_scans);
+        }
+    }
+
+    #[test]
+    fn none_ends_the_scans_of_this_pass_and_of_no_other() {
+        for nr_given in [0, 1, 4] {
+            check_dry(Effort::LastResort, nr_given, nr_given + 1);
+            check_dry(Effort::Worker, nr_given, nr_given + 1);
+        }
+        check_dry(Effort::LastResort, u64::MAX, 10);
+        check_dry(Effort::Worker, u64::MAX, 5);
     }
 }

@@ -15,6 +15,7 @@ mod misuses;
 #[cfg(feature = "notifiers")]
 mod notifier;
 mod races;
+mod shrinkers;
 mod suite;
 mod throttle;
 mod victims;
