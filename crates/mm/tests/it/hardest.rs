@@ -9,7 +9,7 @@ use lockdep::sync::Completion;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::gfp::Gfp;
 use pinless_mm::limits::{FRAMES_MIN, Limits};
-use pinless_mm::memcg::Knob;
+use pinless_mm::memcg::{Counter, Knob};
 use pinless_mm::mm_struct::Advice;
 use pinless_mm::primary_mmu::Access;
 use pinless_mm::suite::{Machine, Mapping};
@@ -27,6 +27,17 @@ const PAGES_EACH: u32 = 12;
 const STEPS_EACH: u32 = 80;
 const STEPS_MAX: u64 = 20_000_000;
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+/// All bounds that can be changed.
+const KNOBS: [Knob; 7] = [
+    Knob::Max,
+    Knob::High,
+    Knob::Low,
+    Knob::Min,
+    Knob::SwapMax,
+    Knob::ZswapMax,
+    Knob::TotalMax,
+];
 
 /// Bounds from the fewest frames upwards; each of the others is there or not.
 fn limits(rng: &mut Rng) -> Limits {
@@ -114,14 +125,57 @@ fn program(mapping: &dyn Mapping, number: u32, mut rng: Rng) {
     }
 }
 
-/// Lowers and raises bounds while programs run. What cannot be had now is refused.
+/// A value for a bound, which programs get through with.
+fn value_of(knob: Knob, rng: &mut Rng) -> u64 {
+    let frames = FRAMES_MIN + rng.below(6);
+    let pages = match knob {
+        // What is protected here leaves a frame for those who reclaim from above.
+        Knob::Min => rng.below(FRAMES_MIN),
+        // Less than is in use, mostly, and for a moment only.
+        Knob::SwapMax => rng.below(u64::from(PROGRAMS * PAGES_EACH)),
+        Knob::ZswapMax => rng.below(8),
+        Knob::TotalMax => frames + 3 + rng.below(8),
+        Knob::Max | Knob::High | Knob::Low => frames,
+    };
+    pages * PAGE_BYTES
+}
+
+/// The counter that keeps a bound, and how many bytes it counts as one.
+fn counter_of(memcg: &Memcg, knob: Knob) -> Option<(&Counter, u64)> {
+    match knob {
+        Knob::Max => Some((memcg.frames(), PAGE_BYTES)),
+        Knob::SwapMax => Some((memcg.swap(), PAGE_BYTES)),
+        Knob::ZswapMax => Some((memcg.zswap_bytes(), 1)),
+        Knob::TotalMax => Some((memcg.total(), 1)),
+        Knob::High | Knob::Low | Knob::Min => None,
+    }
+}
+
+/// Lowers and raises bounds while programs run. What cannot be had now is refused. A bound of the
+/// store that leaves no room for all pages holds up whoever needs it until it is raised again.
 fn change_limits(memcg: &Memcg, mut rng: Rng) {
-    for _ in 0..6 {
-        let frames = FRAMES_MIN + rng.below(6);
-        let knob = [Knob::Max, Knob::High, Knob::Low][rng.below(3) as usize];
-        let is_set = memcg.set_limit(knob, frames * PAGE_BYTES).is_ok();
-        assert!(!is_set || knob != Knob::Max || memcg.frames().max() == frames);
+    for _ in 0..10 {
+        let knob = KNOBS[rng.below(KNOBS.len() as u64) as usize];
+        let bytes = value_of(knob, &mut rng);
+        let counter = counter_of(memcg, knob);
+        let before = counter.map(|(counter, unit_bytes)| counter.max() * unit_bytes);
+        let is_set = memcg.set_limit(knob, bytes).is_ok();
+        if let Some((counter, unit_bytes)) = counter {
+            let max = counter.max() * unit_bytes;
+            assert_eq!(Some(max), if is_set { Some(bytes) } else { before });
+            check_bounds(memcg);
+        }
         lockdep::sync::sleep("hardest.changed", Duration::from_micros(rng.below(300)));
+        let is_of_store = matches!(knob, Knob::SwapMax | Knob::ZswapMax | Knob::TotalMax);
+        if let Some(before) = before.filter(|_| is_of_store && is_set) {
+            // What the store cannot hold in any case cannot be had back as a bound.
+            let bytes = match knob {
+                Knob::ZswapMax => before.min(memcg.zswap().max_bytes()),
+                _ => before,
+            };
+            let raised = memcg.set_limit(knob, bytes);
+            assert_eq!(raised, Ok(()), "{knob:?} as it was");
+        }
     }
 }
 
