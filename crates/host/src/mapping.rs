@@ -289,7 +289,8 @@ pub enum AccessError {
         /// Why there is none.
         error: FaultError,
     },
-    /// The mapping resolves faults in the thread, and this thread has not called `attach_thread`.
+    /// The mapping resolves faults in the thread, and this thread has not called `attach_thread`, or
+    /// is in a signal handler that leaves too little of the signal stack.
     ThreadNotAttached {
         /// The byte that was accessed.
         offset: u64,
@@ -351,7 +352,8 @@ impl fmt::Display for AccessError {
             } => write!(f, "access to offset {offset} (page {page}): {error}"),
             Self::ThreadNotAttached { offset } => write!(
                 f,
-                "access to offset {offset} by a thread that did not call `attach_thread`"
+                "access to offset {offset} by a thread that did not call `attach_thread`, or whose \
+                 signal handler left too little of its stack"
             ),
             Self::OwnerRefused { offset, page } => write!(
                 f,

@@ -34,7 +34,8 @@ pub enum Cause {
     Fault(FaultError),
     /// The access was a device's, and its translation was stale: never resolved.
     StaleDma,
-    /// The thread's signal stack is too small to resolve anything: it is not attached.
+    /// The thread's signal stack is too small to resolve anything: it is not attached, or a signal
+    /// handler on that stack leaves too little of it.
     ThreadNotAttached,
     /// The memory is another process's, and that refused or has gone.
     OwnerRefused,
@@ -51,7 +52,8 @@ impl fmt::Display for UserFault {
             ),
             Cause::ThreadNotAttached => write!(
                 f,
-                "access to {} by a thread that did not call `attach_thread`",
+                "access to {} by a thread that did not call `attach_thread`, or whose signal \
+                 handler left too little of its stack",
                 self.address
             ),
             Cause::OwnerRefused => write!(

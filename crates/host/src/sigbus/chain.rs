@@ -1,4 +1,8 @@
 //! The handler that was there before ours, and how to give it what is not ours.
+//!
+//! It gets what the kernel would have given it: arguments, signal mask, error number. One thing is
+//! not the same: it runs on the stack on which ours runs, with SA_ONSTACK or without, so on the
+//! alternate one where the thread has one, and has the room that is left there.
 
 use super::context;
 use crate::errno::Errno;

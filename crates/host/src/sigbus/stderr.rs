@@ -19,9 +19,9 @@ pub(super) fn die_in_handler(trap: &Trap<'_>, page: PageIndex) -> ! {
 /// A fault on a signal stack that is too small to resolve it.
 pub(super) fn die_unattached(trap: &Trap<'_>, page: PageIndex) -> ! {
     die(format_args!(
-        "pinless: a thread that is not attached touched page {page} of an in-thread mapping: {} of \
-         {:#x} by the instruction at {:#x}; have it call `attach_thread` first, or map with \
-         service threads\n",
+        "pinless: too little is left of the signal stack for page {page} of an in-thread mapping: \
+         {} of {:#x} by the instruction at {:#x}; have the thread call `attach_thread`, its signal \
+         handlers use less, or map with service threads\n",
         kind(trap),
         trap.address,
         trap.instruction(),

@@ -13,6 +13,21 @@ pub(crate) fn run(test: &str, name: &str, scenario: impl FnOnce()) -> Output {
     command(test, name).output().unwrap()
 }
 
+/// Runs `scenario` with each of `rows`, each in a process of its own that runs no other, and tells
+/// how they ended.
+pub(crate) fn run_each<T: std::fmt::Debug>(
+    test: &str,
+    rows: &[T],
+    scenario: impl Fn(&T),
+) -> Vec<Output> {
+    let name = |row: &T| format!("{row:?}");
+    // All before any is started: else a process would start those of the rows before its own.
+    rows.iter()
+        .for_each(|row| play(&name(row), || scenario(row)));
+    let outputs = rows.iter().map(|row| command(test, &name(row)).output());
+    outputs.map(Result::unwrap).collect()
+}
+
 /// Starts `scenario` in a process of its own, whose standard input is `input`.
 pub(crate) fn start(
     test: &str,

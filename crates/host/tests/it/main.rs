@@ -15,6 +15,7 @@ mod pins;
 mod probes;
 mod races;
 mod sharing;
+mod signal_stacks;
 mod signals;
 mod system_calls;
 mod victims;
