@@ -97,6 +97,8 @@ fn n118_a_deadline_is_spent_once_for_all() {
 fn what_the_queue_does_not_hold_is_waited_for_at_once() {
     check(SETTLE_QUEUE, &[], &[(64, 1)], Some(0));
     check(SETTLE_QUEUE + 1, &[], &[(64, 1)], Some(0));
+    // What comes after a failure is let go of: the first that was late is named, and no other.
+    check(SETTLE_QUEUE + 2, &[], &[(64, 1)], Some(0));
     check(SETTLE_QUEUE + 1, &[(0, 0)], &[(65, 1)], Some(1));
     check(SETTLE_QUEUE + 2, &[(1, 0)], &[(65, 1)], Some(1));
     check(
@@ -114,4 +116,28 @@ fn without_a_deadline_nothing_is_waited_for() {
     let Ok(()) = Blockable::new(&settling).settle(&fence);
     let late = settling.wait().expect_err("nobody signals");
     assert_eq!((late.holder, late.waited), (0, Duration::ZERO));
+}
+
+/// What has signalled takes no place in the queue: no other is waited for because of it.
+#[test]
+fn what_has_signalled_is_not_queued() {
+    let [signalled, late] = ["test.signalled", "test.late"].map(Fence::new);
+    assert!(signalled.signal(), "nobody else does");
+    let settling = Settling::new(Duration::ZERO);
+    let cx = Blockable::new(&settling);
+    let settle_many = || {
+        for _ in 0..=SETTLE_QUEUE {
+            let Ok(()) = cx.settle(&signalled);
+        }
+    };
+    settle_many();
+    assert!(settling.is_idle(), "there is nothing to wait for");
+    let Ok(()) = cx.settle(&late);
+    settle_many();
+    assert!(
+        !settling.has_failed(),
+        "the queue has room, so nobody waits"
+    );
+    assert!(late.signal(), "nobody else does");
+    assert!(settling.wait().is_ok());
 }
