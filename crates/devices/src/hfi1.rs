@@ -79,8 +79,8 @@ impl Hfi1 {
         let device = Arc::new(Self {
             name: name.into(),
             bugs,
-            sdma: PinCache::new(limit),
-            tids: PinCache::new(limit),
+            sdma: PinCache::new(name, limit),
+            tids: PinCache::new(name, limit),
             worker: Doorbell::new(),
             hung: Mutex::new("devices.hfi1.hung", None),
             is_over: AtomicBool::new(false),

@@ -198,7 +198,7 @@ impl I915 {
         let shared = &*self.shared;
         shared.counters.faults.add();
         let pinned = Arc::clone(&shared.memory)
-            .pin(object.run, Access::Write)
+            .pin(&shared.name, object.run, Access::Write)
             .map_err(DmaError::Pin)?;
         let at = fetch_run(&*shared.memory, object.run, Access::Write).map_err(DmaError::Fault)?;
         let mut new = Some((pinned, at));

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use pinless_host::{GuardError, HostMapping};
 use pinless_mm::addr::PageRun;
 use pinless_mm::gfp::Gfp;
-use pinless_mm::mm_struct::{self, PinError};
+use pinless_mm::mm_struct::{self, PinError, PinHolder};
 use pinless_mm::primary_mmu::Access;
 use std::sync::Arc;
 
@@ -47,11 +47,31 @@ impl Guard {
     pub fn begin_io(&self) -> Result<Io, PinError> {
         let (run, access) = (self.guard.run(), self.guard.access());
         let pin = self.shared.vma.pin(run, access, Gfp::Kernel)?;
+        Ok(self.io_with(pin))
+    }
+
+    /// The same, with the pages pinned in the name of `holder`: so it is told who uses them, also
+    /// when the guard is gone.
+    ///
+    /// # Errors
+    ///
+    /// See [`begin_io`](Self::begin_io).
+    ///
+    /// # Panics
+    ///
+    /// If `holder` is of another address space.
+    pub fn begin_io_for(&self, holder: &PinHolder) -> Result<Io, PinError> {
+        let (run, access) = (self.guard.run(), self.guard.access());
+        let vma = &self.shared.vma;
+        Ok(self.io_with(vma.pin_for(holder, run, access, Gfp::Kernel)?))
+    }
+
+    fn io_with(&self, pin: mm_struct::Pin) -> Io {
         self.shared.io.begin();
-        Ok(Io {
+        Io {
             pin: Some(pin),
             shared: Arc::clone(&self.shared),
-        })
+        }
     }
 }
 
@@ -128,6 +148,18 @@ impl Pin {
     ) -> Result<Self, PinError> {
         Ok(Self {
             pin: shared.vma.pin(run, access, Gfp::Kernel)?,
+            _shared: Arc::clone(shared),
+        })
+    }
+
+    pub(crate) fn new_for(
+        shared: &Arc<Shared>,
+        holder: &PinHolder,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Self, PinError> {
+        Ok(Self {
+            pin: shared.vma.pin_for(holder, run, access, Gfp::Kernel)?,
             _shared: Arc::clone(shared),
         })
     }

@@ -86,7 +86,7 @@ pub use pinless_mm::memcg::{
 };
 pub use pinless_mm::mm_struct::{
     AdviseError, Building, MapError as BooksError, Mlock, MlockError, Pin as BooksPin, PinError,
-    UnmapError, VmaId,
+    PinHolder, PinnedBy, UnmapError, VmaId,
 };
 pub use pinless_mm::mmu_notifier;
 pub use pinless_mm::oom::{self, OomReport};

@@ -12,7 +12,7 @@ use pinless_host::{
 use pinless_mm::addr::{PageIndex, PageRun};
 use pinless_mm::fault::FaultHandler;
 use pinless_mm::mm_struct::{
-    AdviseError, MapError as BooksError, Mlock, MlockError, PinError, UnmapError,
+    AdviseError, MapError as BooksError, Mlock, MlockError, PinError, PinHolder, UnmapError,
 };
 use pinless_mm::mmu_notifier::{
     IntervalError, IntervalNotifier, IntervalSubscription, Notifier, Ranges, Subscription,
@@ -194,6 +194,26 @@ impl Mapping {
     /// See [`PinError`].
     pub fn pin(&self, run: PageRun, access: Access) -> Result<Pin, PinError> {
         Pin::new(&self.shared, run, access)
+    }
+
+    /// The same in the name of `holder`, from [`Mm::pin_holder`](crate::Mm::pin_holder): then
+    /// [`Memcg::pin_holders`](crate::Memcg::pin_holders), the report of a kill and a bound that
+    /// cannot be lowered say who has the pages.
+    ///
+    /// # Errors
+    ///
+    /// See [`PinError`].
+    ///
+    /// # Panics
+    ///
+    /// If `holder` is of another address space.
+    pub fn pin_for(
+        &self,
+        holder: &PinHolder,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Pin, PinError> {
+        Pin::new_for(&self.shared, holder, run, access)
     }
 
     /// Says what is going to happen to `run`.

@@ -7,6 +7,7 @@ use crate::Pinless;
 use core::fmt;
 use pinless_mm::addr::PAGE_SIZE;
 use pinless_mm::histogram::Summary;
+use pinless_mm::mm_struct::PinnedBy;
 
 /// Whether a figure goes up and down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +36,7 @@ pub struct Metric {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     metrics: Vec<Metric>,
+    pin_holders: Vec<PinnedBy>,
     latencies: [(&'static str, Summary); 2],
 }
 
@@ -61,6 +63,7 @@ impl Pinless {
             gauge("memory.peak", bytes(frames.peak())),
             gauge("memory.zswap.current", zswap.bytes()),
             gauge("memory.zswap.max", zswap.max_bytes()),
+            gauge("pins", memcg.nr_pins()),
             gauge("io_in_flight", io_in_flight),
             counter(("io_abandoned", io_abandoned)),
             counter(("events_lost", self.events_lost())),
@@ -68,6 +71,7 @@ impl Pinless {
         metrics.extend(stat.counters().map(counter));
         Metrics {
             metrics,
+            pin_holders: memcg.pin_holders(),
             latencies: [("soft", stat.soft_fault), ("hard", stat.hard_fault)],
         }
     }
@@ -77,6 +81,11 @@ impl Metrics {
     /// The figures.
     pub fn iter(&self) -> impl Iterator<Item = &Metric> {
         self.metrics.iter()
+    }
+
+    /// Who has pins by name, most pages first; see [`Memcg::pin_holders`](crate::Memcg::pin_holders).
+    pub fn pin_holders(&self) -> &[PinnedBy] {
+        &self.pin_holders
     }
 
     /// The figure of this name.
@@ -100,6 +109,14 @@ impl fmt::Display for Metrics {
             };
             let name = format!("pinless_{}{unit}{total}", name.replace('.', "_"));
             writeln!(f, "# TYPE {name} {kind}\n{name} {value}")?;
+        }
+        writeln!(f, "# TYPE pinless_pins_by gauge")?;
+        for PinnedBy { holder, pages } in &self.pin_holders {
+            let escaped = holder
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            writeln!(f, "pinless_pins_by{{holder=\"{escaped}\"}} {pages}")?;
         }
         writeln!(f, "# TYPE pinless_fault_seconds summary")?;
         for (from, summary) in &self.latencies {

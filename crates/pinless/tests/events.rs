@@ -4,7 +4,7 @@
 
 use pinless::event::{Event, Record, Source};
 use pinless::mmu_notifier::{Context, Notifier, Range};
-use pinless::{Advice, Builder, MapOptions, PAGE_SIZE, PageRun, Pinless};
+use pinless::{Access, Advice, Builder, MapOptions, PAGE_SIZE, PageRun, Pinless};
 use std::sync::{Arc, mpsc};
 
 const FRAMES: u32 = 64;
@@ -148,4 +148,35 @@ fn figures_are_written_as_prometheus_reads_them() {
         "{text}"
     );
     assert!(text.contains("pinless_fault_seconds{kind=\"hard\",quantile=\"0.99\"} "));
+}
+
+/// Whose the pinned pages are, also while an operation goes on after its guard.
+#[test]
+fn figures_name_who_pins() {
+    let Some(pinless) = build(|builder| builder) else {
+        return;
+    };
+    let mm = pinless.new_mm("pinned");
+    let memory = pinless.map(&mm, 4 * PAGE_SIZE as u64).expect("a mapping");
+    let (odd, nic) = (mm.pin_holder("a \"b\"\\\n"), mm.pin_holder("nic0"));
+    let pin = |holder, run| memory.pin_for(holder, run, Access::Write).expect("frames");
+    let _pins = (pin(&odd, PageRun::new(0, 1)), pin(&nic, PageRun::new(0, 3)));
+    let guard = memory.guard(PageRun::new(3, 1), Access::Write);
+    let guard = guard.expect("a frame");
+    let io = guard.begin_io_for(&nic).expect("room for a pin");
+    drop(guard);
+    let metrics = pinless.metrics();
+    assert_eq!(metrics.get("pins"), Some(5));
+    let holders = metrics.pin_holders().iter();
+    let holders: Vec<_> = holders.map(|by| (&*by.holder, by.pages)).collect();
+    assert_eq!(holders, [("nic0", 4), ("a \"b\"\\\n", 1)]);
+    let text = metrics.to_string();
+    for line in [
+        "pinless_pins 5",
+        "pinless_pins_by{holder=\"nic0\"} 4",
+        r#"pinless_pins_by{holder="a \"b\"\\\n"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    io.complete();
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Pinned pages of one mapping.
 pub struct PinCache {
+    /// In whose name it pins.
+    holder: Box<str>,
     state: ShortLock<State>,
     /// In pages.
     limit: u32,
@@ -87,8 +89,8 @@ enum Lookup<'a> {
 }
 
 impl PinCache {
-    /// An empty cache of at most `limit` pages.
-    pub fn new(limit: u32) -> Self {
+    /// An empty cache of at most `limit` pages, which are pinned in the name of `holder`.
+    pub fn new(holder: &str, limit: u32) -> Self {
         crate::lock_order::prime();
         let room = limit as usize;
         let state = State {
@@ -100,6 +102,7 @@ impl PinCache {
             is_over: false,
         };
         Self {
+            holder: holder.into(),
             state: ShortLock::new("devices.pin_cache", state),
             limit,
         }
@@ -161,7 +164,9 @@ impl PinCache {
         run: PageRun,
         access: Access,
     ) -> Result<Arc<Node>, DmaError> {
-        let pinned = Arc::clone(memory).pin(run, access).map_err(DmaError::Pin)?;
+        let pinned = Arc::clone(memory)
+            .pin(&self.holder, run, access)
+            .map_err(DmaError::Pin)?;
         let at = super::fetch_run(&**memory, run, access).map_err(DmaError::Fault)?;
         Ok(Arc::new(Node {
             run,

@@ -217,7 +217,7 @@ impl Scif {
             name: name.into(),
             bugs,
             rma: Mutex::new("devices.scif.rma", rma),
-            cache: PinCache::new(memory.nr_pages().max(4)),
+            cache: PinCache::new(name, memory.nr_pages().max(4)),
             channel: FenceEngine::new(),
             endpoint: ours,
             peer: Arc::new(Card::new(nr_bytes, theirs)),
@@ -254,7 +254,7 @@ impl Scif {
     /// [`DmaError`]; nothing was registered.
     pub fn register_window(&self, run: PageRun) -> Result<Offset, DmaError> {
         let pinned = Arc::clone(&self.memory)
-            .pin(run, Access::Write)
+            .pin(&self.name, run, Access::Write)
             .map_err(DmaError::Pin)?;
         let at = fetch_run(&*self.memory, run, Access::Write).map_err(DmaError::Fault)?;
         let pages = Arc::new(Pages {

@@ -225,7 +225,12 @@ impl DeviceMemory for World {
         &self.notifiers
     }
 
-    fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError> {
+    fn pin(
+        self: Arc<Self>,
+        _holder: &str,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Pinned, PinError> {
         might_alloc(Gfp::Kernel);
         let mut frames = Vec::new();
         for page in run.pages() {

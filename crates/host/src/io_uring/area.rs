@@ -11,7 +11,7 @@ use core::convert::Infallible;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
-use pinless_mm::mm_struct::Vma;
+use pinless_mm::mm_struct::{PinHolder, Vma};
 use pinless_mm::mmu_notifier::{
     Blockable, Context, EndContext, Event, Notifier, Range, Ranges, Subscription,
 };
@@ -37,6 +37,7 @@ pub(super) struct AreaShared {
 pub(super) struct AreaOwner {
     shared: Arc<AreaShared>,
     vma: Arc<Vma>,
+    holder: PinHolder,
     #[expect(dead_code, reason = "keeps the memory mapped")]
     mmu: Arc<HostMmu>,
     #[expect(
@@ -82,6 +83,7 @@ impl AreaOwner {
         Ok(Self {
             shared,
             vma: Arc::clone(vma),
+            holder: vma.mm().pin_holder(super::NAME),
             mmu: mapping.mmu(),
             subscription,
         })
@@ -93,6 +95,11 @@ impl AreaOwner {
 
     pub(super) fn vma(&self) -> &Arc<Vma> {
         &self.vma
+    }
+
+    /// In whose name its operations pin.
+    pub(super) fn holder(&self) -> &PinHolder {
+        &self.holder
     }
 
     pub(super) fn is_of(&self, core: &Arc<Core>) -> bool {

@@ -273,7 +273,7 @@ impl Ring {
         }
         let vma = area.vma();
         let run = run_of(vma, &bytes)?;
-        let pin = self.pin(vma, run).map_err(OpError::Pin)?;
+        let pin = self.pin(area, run).map_err(OpError::Pin)?;
         let transfer = Transfer {
             direction,
             fd: fd.as_raw_fd(),
@@ -293,10 +293,11 @@ impl Ring {
 
 impl Ring {
     /// Pins for writing, whatever the direction; see the head of this module.
-    fn pin(&self, vma: &Arc<Vma>, run: PageRun) -> Result<Pin, PinError> {
+    fn pin(&self, area: &Area, run: PageRun) -> Result<Pin, PinError> {
+        let (vma, holder) = (area.vma(), area.owner.holder());
         if self.core.kind == Kind::SingleIssuer {
             // Who waits for a frame must not be the one who alone can give some back.
-            match vma.pin(run, Access::Write, Gfp::NoWait) {
+            match vma.pin_for(holder, run, Access::Write, Gfp::NoWait) {
                 Err(PinError::Fault {
                     error: FaultError::NoFrame { .. },
                     ..
@@ -304,7 +305,7 @@ impl Ring {
                 answer => return answer,
             }
         }
-        vma.pin(run, Access::Write, Gfp::Kernel)
+        vma.pin_for(holder, run, Access::Write, Gfp::Kernel)
     }
 }
 

@@ -19,13 +19,14 @@ pub trait DeviceMemory: Bus {
     /// Where a driver subscribes.
     fn notifiers(&self) -> &Notifiers;
 
-    /// Pins the pages of `run` until the answer is dropped. A pinned page keeps its frame, whatever
-    /// becomes of the mapping. Call it with no lock held that a notifier takes: it may wait.
+    /// Pins the pages of `run` until the answer is dropped, in the name of `holder`: the name that
+    /// the driver subscribed under. A pinned page keeps its frame, whatever becomes of the mapping. Call it with no lock held that a notifier takes: it may wait.
     ///
     /// # Errors
     ///
     /// [`PinError`]; nothing stays pinned.
-    fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError>;
+    fn pin(self: Arc<Self>, holder: &str, run: PageRun, access: Access)
+    -> Result<Pinned, PinError>;
 }
 
 /// Pinned pages. The drop unpins them, and frees those that are no longer mapped: never drop it in

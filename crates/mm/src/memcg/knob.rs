@@ -6,6 +6,7 @@ use super::Memcg;
 use super::counter::Counter;
 use crate::addr::PAGE_SIZE;
 use crate::limits::{LimitError, Limits, total_reserve};
+use crate::mm_struct::PinnedBy;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -29,7 +30,7 @@ pub enum Knob {
 }
 
 /// Why a bound was not changed. It is what it was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SetLimitError {
     /// The value makes no sense.
     Limit(LimitError),
@@ -44,6 +45,10 @@ pub enum SetLimitError {
         wanted_bytes: u64,
         /// What is in use, in bytes.
         usage_bytes: u64,
+        /// Pins, in pages; see [`Memcg::nr_pins`].
+        nr_pins: u64,
+        /// Who has most of them by name; see [`Memcg::pin_holders`] for the others.
+        pinned_by: Option<PinnedBy>,
     },
 }
 
@@ -56,11 +61,20 @@ impl fmt::Display for SetLimitError {
                 knob,
                 wanted_bytes,
                 usage_bytes,
-            } => write!(
-                f,
-                "{knob:?} cannot be lowered to {wanted_bytes} bytes: {usage_bytes} bytes are in \
-                 use and cannot be taken back now; drop pins, or raise what bounds the store"
-            ),
+                nr_pins,
+                pinned_by,
+            } => {
+                write!(
+                    f,
+                    "{knob:?} cannot be lowered to {wanted_bytes} bytes: {usage_bytes} bytes are \
+                     in use and cannot be taken back now; drop pins"
+                )?;
+                match pinned_by {
+                    Some(most) => write!(f, " ({nr_pins} pages, most by {most})")?,
+                    None => write!(f, " ({nr_pins} pages)")?,
+                }
+                write!(f, ", or raise what bounds the store")
+            }
         }
     }
 }
@@ -215,6 +229,8 @@ impl Memcg {
                     knob,
                     wanted_bytes: bytes,
                     usage_bytes: usage * unit_bytes,
+                    nr_pins: self.nr_pins(),
+                    pinned_by: self.pin_holders().into_iter().next(),
                 });
             }
         }

@@ -12,6 +12,7 @@ pub(crate) mod counter;
 mod files;
 pub(crate) mod frames;
 mod knob;
+mod pins;
 mod pressure;
 mod protect;
 pub(crate) mod stat;
@@ -54,6 +55,8 @@ pub struct Memcg {
     children: RwLock<Vec<Arc<Memcg>>>,
     /// All below, for what they counted.
     known: RwLock<Vec<Weak<Memcg>>>,
+    /// Address spaces of this level, for what is pinned of them; also those that were torn down.
+    born: RwLock<Vec<Weak<Mm>>>,
     pub(crate) limits: Limits,
     knobs: Knobs,
     is_changing: AtomicBool,
@@ -164,6 +167,7 @@ impl Memcg {
             parent,
             children: RwLock::new("mm.memcg.children", Vec::new()),
             known: RwLock::new("mm.memcg.known", Vec::new()),
+            born: RwLock::new("mm.memcg.born", Vec::new()),
             knobs: Knobs::new(&limits),
             is_changing: AtomicBool::new(false),
             meter: Meter::new(),

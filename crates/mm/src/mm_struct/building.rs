@@ -12,7 +12,7 @@
 //! Linux counterpart: `pin_user_pages` in a loop (`i915_gem_userptr.c`); the discussion of June
 //! 2020 about a flag by which notifiers might fail.
 
-use super::{Pin, PinError, Vma};
+use super::{Pin, PinError, PinHolder, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::gfp::Gfp;
 use crate::primary_mmu::Access;
@@ -25,6 +25,7 @@ pub struct Building {
     vma: Arc<Vma>,
     access: Access,
     gfp: Gfp,
+    holder: Option<PinHolder>,
     pins: Vec<Pin>,
 }
 
@@ -35,8 +36,15 @@ impl Building {
             vma,
             access,
             gfp,
+            holder: None,
             pins: Vec::new(),
         }
+    }
+
+    /// The same, with its pages pinned in the name of `holder`.
+    pub fn pinned_for(self, holder: &PinHolder) -> Self {
+        let holder = Some(holder.clone());
+        Self { holder, ..self }
     }
 
     /// Makes the next page resident and marks it. The pages may come in any order, and more than
@@ -46,7 +54,11 @@ impl Building {
     ///
     /// See [`PinError`]: what was added before stays marked.
     pub fn add(&mut self, page: PageIndex) -> Result<(), PinError> {
-        let pin = self.vma.pin(PageRun::single(page), self.access, self.gfp)?;
+        let (run, access) = (PageRun::single(page), self.access);
+        let pin = match &self.holder {
+            Some(holder) => self.vma.pin_for(holder, run, access, self.gfp)?,
+            None => self.vma.pin(run, access, self.gfp)?,
+        };
         self.pins.push(pin);
         Ok(())
     }

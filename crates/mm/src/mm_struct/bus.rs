@@ -1,10 +1,10 @@
 //! The checked bus over a mapping.
 
+use super::PinError;
 use super::Vma;
 use super::demand::Demand;
 use super::fault::FrameSource;
 use super::vma::Life;
-use super::{Pin, PinError};
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun, Vaddr};
 use crate::bus::{Bus, BusAddr, Caught, Checks, DeviceMemory, Pinned, StaleDma};
 use crate::fault::FaultError;
@@ -57,8 +57,14 @@ impl DeviceMemory for Vma {
         self.mm().notifiers()
     }
 
-    fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError> {
-        let pin: Pin = Self::pin(&self, run, access, Gfp::Kernel)?;
+    fn pin(
+        self: Arc<Self>,
+        holder: &str,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Pinned, PinError> {
+        let holder = self.mm().pin_holder(holder);
+        let pin = self.pin_for(&holder, run, access, Gfp::Kernel)?;
         Ok(Box::new(pin))
     }
 }

@@ -4,8 +4,8 @@
 //! [`Vma`] is one mapping: a range of pages with a state word each, on a [`PrimaryMmu`].
 //!
 //! One verb a file: [`Mm::map`] in `map`, [`Mm::unmap`] in `unmap`, [`Vma::advise`] in `advise`,
-//! faults in `fault`, [`Vma::pin`] in `pin`, [`Vma::mlock`] in `mlock`, [`Building`] in `building`,
-//! device translations in `bus`.
+//! faults in `fault`, [`Vma::pin`] in `pin`, [`Mm::pin_holder`] in `pin_holder`, [`Vma::mlock`] in
+//! `mlock`, [`Building`] in `building`, device translations in `bus`.
 //!
 //! Linux counterpart: `struct mm_struct`, `struct vm_area_struct`.
 
@@ -17,6 +17,7 @@ mod fault;
 mod map;
 mod mlock;
 mod pin;
+mod pin_holder;
 mod prefetch;
 mod stored;
 mod unmap;
@@ -28,6 +29,7 @@ pub use building::Building;
 pub use map::MapError;
 pub use mlock::{Mlock, MlockError};
 pub use pin::{Pin, PinError};
+pub use pin_holder::{PinHolder, PinnedBy};
 pub use unmap::UnmapError;
 pub(crate) use vma::Owned;
 pub use vma::{Vma, VmaId};
@@ -43,6 +45,7 @@ use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::RwLock;
+use pin_holder::PinHolders;
 use std::sync::{Arc, OnceLock};
 
 #[cfg(doc)]
@@ -58,6 +61,7 @@ pub struct Mm {
     notifiers: Notifiers,
     vmas: RwLock<Vec<Arc<Vma>>>,
     pub(crate) rss: Arc<Rss>,
+    pin_holders: PinHolders,
     exited: AtomicBool,
     on_kill: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
     on_cancel: RwLock<Option<Arc<dyn Fn() -> bool + Send + Sync>>>,
@@ -108,6 +112,7 @@ impl Memcg {
             notifiers: Notifiers::new(id),
             vmas: RwLock::new("mm.vmas", Vec::new()),
             rss: Arc::new(Rss::default()),
+            pin_holders: PinHolders::new(),
             exited: AtomicBool::new(false),
             on_kill: RwLock::new("mm.on_kill", None),
             on_cancel: RwLock::new("mm.on_cancel", None),
@@ -116,6 +121,7 @@ impl Memcg {
             event_log: OnceLock::new(),
         });
         self.add_mm(&mm);
+        self.note_born(&mm);
         MmHandle { mm }
     }
 }
@@ -151,7 +157,8 @@ impl Mm {
         self.rss.swapped.load(Ordering::Relaxed)
     }
 
-    /// Pins on its pages.
+    /// Pins on its pages: a page that is pinned twice counts twice. [`Mm::pin_holders`] says whose
+    /// they are.
     pub fn nr_pins(&self) -> u64 {
         self.rss.pins.load(Ordering::Relaxed)
     }

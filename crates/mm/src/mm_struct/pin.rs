@@ -8,6 +8,7 @@
 
 use super::demand::Demand;
 use super::fault::{FrameSource, Resolved};
+use super::pin_holder::PinHolder;
 use super::{Scope, Vma};
 use crate::addr::{PageIndex, PageRun};
 use crate::fault::FaultError;
@@ -79,17 +80,54 @@ pub struct Pin {
     vma: Arc<Vma>,
     run: PageRun,
     access: Access,
+    holder: Option<PinHolder>,
 }
 
 impl Vma {
     /// Pins the pages of `run` for `access`. Not callable under a lock that a notifier takes, nor
     /// from a notifier.
     ///
+    /// Such a pin is counted, and nobody is told whose it is: for memory that is let go of soon.
+    /// What stays pinned for longer should have a name; see [`Vma::pin_for`].
+    ///
     /// # Errors
     ///
     /// See [`PinError`].
     #[track_caller]
     pub fn pin(self: &Arc<Self>, run: PageRun, access: Access, gfp: Gfp) -> Result<Pin, PinError> {
+        self.pin_with(None, run, access, gfp)
+    }
+
+    /// The same in the name of `holder`: its pages are counted by it from the moment in which each
+    /// is pinned, also while the rest of `run` waits for frames.
+    ///
+    /// # Errors
+    ///
+    /// See [`PinError`].
+    ///
+    /// # Panics
+    ///
+    /// If `holder` is of another address space.
+    #[track_caller]
+    pub fn pin_for(
+        self: &Arc<Self>,
+        holder: &PinHolder,
+        run: PageRun,
+        access: Access,
+        gfp: Gfp,
+    ) -> Result<Pin, PinError> {
+        holder.assert_of(self.mm().id());
+        self.pin_with(Some(holder), run, access, gfp)
+    }
+
+    #[track_caller]
+    fn pin_with(
+        self: &Arc<Self>,
+        holder: Option<&PinHolder>,
+        run: PageRun,
+        access: Access,
+        gfp: Gfp,
+    ) -> Result<Pin, PinError> {
         if run
             .first
             .checked_add(run.nr)
@@ -115,10 +153,15 @@ impl Vma {
             vma: Arc::clone(self),
             run: PageRun::new(run.first, 0),
             access,
+            holder: holder.cloned(),
         };
         for page in run.pages() {
             self.pin_page(page, access, source)?;
             pin.run.nr += 1;
+            // Page by page, too: who waits for more is to be seen with what it has.
+            if let Some(holder) = holder {
+                holder.add(1);
+            }
         }
         Ok(pin)
     }
@@ -190,11 +233,36 @@ impl Pin {
     pub fn access(&self) -> Access {
         self.access
     }
+
+    /// In whose name they are pinned, if in anybody's.
+    pub fn holder(&self) -> Option<&PinHolder> {
+        self.holder.as_ref()
+    }
+
+    /// The pages are pinned in the name of `holder` from now on: for who hands them on.
+    ///
+    /// # Panics
+    ///
+    /// If `holder` is of another address space.
+    #[track_caller]
+    pub fn hand_to(&mut self, holder: &PinHolder) {
+        holder.assert_of(self.vma.mm().id());
+        let nr_pages = u64::from(self.run.nr);
+        // First: a page that is pinned for both is told of, never one that is pinned for neither.
+        holder.add(nr_pages);
+        if let Some(older) = self.holder.replace(holder.clone()) {
+            older.sub(nr_pages);
+        }
+    }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
         for page in self.run.pages() {
+            // First: what is left is told of as soon as a page is unpinned.
+            if let Some(holder) = &self.holder {
+                holder.sub(1);
+            }
             self.vma.unpin_page(page);
         }
     }

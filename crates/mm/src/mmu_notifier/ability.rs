@@ -45,6 +45,9 @@ pub enum Ability {
 
 /// A device that can let go of nothing while it uses memory.
 pub trait Immovable: Send + Sync + 'static {
+    /// Its name, for reports: in it the pages are pinned while they are attached.
+    fn name(&self) -> &str;
+
     /// The device may use these pages from now on: they stay where they are.
     fn attach(&self, pages: &Pin);
 
@@ -60,8 +63,10 @@ pub struct Attached<D: Immovable> {
 }
 
 impl<D: Immovable> Attached<D> {
-    /// Hands pinned pages to a device.
-    pub fn new(device: Arc<D>, pages: Pin) -> Self {
+    /// Hands pinned pages to a device, in whose name they are pinned from now on.
+    pub fn new(device: Arc<D>, mut pages: Pin) -> Self {
+        let holder = pages.vma().mm().pin_holder(device.name());
+        pages.hand_to(&holder);
         device.attach(&pages);
         Self { device, pages }
     }

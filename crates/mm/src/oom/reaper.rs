@@ -19,19 +19,54 @@ use std::sync::Arc;
 /// What one pass over a victim left behind.
 struct ReapPass {
     skipped: Vec<Skipped>,
+    /// Pages left alone because they are pinned.
+    pinned: u64,
 }
 
 impl ReapPass {
+    fn begin(&mut self) {
+        self.skipped.clear();
+        self.pinned = 0;
+    }
+
     fn skip(&mut self, holder: &Arc<str>, how: Held, pages: u64) {
         let is_known = |known: &&mut Skipped| known.holder == *holder && known.how == how;
         if let Some(known) = self.skipped.iter_mut().find(is_known) {
             known.pages += pages;
-        } else if self.skipped.len() < SKIPPED_MAX {
-            self.skipped.push(Skipped {
-                holder: Arc::clone(holder),
-                how,
-                pages,
-            });
+            return;
+        }
+        let skipped = Skipped {
+            holder: Arc::clone(holder),
+            how,
+            pages,
+        };
+        if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.push(skipped);
+        } else if let Some(least) = self.skipped.iter_mut().min_by_key(|known| known.pages)
+            && least.pages < pages
+        {
+            *least = skipped;
+        }
+    }
+
+    /// Tells whose pins the pages that were left alone have, as far as they have names.
+    fn name_pins(&mut self, victim: &Mm, holders: &Holders) {
+        let pinned = self.pinned;
+        if pinned == 0 {
+            return;
+        }
+        let mut nr_named = 0;
+        // Where somebody is changing the list, the next pass has the names.
+        let _ = victim.try_visit_pin_holders(&mut |holder, pages| {
+            nr_named += pages;
+            self.skip(holder, Held::Pinned, pages.min(pinned));
+        });
+        let nr_others = match nr_named {
+            0 => pinned,
+            _ => victim.nr_pins().saturating_sub(nr_named).min(pinned),
+        };
+        if nr_others > 0 {
+            self.skip(&holders.pin, Held::Pinned, nr_others);
         }
     }
 }
@@ -53,6 +88,7 @@ impl Memcg {
         };
         let mut pass = ReapPass {
             skipped: Vec::with_capacity(SKIPPED_MAX),
+            pinned: 0,
         };
         // Whoever had the post before may be stuck in the middle of them.
         let mut state = self.oom.state.lock();
@@ -85,7 +121,7 @@ impl Memcg {
     fn reap_victim(&self, victim: &Arc<Mm>, pass: &mut ReapPass, holders: &Holders) {
         let reaping = self.oom.state.lock().reaping;
         if reaping == Reaping::GivesUp && victim.notifiers().has_subscriptions() {
-            pass.skipped.clear();
+            pass.begin();
             let pages = victim.nr_frames() + victim.nr_swapped();
             pass.skip(&holders.notifier, Held::NotAsked, pages);
             self.record(victim.id(), pass, 1, true);
@@ -150,7 +186,12 @@ impl Memcg {
     }
 
     fn reap_pass(&self, victim: &Mm, pass: &mut ReapPass, holders: &Holders) {
-        pass.skipped.clear();
+        pass.begin();
+        self.reap_mappings(victim, pass, holders);
+        pass.name_pins(victim, holders);
+    }
+
+    fn reap_mappings(&self, victim: &Mm, pass: &mut ReapPass, holders: &Holders) {
         let mut last = VmaId(0);
         loop {
             let vma = match victim.try_vma_after(last) {
@@ -184,9 +225,7 @@ impl Memcg {
                 let outcome = vma.zap_told(run, Scope::Reap);
                 // Before the bracket ends: that calls devices, and may never return.
                 self.book(vma.mm().id(), &outcome);
-                if outcome.pinned > 0 {
-                    pass.skip(&holders.pin, Held::Pinned, outcome.pinned);
-                }
+                pass.pinned += outcome.pinned;
                 if outcome.busy > 0 {
                     pass.skip(&holders.user, Held::InUse, outcome.busy);
                 }

@@ -14,11 +14,12 @@ pub(super) const SKIPPED_MAX: usize = 8;
 /// Somebody who did not let go of memory, and of how much.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Skipped {
-    /// The name of the subscription, or what else held the memory.
+    /// The name of the subscription or of who pinned it, or what else held the memory.
     pub holder: Arc<str>,
     /// How it held it.
     pub how: Held,
-    /// Pages left behind because of it, in the last pass.
+    /// Pages left behind because of it, in the last pass. A page that several have pinned counts
+    /// for each of them.
     pub pages: u64,
 }
 
@@ -29,7 +30,7 @@ pub enum Held {
     Refused(Cause),
     /// It was not asked at all; see [`Reaping::GivesUp`](super::Reaping::GivesUp).
     NotAsked,
-    /// By pins.
+    /// By pins: in this name (see [`Mm::pin_holder`](crate::Mm::pin_holder)), or in nobody's.
     Pinned,
     /// A thread was in the middle of a fault, or changed the mappings.
     InUse,

@@ -30,6 +30,10 @@ impl Scanout {
 }
 
 impl Immovable for Scanout {
+    fn name(&self) -> &str {
+        "scanout"
+    }
+
     fn attach(&self, pages: &Pin) {
         let nowhere = BusAddr {
             page: 0,
@@ -70,6 +74,9 @@ pub(super) fn who_can_let_go_of_nothing_has_pinned_pages(machine: &dyn Machine) 
     });
     let pin = vma.pin(run, Access::Read, Gfp::Kernel).expect("resident");
     let attached = Attached::new(Arc::clone(&scanout), pin);
+    let told = world.memcg.pin_holders();
+    let told: Vec<_> = told.iter().map(|by| (&*by.holder, by.pages)).collect();
+    assert_eq!(told, [("scanout", 4)], "they are the device's now");
     assert!(mm.notifiers().is_empty(), "there is nothing to tell it");
     vma.advise(vma.all(), Advice::PageOut)
         .expect("pinned pages are passed over");

@@ -32,6 +32,7 @@ mod oom;
 mod oom_devices;
 #[cfg(feature = "notifiers")]
 mod oom_schedules;
+mod pins;
 mod prefetch;
 mod pressure;
 #[cfg(feature = "notifiers")]
@@ -316,6 +317,11 @@ cases! {
     secondary::who_walks_the_page_table_is_told_of_its_end,
     #[cfg(feature = "notifiers")]
     secondary::a_callback_that_touches_memory_is_named,
+    pins::pins_are_counted_by_name,
+    pins::a_pin_that_fails_half_way_leaves_no_count,
+    pins::what_stays_pinned_is_told_after_its_address_space_is_gone,
+    pins::a_pin_is_handed_on_with_its_count,
+    pins::a_bound_that_stays_names_who_pins,
     uses::what_is_used_once_goes_first,
     uses::no_page_is_active_for_ever,
 }

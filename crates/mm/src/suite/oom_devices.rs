@@ -72,7 +72,17 @@ pub(super) fn what_a_pin_keeps_is_told_and_comes_back_with_it(machine: &dyn Mach
         write_page(&*mapping, page, &[7; PAGE_SIZE]);
     }
     let vma = mapping.vma();
-    let pin = vma.pin(PageRun::new(4, 3), Access::Write, Gfp::Kernel);
+    let named = mm.pin_holder("hfi");
+    let pin = |holder: Option<_>, run| match holder {
+        Some(holder) => vma.pin_for(holder, run, Access::Write, Gfp::Kernel),
+        None => vma.pin(run, Access::Write, Gfp::Kernel),
+    };
+    let pins = [
+        pin(Some(&named), PageRun::new(4, 3)),
+        // Twice, but a page can be left behind once.
+        pin(Some(&named), PageRun::new(4, 2)),
+        pin(None, PageRun::new(10, 1)),
+    ];
     let agrees = Arc::new(Holder {
         hangs: Arc::default(),
     });
@@ -83,11 +93,12 @@ pub(super) fn what_a_pin_keeps_is_told_and_comes_back_with_it(machine: &dyn Mach
     assert_eq!(report.passes, world.memcg.limits().reap_passes);
     let told = report.skipped.iter();
     let told: Vec<_> = told.map(|it| (&*it.holder, it.how, it.pages)).collect();
-    assert_eq!(told, [("a pin", Held::Pinned, 3)], "{report}");
+    let expected = [("hfi", Held::Pinned, 4), ("a pin", Held::Pinned, 1)];
+    assert_eq!(told, expected, "{report}");
     assert_eq!(report.back_ns, None, "{report}");
-    assert_eq!(mm.nr_frames() + mm.nr_swapped(), 3);
-    assert_eq!(world.memcg.frames().usage(), 3, "what is not freed counts");
-    drop(pin.expect("frames"));
+    assert_eq!(mm.nr_frames() + mm.nr_swapped(), 4);
+    assert_eq!(world.memcg.frames().usage(), 4, "what is not freed counts");
+    drop(pins.map(|pin| pin.expect("frames")));
     world.wait_until("all is back", || {
         let report = world.memcg.oom_reports().pop();
         report.is_some_and(|report| report.back_ns.is_some())

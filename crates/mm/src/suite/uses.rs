@@ -121,7 +121,7 @@ const USES: [Step; 6] = [
     ("a translation", |stage, page| stage.translate(page)),
     ("a pin of a device", |stage, page| {
         let memory = Arc::clone(stage.mapping.vma()) as Arc<dyn DeviceMemory>;
-        let pinned = memory.pin(PageRun::single(page), Access::Write);
+        let pinned = memory.pin("device", PageRun::single(page), Access::Write);
         stage.translate(page);
         drop(pinned.expect("a frame"));
     }),

@@ -302,7 +302,12 @@ impl DeviceMemory for Memory {
         &self.notifiers
     }
 
-    fn pin(self: Arc<Self>, run: PageRun, access: Access) -> Result<Pinned, PinError> {
+    fn pin(
+        self: Arc<Self>,
+        _holder: &str,
+        run: PageRun,
+        access: Access,
+    ) -> Result<Pinned, PinError> {
         self.notifiers.note_touch();
         if lockdep::is_enabled() {
             MAPPINGS.might_acquire();

@@ -197,7 +197,7 @@ impl Mirror {
             }
             let seen = self.open.lock().sequence;
             if self.wrong == Wrong::LeaksPins {
-                let pinned = Arc::clone(&self.memory).pin(PageRun::single(page), access);
+                let pinned = Arc::clone(&self.memory).pin("mirror", PageRun::single(page), access);
                 core::mem::forget(pinned);
             }
             let at = self.fetch(page, access).map_err(DmaError::Fault)?;
