@@ -449,8 +449,9 @@ fn pins_and_advice(world: &World<'_, '_>) {
     let tenant = world.tenant("pins", 64);
     let all = PageRun::new(0, 64);
     let before = world.memcg.stat().pgfault_soft;
+    let holder = tenant.mm.pin_holder("nic0");
     check_section("pins, guards and advice", || {
-        let tenant = Arc::clone(&tenant);
+        let (tenant, holder) = (Arc::clone(&tenant), holder.clone());
         world.spawn_all(3, move |me| {
             let mut rng = Rng::with_seed(me);
             for _ in 0..300 {
@@ -464,6 +465,8 @@ fn pins_and_advice(world: &World<'_, '_>) {
                         .pin(run, access, Gfp::Kernel)
                         .expect("two frames"),
                 );
+                let named = tenant.vma.pin_for(&holder, run, access, Gfp::Kernel);
+                drop(named.expect("two frames"));
                 let guard = tenant.host.guard(&tenant.vma, run, Access::Write);
                 let guard = guard.expect("two frames");
                 guard.store_u64(8, u64::from(page)).expect("resident");
@@ -608,6 +611,10 @@ fn kills(side: &Side) {
             let subscription =
                 notifiers.subscribe("holder", Ranges::Only(vec![held]), Arc::clone(&device));
             device.refuses.store(round % 2 == 1, Ordering::Relaxed);
+            let holder = bad.mm.pin_holder("nic0");
+            let run = PageRun::new(8, 2);
+            let pinned = bad.vma.pin_for(&holder, run, Access::Write, Gfp::Kernel);
+            let pinned = pinned.expect("two frames");
             check_section("out of memory", || {
                 let (leaking, other) = (Arc::clone(&bad), Arc::clone(&good));
                 world.spawn_all(2, move |me| match me {
@@ -625,7 +632,9 @@ fn kills(side: &Side) {
             });
             let reports = world.memcg.oom_reports();
             let nr_skipped = reports.last().expect("a kill").skipped.len();
-            assert_eq!(nr_skipped, usize::from(round % 2 == 1), "{reports:?}");
+            let nr_refused = usize::from(round % 2 == 1);
+            assert_eq!(nr_skipped, 1 + nr_refused, "{reports:?}");
+            drop(pinned);
             device.refuses.store(false, Ordering::Relaxed);
             drop(subscription);
         }

@@ -83,7 +83,8 @@ impl Metrics {
         self.metrics.iter()
     }
 
-    /// Who has pins by name, most pages first; see [`Memcg::pin_holders`](crate::Memcg::pin_holders).
+    /// Who has pins by name, most pages first; see
+    /// [`Memcg::pin_holders`](crate::Memcg::pin_holders).
     pub fn pin_holders(&self) -> &[PinnedBy] {
         &self.pin_holders
     }

@@ -20,7 +20,8 @@ pub trait DeviceMemory: Bus {
     fn notifiers(&self) -> &Notifiers;
 
     /// Pins the pages of `run` until the answer is dropped, in the name of `holder`: the name that
-    /// the driver subscribed under. A pinned page keeps its frame, whatever becomes of the mapping. Call it with no lock held that a notifier takes: it may wait.
+    /// the driver subscribed under. A pinned page keeps its frame, whatever becomes of the mapping.
+    /// Call it with no lock held that a notifier takes: it may wait.
     ///
     /// # Errors
     ///

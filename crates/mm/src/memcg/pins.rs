@@ -37,9 +37,11 @@ impl Memcg {
     /// From now on `mm` is visited by [`for_each_alive`](Self::for_each_alive).
     pub(crate) fn note_born(&self, mm: &Arc<Mm>) {
         let mut born = self.born.write();
-        // When it would grow, so that each address space is looked at a few times only.
         if born.len() == born.capacity() {
             born.retain(|mm| mm.strong_count() > 0);
+            // As much again, so that each of them is looked at a few times only.
+            let nr_alive = born.len();
+            born.reserve(nr_alive.max(4));
         }
         born.push(Arc::downgrade(mm));
     }
