@@ -289,8 +289,8 @@ pub enum AccessError {
         /// Why there is none.
         error: FaultError,
     },
-    /// The mapping resolves faults in the thread, and this thread has not called `attach_thread`, or
-    /// is in a signal handler that leaves too little of the signal stack.
+    /// The mapping resolves faults in the thread, and this thread has not called `attach_thread`,
+    /// or is in a signal handler that leaves too little of the signal stack.
     ThreadNotAttached {
         /// The byte that was accessed.
         offset: u64,

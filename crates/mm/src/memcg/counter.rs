@@ -105,6 +105,7 @@ impl Counter {
     /// also while the bound moves.
     pub fn is_exceeded(&self) -> bool {
         loop {
+            // Acquire: pairs with the move of a cap, and keeps the look at the bound after this.
             let word = self.word.load(Ordering::Acquire);
             // Acquire: pairs with the Release in `commit`. Whoever finds a bound that was lowered
             // finds below what the usage had fallen to.

@@ -22,6 +22,7 @@ use crate::page::{State, Word};
 use crate::primary_mmu::{Access, MmuError};
 use crate::reclaim::{Effort, InFlight, Spare};
 use core::sync::atomic::Ordering;
+use lockdep::MapGuard;
 
 static ZEROS: PageBuf = [0; PAGE_SIZE];
 
@@ -45,6 +46,16 @@ impl FrameSource {
         match gfp.scoped() {
             Gfp::NoWait => Self::Free,
             gfp => Self::Reclaim(gfp),
+        }
+    }
+
+    /// The time in which a fault is resolved that takes its frame from here.
+    #[track_caller]
+    fn touching(self) -> Option<MapGuard<'static>> {
+        match self {
+            Self::Wait | Self::Serve => touching(Gfp::Kernel),
+            Self::Reclaim(gfp) => touching(gfp),
+            Self::Free => None,
         }
     }
 }
@@ -259,11 +270,7 @@ impl Vma {
         source: FrameSource,
     ) -> Result<Resolved, FaultError> {
         // Also when no frame turns out to be needed: that is luck.
-        let _touching = match source {
-            FrameSource::Wait | FrameSource::Serve => touching(Gfp::Kernel),
-            FrameSource::Reclaim(gfp) => touching(gfp),
-            FrameSource::Free => None,
-        };
+        let _touching = source.touching();
         let started_ns = self.memcg().clock.now_ns();
         let mut charge = FrameCharge::none(self);
         loop {

@@ -116,14 +116,17 @@ fn build(machine: &dyn Machine, policy: Policy, is_marked: bool) -> Built {
         }
     };
     for page in OBJECT.pages() {
+        let end = vma.address(page + 1).0;
         if is_marked {
             building.add(page).expect("a frame comes free");
+        } else {
+            // Before: what is translated is asked for from then on.
+            driver.gathered_end.store(end, Ordering::Relaxed);
         }
         translations.push(translate(vma, page));
         use_other_memory();
         // Not before: it may have been chosen when it had come, and was not marked yet.
-        let end = vma.address(page + 1);
-        driver.gathered_end.store(end.0, Ordering::Relaxed);
+        driver.gathered_end.store(end, Ordering::Relaxed);
     }
     // Past the last one, too.
     use_other_memory();

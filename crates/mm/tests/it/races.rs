@@ -221,8 +221,8 @@ fn a_fault_looks_at_a_bounded_number_of_windows() {
     }
 }
 
-/// A page that is brought in for a pin cannot be taken before it has it: one fault is enough, though
-/// somebody puts the page away at every moment at which it is at its address.
+/// A page that is brought in for a pin cannot be taken before it has it: one fault is enough,
+/// though somebody puts the page away at every moment at which it is at its address.
 #[test]
 fn a_page_that_comes_for_a_pin_comes_pinned() {
     #[track_caller]
