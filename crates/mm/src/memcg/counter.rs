@@ -57,12 +57,14 @@ impl Counter {
     /// The same, if as much as `reserve` is free afterwards.
     pub(crate) fn try_charge_leaving(&self, n: u64, reserve: u64) -> Option<u64> {
         // Acquire: pairs with the Release in `move_cap`. Whoever finds the word as a move left it
-        // finds its cap, too. Apart from that the counter guards an amount, not data: what a charge
-        // is for is published by the page's state word.
+        // finds its cap, too; and whoever finds a cap that is on its way, also by Acquire, finds
+        // the bound that was raised for it. Release hands that on to `is_exceeded`. Apart from that
+        // the counter guards an amount, not data: what a charge is for is published by the page's
+        // state word.
         let before = self
             .word
-            .fetch_update(Ordering::Acquire, Ordering::Acquire, |word| {
-                let most = self.cap.load(Ordering::Relaxed).checked_sub(reserve)?;
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let most = self.cap.load(Ordering::Acquire).checked_sub(reserve)?;
                 let sum = (word & USAGE_MASK).checked_add(n)?;
                 (sum <= most).then_some(word + n)
             })
@@ -105,7 +107,8 @@ impl Counter {
     /// also while the bound moves.
     pub fn is_exceeded(&self) -> bool {
         loop {
-            // Acquire: pairs with the move of a cap, and keeps the look at the bound after this.
+            // Acquire: pairs with moves of the cap and with charges. Who finds a charge under a
+            // bound that was raised finds that bound; and the look at the bound stays after this.
             let word = self.word.load(Ordering::Acquire);
             // Acquire: pairs with the Release in `commit`. Whoever finds a bound that was lowered
             // finds below what the usage had fallen to.
@@ -160,7 +163,8 @@ impl Counter {
             // What is charged from now on is below the new bound, and may be above the old one.
             self.max.store(cap, Ordering::Relaxed);
         }
-        self.cap.store(cap, Ordering::Relaxed);
+        // Release: pairs with the Acquire of whoever charges.
+        self.cap.store(cap, Ordering::Release);
         // AcqRel: Release pairs with the Acquire in `try_charge_leaving`; Acquire keeps the look
         // at the usage, in `commit`, after this.
         self.word.fetch_add(1 << USAGE_BITS, Ordering::AcqRel);

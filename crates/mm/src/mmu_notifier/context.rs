@@ -267,7 +267,8 @@ pub const SETTLE_QUEUE: usize = 16;
 /// most `n` steps.
 const DEADLINE_STEPS: u32 = 64;
 
-/// The fences that one blockable bracket still has to wait for. Allocates nothing.
+/// The fences that one blockable bracket still has to wait for. Allocates nothing, but where it
+/// [collects](Self::collecting).
 pub(super) struct Settling {
     deadline: Duration,
     /// How many starts were called before the one that runs.

@@ -77,7 +77,7 @@ struct Writer {
     next_id: u64,
     /// What has to signal before the address space may go.
     owed: Vec<Owed>,
-    /// Somebody did not come through its release: it is told of changes to the end.
+    /// Somebody did not come through its release, or not yet: it is told of changes to the end.
     is_broken: bool,
 }
 
@@ -357,6 +357,8 @@ impl Registry {
     pub(super) fn close(&self) -> Option<Arc<Handle>> {
         let mut writer = self.writer.lock();
         let was = core::mem::replace(&mut writer.lifetime, Lifetime::Released);
+        // Until all have come through: see `owe`.
+        writer.is_broken |= was == Lifetime::Live;
         drop(writer);
         (was == Lifetime::Live).then(|| self.look())
     }
