@@ -2,6 +2,7 @@
 
 use crate::child::{assert_ended_well, assert_killed_by, run, run_each, words};
 use crate::fake::{Fake, MODES, Side, mapping, word_of};
+use crate::signals::foreign_page;
 use core::hint::black_box;
 use core::ops::Range;
 use pinless_host::{AccessError, FaultMode, HostMapping, attach_thread};
@@ -409,7 +410,7 @@ impl Earlier {
 
     /// Meets a SIGBUS that is not ours, which the handler mends.
     fn check_foreign(self, nr_seen: usize, stack: &Range<usize>) {
-        let foreign = foreign_page();
+        let foreign = foreign_page().addr();
         FOREIGN.store(foreign, Ordering::Relaxed);
         // SAFETY: the thread's own error number.
         let found = unsafe {
@@ -438,27 +439,6 @@ impl Earlier {
             [&ADDRESS_SEEN, &STACK_SEEN, &POINTER_SEEN].map(|it| it.load(Ordering::Relaxed));
         assert_eq!((address, start), (foreign + 8, stack.start), "{self:?}");
         assert!(pointer.abs_diff(here) < PAGE_SIZE, "{self:?}: {pointer:x}");
-    }
-}
-
-/// The address of a page of a file that has been cut off.
-fn foreign_page() -> usize {
-    // SAFETY: plain calls; the mapping stays for the rest of the process.
-    unsafe {
-        let file = libc::memfd_create(c"cut".as_ptr(), libc::MFD_CLOEXEC);
-        assert_eq!(libc::ftruncate(file, PAGE_SIZE as i64), 0);
-        let page = libc::mmap(
-            core::ptr::null_mut(),
-            PAGE_SIZE,
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            file,
-            0,
-        );
-        assert_ne!(page, libc::MAP_FAILED);
-        assert_eq!(libc::ftruncate(file, 0), 0);
-        libc::close(file);
-        page as usize
     }
 }
 

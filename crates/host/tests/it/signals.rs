@@ -72,7 +72,7 @@ fn set_action(action: usize, flags: i32, masked: i32) {
 }
 
 /// A page of a file that has been cut off: an access is a SIGBUS that is none of ours.
-fn foreign_page() -> *mut u8 {
+pub(crate) fn foreign_page() -> *mut u8 {
     // SAFETY: plain calls; the mapping stays for the rest of the process.
     unsafe {
         let file = libc::memfd_create(c"cut".as_ptr(), libc::MFD_CLOEXEC);
@@ -87,6 +87,7 @@ fn foreign_page() -> *mut u8 {
         );
         assert_ne!(page, libc::MAP_FAILED);
         assert_eq!(libc::ftruncate(file, 0), 0);
+        libc::close(file);
         page.cast()
     }
 }
