@@ -372,13 +372,13 @@ fn next_slot_in<'a>(cluster: Cluster, bytes: &'a [u8], at: &mut usize) -> Option
 /// Whose slot `bytes` begin with, and how long it is, if that is true of all of it: a bit that the
 /// disk turned may be in its length, and what is wrong must not be copied to another place.
 fn known_slot(bytes: &[u8]) -> Option<((Owner, u16), usize)> {
-    let room = bytes.len().checked_sub(HEADER_BYTES)?.min(PAGE_SIZE);
-    let header = Header::decode(bytes).ok()?;
+    let (head, body) = bytes.split_at_checked(HEADER_BYTES)?;
+    let header = Header::decode(head).ok()?;
     let (owner, tag) = header.owner_and_tag()?;
-    let len = header.expect(owner, tag, room).ok()?;
-    let slot = &bytes[..HEADER_BYTES + len];
-    header.verify(&slot[HEADER_BYTES..]).ok()?;
-    Some(((owner, tag), slot.len()))
+    let body = &body[..body.len().min(PAGE_SIZE)];
+    let payload = header.expect(owner, tag, body).ok()?;
+    header.verify(payload).ok()?;
+    Some(((owner, tag), HEADER_BYTES + payload.len()))
 }
 
 impl fmt::Debug for FileStore {

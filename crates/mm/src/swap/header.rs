@@ -59,16 +59,29 @@ impl Header {
         })
     }
 
-    /// Says whether this is the slot of `owner`'s store with `tag`, and how long its contents
-    /// are. `room` is how many bytes follow the header in the slot.
-    pub(super) fn expect(&self, owner: Owner, tag: u16, room: usize) -> Result<usize, StoreError> {
-        if self.sequence == 0 || self.owner != owner || tag_of(self.sequence) != tag {
-            return Err(StoreError::Misplaced);
+    /// The payload at the start of `body`, if this is the slot of `owner`'s store with `tag`. Who
+    /// reads it has still to [`Header::verify`] it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Misplaced`] of a slot that is whole and another store's, or free;
+    /// [`StoreError::Corrupt`] of one that is not even what it says.
+    pub(super) fn expect<'a>(
+        &self,
+        owner: Owner,
+        tag: u16,
+        body: &'a [u8],
+    ) -> Result<&'a [u8], StoreError> {
+        let payload = body.get(..self.len as usize).ok_or(StoreError::Corrupt)?;
+        if self.owner_and_tag() == Some((owner, tag)) {
+            return Ok(payload);
         }
-        match self.len as usize {
-            len if len <= room => Ok(len),
-            _ => Err(StoreError::Corrupt),
+        // A turned bit may be in the owner or the sequence number, too.
+        let is_free = self.encode() == [0; HEADER_BYTES];
+        if !is_free {
+            self.verify(payload)?;
         }
+        Err(StoreError::Misplaced)
     }
 
     /// Whose slot this is, and the tag of the store; none of a slot that was never written.

@@ -204,8 +204,8 @@ impl Zswap {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Misplaced`] when the slot is not that of this store by this owner,
-    /// [`StoreError::Corrupt`] when it is, but with other contents. `into` is all zeros then.
+    /// [`StoreError::Misplaced`] when the slot holds another store, or none,
+    /// [`StoreError::Corrupt`] when it holds what nobody stored. `into` is all zeros then.
     ///
     /// # Panics
     ///
@@ -348,9 +348,9 @@ impl Zswap {
         let (header, len) = self.slab.read(handle, |slot| {
             let (head, body) = slot.split_at(HEADER_BYTES);
             let header = Header::decode(head)?;
-            let len = header.expect(owner, tag, body.len())?;
-            copy[..len].copy_from_slice(&body[..len]);
-            Ok((header, len))
+            let payload = header.expect(owner, tag, body)?;
+            copy[..payload.len()].copy_from_slice(payload);
+            Ok((header, payload.len()))
         })?;
         open(&header, &copy[..len], &self.decoders, into)
     }
@@ -436,9 +436,9 @@ fn unpack(
 
 /// The slot at the start of `bytes`, as long as its header says it is.
 pub(super) fn whole(bytes: &[u8], owner: Owner, tag: u16) -> Result<&[u8], StoreError> {
-    let room = bytes.len() - HEADER_BYTES;
-    let len = Header::decode(bytes)?.expect(owner, tag, room)?;
-    Ok(&bytes[..HEADER_BYTES + len])
+    let (head, body) = bytes.split_at(HEADER_BYTES);
+    let payload = Header::decode(head)?.expect(owner, tag, body)?;
+    Ok(&bytes[..HEADER_BYTES + payload.len()])
 }
 
 /// Writes a slot.
