@@ -177,8 +177,9 @@ impl Vma {
     }
 
     /// Chooses the mapped pages of a window that are neither pinned, locked, referenced nor active,
-    /// and takes the referenced marks away. Active pages become inactive when there are too few
-    /// others, and when nothing else was found.
+    /// and takes the referenced marks away. Active pages that nobody was seen to use since the hand
+    /// came by become inactive; the others do, too, when there are too few inactive ones, and when
+    /// nothing else was found.
     fn choose_unreferenced(&self, run: PageRun, effort: Effort, youth: Youth) -> PageSet {
         let mut chosen = PageSet::default();
         let ages_active = youth == Youth::Ignored || self.memcg().is_inactive_low();
@@ -191,13 +192,10 @@ impl Vma {
             if seen.state() != State::Resident || is_kept || is_stuck() {
                 continue;
             }
-            if seen.is_active() && !ages_active {
-                continue;
-            }
-            let next = if seen.is_referenced() || seen.is_active() {
-                seen.unreferenced().inactive()
-            } else {
-                seen.with_state(State::Evicting)
+            let next = match (seen.is_active(), seen.is_referenced()) {
+                (true, true) if !ages_active => seen.unreferenced(),
+                (false, false) => seen.with_state(State::Evicting),
+                _ => seen.unreferenced().inactive(),
             };
             let changed = self.remark(page, seen, next);
             if changed && next.state() == State::Evicting {

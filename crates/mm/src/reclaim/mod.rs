@@ -7,9 +7,8 @@
 //! page that is touched meanwhile goes back at the price of a soft fault, and is passed over the
 //! next time, if that was not its first use.
 //!
-//! Active pages are passed over while no more than half are active. If nothing else becomes active
-//! they stay as long, used or not: as in a loop over more than there is, which finds nothing
-//! anyway.
+//! Active pages are passed over while no more than half are active, and somebody is seen to use
+//! them: who is not seen for a round makes them inactive, and they go in the next.
 //!
 //! No list is kept: the hands read the state words, which lie in the order of the addresses, so
 //! that neighbours are found together and moved by one machine operation.

@@ -7,8 +7,9 @@
 //! less than this one, which is *active* from now on, too: the front hand passes over it. A share
 //! of all frames counts as if active pages had it, or none would ever be the first.
 //!
-//! At most half of the pages are active: when there are more, the hand makes those that it meets
-//! inactive again. So pages that are all used alike push each other out as they would without.
+//! The hand makes an active page inactive again when nobody was seen to use it for a round, and at
+//! most half of the pages are active: when there are more, it does so with all that it meets. So
+//! pages that are all used alike push each other out as they would without.
 //!
 //! Linux counterpart: `mm/workingset.c`, `inactive_is_low` in `mm/vmscan.c`.
 

@@ -323,6 +323,7 @@ cases! {
     pins::a_pin_is_handed_on_with_its_count,
     pins::a_bound_that_stays_names_who_pins,
     uses::what_is_used_once_goes_first,
+    uses::active_pages_stay_while_they_are_used,
     uses::no_page_is_active_for_ever,
 }
 

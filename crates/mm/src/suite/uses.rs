@@ -180,6 +180,34 @@ fn activate(stage: &Stage<'_>, page: PageIndex) {
     assert!(word.is_active() && !word.is_dirty(), "{word:?}");
 }
 
+/// Of active pages the one that is used stays: the other is inactive after a round, and goes in the
+/// next.
+pub(super) fn active_pages_stay_while_they_are_used(machine: &dyn Machine) {
+    let stage = Stage::new(machine);
+    let (vma, pages) = (stage.mapping.vma(), PageRun::new(0, 2));
+    // Most pages are not active.
+    (NR_PAGES..NR_PAGES + NR_OTHERS).for_each(|other| write_page(&*stage.mapping, other, &[1]));
+    pages.pages().for_each(|page| activate(&stage, page));
+    let used = || drop(stage.pin(0, Access::Read));
+    // The first use is what it was brought in for.
+    for (expected, nr_active) in [
+        ([State::Resident, State::Resident], 1),
+        ([State::Resident, State::Standby], 1),
+    ] {
+        used();
+        stage.pass(pages);
+        let states = [0, 1].map(|page| vma.page_state(page));
+        assert_eq!((states, stage.nr_active()), (expected, nr_active));
+    }
+    for (expected, nr_active) in [(State::Resident, 0), (State::Standby, 0)] {
+        stage.pass(pages);
+        assert_eq!(
+            (vma.page_state(0), stage.nr_active()),
+            (expected, nr_active)
+        );
+    }
+}
+
 /// That a page is active ends: when too many are, when it is locked, and when it is stored.
 pub(super) fn no_page_is_active_for_ever(machine: &dyn Machine) {
     let stage = Stage::new(machine);
