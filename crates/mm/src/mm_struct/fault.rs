@@ -253,12 +253,18 @@ impl Vma {
         demand: Demand,
         source: FrameSource,
     ) -> Result<Resolved, FaultError> {
+        // Who is served sleeps until the page comes. Had it come first, he would run beside the
+        // prefetch: interrupted by each page that moves, and soon waiting for the next.
+        if source == FrameSource::Serve && self.page_state(page) == State::Swapped {
+            self.prefetch(page, Effort::Fault);
+        }
         let resolved = self.resolve_fault(page, demand, source)?;
         match source {
-            FrameSource::Free => {}
-            _ if resolved != Resolved::Hard => {}
-            FrameSource::Wait | FrameSource::Serve => self.prefetch(page, Effort::Fault),
-            FrameSource::Reclaim(_) => self.prefetch(page, Effort::Direct),
+            FrameSource::Wait if resolved == Resolved::Hard => self.prefetch(page, Effort::Fault),
+            FrameSource::Reclaim(_) if resolved == Resolved::Hard => {
+                self.prefetch(page, Effort::Direct);
+            }
+            _ => {}
         }
         Ok(resolved)
     }
