@@ -502,6 +502,10 @@ impl PrimaryMmu for HostMmu {
         self.nr_pages
     }
 
+    fn is_shared(&self) -> bool {
+        self.shared().is_some()
+    }
+
     fn map_zero(&self, run: PageRun) -> Result<(), MmuError> {
         self.fill("UFFDIO_ZEROPAGE", run, |left| {
             self.uffd

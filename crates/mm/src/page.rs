@@ -411,6 +411,11 @@ impl Word {
         matches!(self.state(), State::Resident | State::Evicting)
     }
 
+    /// Whether the contents are in a frame, mapped or not.
+    pub fn holds_frame(self) -> bool {
+        self.is_mapped() || self.is_detached()
+    }
+
     /// Whether reclaim may look at the page: it is mapped and not locked.
     pub fn is_evictable(self) -> bool {
         self.is_mapped() && !self.is_locked()

@@ -95,6 +95,12 @@ pub trait PrimaryMmu: Send + Sync + fmt::Debug {
     /// The number of pages of the mapping.
     fn nr_pages(&self) -> u32;
 
+    /// Whether the frames are those of a file that others may map, too: the kernel's `shmem`.
+    /// Always the same.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Puts zero pages at the addresses of `run`, which were holes, and wakes whoever waits.
     ///
     /// # Errors

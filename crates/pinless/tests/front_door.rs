@@ -224,6 +224,38 @@ fn memory_that_is_shared_comes_back_in_another_mapping() {
     }
 }
 
+#[test]
+fn memory_that_is_shared_is_told_as_such() {
+    let Some(pinless) = build() else { return };
+    let mm = pinless.new_mm("both");
+    // A service thread would let the program go on before it has counted.
+    let attached = pinless::attach_thread().expect("a thread can be attached");
+    let in_thread = |options: MapOptions| options.fault_mode(FaultMode::InThread);
+    let map = |options| pinless.map(&mm, in_thread(options)).expect("a mapping");
+    let private = map(MapOptions::of_pages(4));
+    let shared = map(MapOptions::of_pages(3).shared());
+    for (memory, nr_pages) in [(&private, 4), (&shared, 3)] {
+        for page in 0..nr_pages {
+            memory.store_u64(offset_of(page), 1).expect("a frame");
+        }
+        let advised = memory.advise(PageRun::single(0), Advice::Cold);
+        advised.expect("nobody refuses");
+    }
+    // So few that no worker has anything to do.
+    for (name, nr_pages) in [
+        ("anon", 3),
+        ("swapcached", 1),
+        ("shmem", 3),
+        ("file", 3),
+        ("file_mapped", 2),
+    ] {
+        let mut told = pinless.memcg().memory_stat();
+        let found = told.find(|(known, _)| *known == name);
+        assert_eq!(found, Some((name, nr_pages * PAGE_SIZE as u64)));
+    }
+    drop((private, shared, attached));
+}
+
 /// G10, with most of the memory in a file.
 #[test]
 fn memory_comes_back_from_a_file() {

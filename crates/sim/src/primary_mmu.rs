@@ -39,6 +39,7 @@ const OPERATIONS_MAX: usize = 256;
 /// The simulated primary MMU of one mapping.
 pub struct SimMmu {
     base: Vaddr,
+    is_shared: bool,
     pages: Box<[ShortLock<Page>]>,
     frames: Arc<Frames>,
     operations: ShortLock<Vec<Operation>>,
@@ -87,23 +88,39 @@ struct Page {
 }
 
 impl SimMmu {
-    /// A mapping of `nr_pages` holes at `base`, on a machine's frames.
+    /// A private mapping of `nr_pages` holes at `base`, on a machine's frames.
     ///
     /// # Panics
     ///
     /// If the base is not at a page boundary.
     pub fn new(base: Vaddr, nr_pages: u32, frames: &Arc<Frames>) -> Arc<Self> {
+        Arc::new(Self::holes(base, nr_pages, frames))
+    }
+
+    /// The same of a file: a frame stays with its page.
+    ///
+    /// # Panics
+    ///
+    /// If the base is not at a page boundary.
+    pub fn shared(base: Vaddr, nr_pages: u32, frames: &Arc<Frames>) -> Arc<Self> {
+        let mut mmu = Self::holes(base, nr_pages, frames);
+        mmu.is_shared = true;
+        Arc::new(mmu)
+    }
+
+    fn holes(base: Vaddr, nr_pages: u32, frames: &Arc<Frames>) -> Self {
         assert_eq!(base.0 % PAGE_SIZE as u64, 0, "{base} is inside a page");
         let page = |_| ShortLock::new("sim.page", Page::default());
-        Arc::new(Self {
+        Self {
             base,
+            is_shared: false,
             pages: (0..nr_pages).map(page).collect(),
             frames: Arc::clone(frames),
             operations: ShortLock::new("sim.operations", Vec::with_capacity(OPERATIONS_MAX)),
             faults: ShortLock::new("sim.faults", MachineFaults::default()),
             nr_lots: AtomicU64::new(0),
             nr_asked: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Starts to misbehave, or stops.
@@ -347,6 +364,10 @@ impl PrimaryMmu for SimMmu {
         self.pages.len() as u32
     }
 
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     fn map_zero(&self, run: PageRun) -> Result<(), MmuError> {
         let _owning = self.begin("map_zero", run);
         let zeros = [0; PAGE_SIZE];
@@ -418,7 +439,7 @@ impl PrimaryMmu for SimMmu {
     }
 
     fn reuse(&self) -> Option<&dyn ReuseFrames> {
-        Some(self)
+        (!self.is_shared).then_some(self)
     }
 
     fn zap(&self, run: PageRun) -> Result<(), MmuError> {

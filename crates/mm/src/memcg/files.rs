@@ -9,22 +9,33 @@ impl Memcg {
     /// What `memory.stat` tells: amounts in bytes, then events in pages or times. Of this memory
     /// cgroup and all below it. Exact when nobody is at work in it.
     ///
+    /// As in the kernel, frames of private mappings are `anon`, or `swapcached` while they stand
+    /// by. Those of shared mappings are `shmem`, which is all that there is of `file`, and unless
+    /// they stand by, `file_mapped`: such a page needs no place in swap to be unmapped. Both kinds
+    /// are `inactive_anon` or `active_anon`, and their refaults are told under that name.
+    ///
     /// `zswapped` and `zswpin` are of the compressed store alone, pages that are all of one word
-    /// included, as in the kernel; `pswpin` is of the file. Pages are `anon` whatever backs them:
-    /// to a memory cgroup they are private, though the kernel, which sees a memfd, may charge them
-    /// as `shmem`.
+    /// included; `pswpin` is of the file under it, of which `file` tells nothing. Allocates.
     pub fn memory_stat(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let bytes = |pages: u64| pages * PAGE_SIZE as u64;
         let (stat, domain) = (self.stat(), &self.domain);
         let frames = self.frames.counter().usage();
         let standby = domain.nr_standby().min(frames);
+        let (shmem, shmem_standby) = self.nr_shmem();
+        let file_mapped = shmem.saturating_sub(shmem_standby);
         let nr_read = stat.pgmajfault + stat.prefetched;
         let pgfault = stat.pgfault_zero + stat.pgfault_soft + stat.pgmajfault + stat.pgfault_wp;
         [
-            ("anon", bytes(frames - standby)),
-            ("swapcached", bytes(standby)),
+            (
+                "anon",
+                bytes((frames - standby).saturating_sub(file_mapped)),
+            ),
+            ("file", bytes(shmem)),
+            ("shmem", bytes(shmem)),
             ("zswap", self.zswap_bytes().usage()),
             ("zswapped", bytes(self.store_charges.zswapped_pages())),
+            ("file_mapped", bytes(file_mapped)),
+            ("swapcached", bytes(standby.saturating_sub(shmem_standby))),
             (
                 "inactive_anon",
                 bytes(frames.saturating_sub(domain.nr_active())),

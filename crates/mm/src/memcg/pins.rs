@@ -1,4 +1,5 @@
-//! What is pinned in a memory cgroup, and by whom.
+//! What the address spaces of a memory cgroup have of what it does not count itself: pins, and by
+//! whom, and frames of shared mappings.
 
 use super::Memcg;
 use crate::mm_struct::{Mm, PinnedBy};
@@ -32,6 +33,17 @@ impl Memcg {
         });
         PinnedBy::sort(&mut holders);
         holders
+    }
+
+    /// Frames of shared mappings here and below, and those of them that stand by. Allocates.
+    pub(super) fn nr_shmem(&self) -> (u64, u64) {
+        let (mut nr, mut nr_standby) = (0, 0);
+        self.for_each_alive(&mut |mm| {
+            let of_mm = mm.nr_shmem();
+            nr += of_mm.0;
+            nr_standby += of_mm.1;
+        });
+        (nr, nr_standby)
     }
 
     /// From now on `mm` is visited by [`for_each_alive`](Self::for_each_alive).

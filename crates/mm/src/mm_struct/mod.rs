@@ -79,6 +79,10 @@ pub struct Mm {
 #[repr(align(64))]
 pub(crate) struct Rss {
     pub(crate) frames: AtomicU64,
+    /// Of these, the ones that hold pages of shared mappings.
+    pub(super) shmem: AtomicU64,
+    /// Of those, the ones that stand by.
+    pub(super) shmem_standby: AtomicU64,
     pub(crate) swapped: AtomicU64,
     pub(crate) pins: AtomicU64,
     pub(crate) oom_score_adj: AtomicI32,
@@ -150,6 +154,12 @@ impl Mm {
     /// Frames it is charged for: resident and standby.
     pub fn nr_frames(&self) -> u64 {
         self.rss.frames.load(Ordering::Relaxed)
+    }
+
+    /// Of these, the ones of shared mappings, and those of them that stand by.
+    pub(crate) fn nr_shmem(&self) -> (u64, u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (load(&self.rss.shmem), load(&self.rss.shmem_standby))
     }
 
     /// Pages of it that are in the store only.

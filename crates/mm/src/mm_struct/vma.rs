@@ -50,6 +50,7 @@ pub struct Vma {
     id: VmaId,
     mm: Arc<Mm>,
     primary: Arc<dyn PrimaryMmu>,
+    is_shared: bool,
     pub(crate) pages: PageTable,
     generations: Box<[AtomicU32]>,
     /// How far the accesses of devices are checked.
@@ -94,6 +95,7 @@ impl Vma {
             nr_locked: AtomicU64::new(0),
             life: AtomicU8::new(Life::Alive as u8),
             trend: Trend::new(),
+            is_shared: primary.is_shared(),
             primary,
         })
     }
@@ -255,10 +257,11 @@ impl Vma {
                 _ => {}
             }
         }
-        match (was.is_locked(), next.is_locked()) {
-            (false, true) => drop(self.nr_locked.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(self.nr_locked.fetch_sub(1, Ordering::Relaxed)),
-            _ => {}
+        count_change(&self.nr_locked, (was.is_locked(), next.is_locked()));
+        if self.is_shared {
+            let rss = &*self.mm.rss;
+            count_change(&rss.shmem, (was.holds_frame(), next.holds_frame()));
+            count_change(&rss.shmem_standby, (was.is_detached(), next.is_detached()));
         }
         if was.is_detached() != next.is_detached() {
             for level in self.memcg().levels() {
@@ -367,6 +370,15 @@ impl Vma {
     pub(crate) fn uncharge(&self, n: u64) {
         self.mm.rss.frames.fetch_sub(n, Ordering::Relaxed);
         self.memcg().uncharge_frames(n);
+    }
+}
+
+/// Counts what was, or was not, and is now, or is not.
+fn count_change(counter: &AtomicU64, (was, is): (bool, bool)) {
+    match (was, is) {
+        (false, true) => drop(counter.fetch_add(1, Ordering::Relaxed)),
+        (true, false) => drop(counter.fetch_sub(1, Ordering::Relaxed)),
+        _ => {}
     }
 }
 

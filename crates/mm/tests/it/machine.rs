@@ -36,6 +36,9 @@ struct Memory {
 
 struct RealClock(Instant);
 
+/// How a mapping is made on frames.
+type Make = fn(Vaddr, u32, &Arc<Frames>) -> Arc<SimMmu>;
+
 /// A mapping whose faults are resolved in the task that runs into them.
 struct SimMapping {
     mmu: Arc<SimMmu>,
@@ -48,6 +51,11 @@ impl OnTasks {
             sim: sim.clone(),
             memory: Memory::new(),
         }
+    }
+
+    /// A mapping of a file that others may map, too.
+    pub(crate) fn map_shared(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+        self.memory.map(mm, nr_pages, SimMmu::shared)
     }
 }
 
@@ -74,10 +82,10 @@ impl Memory {
         }
     }
 
-    fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
+    fn map(&self, mm: &Arc<Mm>, nr_pages: u32, make: Make) -> Arc<dyn Mapping> {
         let len = u64::from(nr_pages) * PAGE_SIZE as u64;
         let base = Vaddr(self.next.fetch_add(len, Ordering::Relaxed));
-        let mmu = SimMmu::new(base, nr_pages, &self.frames);
+        let mmu = make(base, nr_pages, &self.frames);
         let primary = Arc::clone(&mmu) as Arc<dyn PrimaryMmu>;
         let vma = mm
             .map(primary)
@@ -102,7 +110,7 @@ impl Machine for OnTasks {
     }
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-        self.memory.map(mm, nr_pages)
+        self.memory.map(mm, nr_pages, SimMmu::new)
     }
 
     fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {
@@ -126,7 +134,7 @@ impl Machine for OnThreads {
     }
 
     fn map(&self, mm: &Arc<Mm>, nr_pages: u32) -> Arc<dyn Mapping> {
-        self.memory.map(mm, nr_pages)
+        self.memory.map(mm, nr_pages, SimMmu::new)
     }
 
     fn file(&self, nr_clusters: u32) -> Option<Arc<dyn BackingFile>> {

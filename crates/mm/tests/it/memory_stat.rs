@@ -2,7 +2,9 @@
 
 use crate::machine::OnTasks;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::gfp::Gfp;
 use pinless_mm::limits::Limits;
+use pinless_mm::primary_mmu::Access;
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::swap::BackingFile;
 use pinless_mm::{Advice, Memcg};
@@ -23,12 +25,15 @@ const SLOT_BYTES: u64 = 4120;
 /// What is told when the pages were written; when all but the last were stored; when a random page
 /// and the uniform one were read; when the first was stored again, and all that can go were in the
 /// file; when one came back from there; and when nothing is mapped. In pages, slots, or times.
-const TOLD: [(&str, [u64; 6]); 16] = [
+const TOLD: [(&str, [u64; 6]); 19] = [
     ("anon", [10, 1, 3, 2, 3, 0]),
-    ("swapcached", [0, 0, 0, 0, 0, 0]),
+    ("file", [0, 0, 0, 0, 0, 0]),
+    ("shmem", [0, 0, 0, 0, 0, 0]),
     ("zswap", [0, 8, 7, 0, 0, 0]),
     // The uniform page keeps its copy, which takes no slot and so never goes to the file.
     ("zswapped", [0, 9, 8, 1, 1, 0]),
+    ("file_mapped", [0, 0, 0, 0, 0, 0]),
+    ("swapcached", [0, 0, 0, 0, 0, 0]),
     ("inactive_anon", [10, 1, 1, 1, 1, 0]),
     ("active_anon", [0, 0, 2, 1, 2, 0]),
     ("workingset_refault_anon", [0, 0, 2, 2, 3, 3]),
@@ -47,9 +52,8 @@ const TOLD: [(&str, [u64; 6]); 16] = [
 #[track_caller]
 fn check(memcg: &Memcg, column: usize) {
     let in_units = |(name, value)| match name {
-        "anon" | "swapcached" | "zswapped" | "inactive_anon" | "active_anon" => {
-            (name, value / PAGE_BYTES)
-        }
+        "anon" | "file" | "shmem" | "zswapped" | "file_mapped" | "swapcached" | "inactive_anon"
+        | "active_anon" => (name, value / PAGE_BYTES),
         "zswap" => (name, value / SLOT_BYTES),
         _ => (name, value),
     };
@@ -124,5 +128,69 @@ fn show_each_value(sim: &Sim) {
 #[test]
 fn memory_stat_tells_each_tier_by_itself() {
     let run = Sim::run(0, show_each_value);
+    assert!(run.has_passed(), "{run}");
+}
+
+/// What frames are told as.
+const FRAMES: [&str; 5] = ["anon", "file", "shmem", "file_mapped", "swapcached"];
+
+/// A memory cgroup tells so many pages of each of [`FRAMES`], and the one that it is in the same.
+#[track_caller]
+fn check_frames(memcg: &Memcg, wanted: [u64; 5]) {
+    for level in [Some(memcg), memcg.parent().map(|parent| &**parent)] {
+        let level = level.expect("it is in another one");
+        let told: Vec<_> = level.memory_stat().collect();
+        let found = FRAMES.map(|name| {
+            let value = told.iter().find(|(known, _)| *known == name);
+            value.expect("it is told").1 / PAGE_BYTES
+        });
+        assert_eq!(found, wanted, "{FRAMES:?} in {:?}", level.name());
+    }
+}
+
+fn show_shared_frames(sim: &Sim) {
+    let limits = Limits::new(64 * PAGE_BYTES);
+    let root = Memcg::new(limits.clone(), sim.clock()).expect("bounds with room");
+    let memcg = root.new_child("told", limits).expect("bounds with room");
+    let (mm, machine) = (memcg.new_mm("told"), OnTasks::new(sim));
+    let private = machine.map(&mm, NR_PAGES);
+    fill(&*private);
+    let shared = machine.map_shared(&mm, NR_PAGES);
+    check_frames(&memcg, [10, 0, 0, 0, 0]);
+    fill(&*shared);
+    check_frames(&memcg, [10, 10, 10, 10, 0]);
+    // Some stand by, of each.
+    for (mapping, nr) in [(&private, 3), (&shared, 4)] {
+        let advised = mapping.vma().advise(PageRun::new(0, nr), Advice::Cold);
+        advised.expect("nobody refuses");
+    }
+    check_frames(&memcg, [7, 10, 10, 6, 3]);
+    read(&*shared, 0);
+    check_frames(&memcg, [7, 10, 10, 7, 3]);
+    // Some are stored, from where they stand by and from their addresses.
+    page_out(&*shared, 1, 4);
+    check_frames(&memcg, [7, 6, 6, 6, 3]);
+    read(&*shared, 1);
+    check_frames(&memcg, [7, 7, 7, 7, 3]);
+    let locked = shared.vma().mlock(PageRun::new(0, 3)).expect("a frame");
+    check_frames(&memcg, [7, 8, 8, 8, 3]);
+    drop(locked);
+    let given_up = shared.vma().advise(PageRun::new(9, 1), Advice::DontNeed);
+    given_up.expect("nobody refuses");
+    check_frames(&memcg, [7, 7, 7, 7, 3]);
+    // What is pinned stays charged when its mapping and its address space are gone.
+    let one = PageRun::single(0);
+    let pin = shared.vma().pin(one, Access::Read, Gfp::Kernel);
+    mm.unmap(private.vma()).expect("nobody refuses");
+    drop(mm);
+    check_frames(&memcg, [0, 1, 1, 1, 0]);
+    drop(pin.expect("a frame"));
+    check_frames(&memcg, [0; 5]);
+    root.stop();
+}
+
+#[test]
+fn memory_stat_tells_shared_memory_from_private() {
+    let run = Sim::run(0, show_shared_frames);
     assert!(run.has_passed(), "{run}");
 }

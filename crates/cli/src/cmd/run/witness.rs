@@ -149,6 +149,10 @@ impl PrimaryMmu for Watched {
         self.machine.nr_pages()
     }
 
+    fn is_shared(&self) -> bool {
+        self.machine.is_shared()
+    }
+
     fn map_zero(&self, run: PageRun) -> Result<(), MmuError> {
         self.machine.map_zero(run)
     }
