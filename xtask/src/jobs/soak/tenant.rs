@@ -4,7 +4,7 @@
 use super::super::JobError;
 use super::super::contents::{self, Contents, PAGE_BYTES, Rng};
 use super::super::figures::times;
-use super::{LIMIT_BYTES, NR_TENANTS, Stage};
+use super::{NR_TENANTS, Stage, TENANT_BYTES};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pinless::{
@@ -14,8 +14,7 @@ use pinless::{
 use pinless_mm::histogram::Histogram;
 use std::time::Instant;
 
-/// Pages of a tenant: all together have four times the limit.
-const NR_PAGES: u32 = (4 * LIMIT_BYTES / NR_TENANTS as u64 / PAGE_BYTES as u64) as u32;
+const NR_PAGES: u32 = (TENANT_BYTES / PAGE_BYTES as u64) as u32;
 
 /// The share of the pages that three of four operations go to.
 const HOT_SHARE: u32 = 8;
@@ -193,7 +192,8 @@ impl<'a> Tenant<'a> {
     /// From the first page to the unmapping.
     fn live_once(&mut self) -> Result<(), Stopped> {
         let pinless = &self.stage.pinless;
-        let mm = pinless.new_mm("tenant");
+        let memcg = self.stage.home_of(self.index);
+        let mm = pinless.new_mm_in(memcg, memcg.name());
         let living = &self.stage.living[self.index as usize];
         *living.lock() = Some(mm.share());
         let mapped = pinless.map(&mm, self.kind.options());
