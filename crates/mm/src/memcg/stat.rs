@@ -118,7 +118,7 @@ stats! {
     stale_dma_traps,
     /// Passes of reclaim that freed nothing.
     stalls,
-    /// OOM kills.
+    /// Address spaces of this memory cgroup that were killed, wherever memory had run out.
     oom_kill,
     /// OOM kills of a whole group, each counted once.
     oom_group_kill,

@@ -159,7 +159,8 @@ impl Memcg {
         candidates: u64,
         lists: Lists,
     ) {
-        count(&self.stat.oom_kill);
+        // Where it belongs to, and so at all levels above, wherever memory ran out.
+        count(&victim.memcg().stat.oom_kill);
         let killed = badness(&victim.rss, self.frames.counter().max()).unwrap_or(0);
         victim.note(|_| Event::Kill { badness: killed });
         let report = OomReport {

@@ -482,6 +482,24 @@ pub(super) fn a_child_out_of_memory_kills_within(machine: &dyn Machine) {
     assert_eq!(read_page(&*big.mapping, 39)[0], 9);
 }
 
+/// Memory runs out where the bound is, and a kill is counted where the victim belongs to.
+pub(super) fn a_kill_is_counted_where_the_victim_was(machine: &dyn Machine) {
+    let mut bounds = limits(16);
+    bounds.zswap_max_bytes = 32 * PAGE_BYTES;
+    let world = World::with_limits(machine, bounds);
+    let [worst, other] = [512, 4].map(|nr| tenant(&world, &world.memcg, limits(64), nr));
+    write_page(&*other.mapping, 0, &[9]);
+    leak(&*worst.mapping, 512, 35);
+    world.wait_until_reaped();
+    let told = |memcg: &Memcg| {
+        let mut events = memcg.memory_events();
+        ["oom", "oom_kill"].map(|name| events.find(|(known, _)| *known == name).map(|it| it.1))
+    };
+    let [root, worst, other] = [&world.memcg, &worst.memcg, &other.memcg].map(|at| told(at));
+    assert_eq!(root, [Some(1), Some(1)]);
+    assert_eq!((worst, other), ([Some(0), Some(1)], [Some(0), Some(0)]));
+}
+
 /// G7: whether one goes or all is what was set last. Kernel counterpart: writes to
 /// `memory.oom.group`.
 pub(super) fn who_goes_together_changes_while_in_use(machine: &dyn Machine) {

@@ -218,6 +218,7 @@ cases! {
     memcg::a_bound_that_stays_lets_those_who_wait_go_on,
     memcg::what_is_stored_makes_room_for_frames_when_it_goes,
     memcg::a_child_out_of_memory_kills_within,
+    memcg::a_kill_is_counted_where_the_victim_was,
     memcg::who_goes_together_changes_while_in_use,
     mlock::locked_pages_are_never_evicted,
     mlock::a_lock_ends_with_the_last_that_covers_a_page,
