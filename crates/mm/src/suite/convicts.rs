@@ -336,6 +336,8 @@ impl Notifier for Waits {
 pub(super) fn a_stuck_settler_is_left_behind(machine: &dyn Machine) {
     let mut limits = hasty(32);
     limits.zswap_max_bytes = 16 * limits.max_bytes;
+    // Who takes over may come late on a busy machine: nobody is to be killed for that.
+    limits.settle_deadline = Duration::from_secs(100);
     let world = World::with_limits(machine, limits);
     let [held, other] = ["held", "other"].map(|name| world.memcg.new_mm(name));
     let (small, large) = (world.map(&held, 4), world.map(&other, 96));
