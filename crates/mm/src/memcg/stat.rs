@@ -118,7 +118,8 @@ stats! {
     stale_dma_traps,
     /// Passes of reclaim that freed nothing.
     stalls,
-    /// Address spaces of this memory cgroup that were killed, wherever memory had run out.
+    /// Address spaces of this memory cgroup that were killed: for a shortage at any level, or
+    /// because somebody wanted it.
     oom_kill,
     /// OOM kills of a whole group, each counted once.
     oom_group_kill,
@@ -128,7 +129,8 @@ stats! {
     event_high,
     /// Times that somebody waited because a bound was reached.
     event_max,
-    /// Times that memory had run out.
+    /// Times that memory had run out here: once for each victim, with its group, and for each time
+    /// that programs were made to give up enough.
     event_oom,
 }
 

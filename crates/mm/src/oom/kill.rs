@@ -127,6 +127,8 @@ impl Memcg {
         let Some((_, victim)) = worst.mms().next() else {
             return false;
         };
+        // Before the kill: who sees that somebody was killed finds out why.
+        count(&self.stat.event_oom);
         let mut lists = state.reports.empty_lists();
         lists.considered.extend(worst.mms().map(considered));
         lists.ladder = self.take_ladder();

@@ -19,6 +19,7 @@ use crate::addr::PageRun;
 use crate::gfp::Reclaiming;
 use crate::limits::WINDOW_PAGES;
 use crate::memcg::Memcg;
+use crate::memcg::stat::count;
 use crate::mm_struct::{Scope, Vma, VmaId};
 use crate::mmu_notifier::Event;
 use crate::reclaim::Stall;
@@ -95,6 +96,7 @@ impl Memcg {
                 }
             };
             if has_given {
+                count(&self.stat.event_oom);
                 return Some(Verdict::Acted);
             }
         }

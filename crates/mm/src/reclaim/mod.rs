@@ -343,7 +343,6 @@ impl Memcg {
             self.reclaim.turn_epoch();
         }
         if stall.is_over() && self.out_of_memory(&stall) == Verdict::Acted {
-            count(&self.stat.event_oom);
             // Somebody is being killed: what comes of that counts anew.
             stall = Stall::default();
         }
