@@ -219,6 +219,17 @@ const WATCHED: u8 = 1;
 /// A callback of the thread was overdue, and somebody else does its work.
 const REPLACED: u8 = 2;
 
+/// Something is to be told of a callback that the thread is in, when it returns.
+const OWING: u8 = 4;
+
+/// Has the ends of callbacks look for what is to be told of them, or not.
+#[cfg(feature = "notifiers")]
+pub(crate) fn set_owing(is_owing: bool) {
+    let mark = if is_owing { OWING } else { 0 };
+    // An error says that the thread is at its end.
+    let _ = MARKS.try_with(|marks| marks.set(marks.get() & !OWING | mark));
+}
+
 #[inline]
 fn marks() -> u8 {
     MARKS.try_with(Cell::get).unwrap_or(0)
@@ -230,28 +241,46 @@ pub(crate) fn is_replaced() -> bool {
     marks() & REPLACED != 0
 }
 
-/// The time in which the calling thread runs a callback, if it is watched.
+/// The time in which the calling thread runs a callback, which it may be watched in. What it is
+/// when the callback returns says what there is to do then: whoever sits down in a callback gets
+/// up in it, and to remember what it was before would cost who is not watched.
 #[must_use = "the callback ends when this is dropped"]
-pub(crate) struct Watched(bool);
+pub(crate) struct Watched<'a, S: Suspect + 'static>(&'a Arc<S>);
 
-impl Watched {
+impl<'a, S: Suspect + 'static> Watched<'a, S> {
     /// The calling thread is about to run `callback` of `suspect`.
     #[inline]
-    pub(crate) fn enter<S: Suspect + 'static>(callback: Callback, suspect: &Arc<S>) -> Self {
-        let is_watched = marks() & WATCHED != 0;
-        if is_watched {
+    pub(crate) fn enter(callback: Callback, suspect: &'a Arc<S>) -> Self {
+        if marks() & WATCHED != 0 {
             with_watch(|watch, seat| watch.begin(seat, callback, Arc::clone(suspect) as _));
         }
-        Self(is_watched)
+        Self(suspect)
     }
 }
 
-impl Drop for Watched {
+impl<S: Suspect + 'static> Drop for Watched<'_, S> {
     #[inline]
     fn drop(&mut self) {
-        if self.0 {
-            with_watch(Watch::end);
+        if marks() != 0 {
+            leave(self.0);
         }
+    }
+}
+
+/// A callback of `suspect` has returned in a thread that is marked.
+#[cold]
+#[inline(never)]
+#[cfg_attr(
+    not(feature = "notifiers"),
+    expect(unused_variables, reason = "nothing is owed")
+)]
+fn leave<S: Suspect + 'static>(suspect: &Arc<S>) {
+    if marks() & WATCHED != 0 {
+        with_watch(Watch::end);
+    }
+    #[cfg(feature = "notifiers")]
+    if marks() & OWING != 0 {
+        crate::mmu_notifier::pay(&**suspect);
     }
 }
 
@@ -296,6 +325,8 @@ fn with_watch(act: impl FnOnce(&Watch, usize)) {
 pub fn prepare_thread() {
     // An error says that the thread is at its end, and has no faults any more.
     let _ = SITTING.try_with(|_| ());
+    #[cfg(feature = "notifiers")]
+    crate::mmu_notifier::prepare_thread();
 }
 
 /// The calling thread sits where it is watched; where it sat before, it sits again afterwards.
@@ -322,7 +353,8 @@ impl Drop for Sitting {
         let outer = self.outer.take();
         // An error says that the thread is at its end.
         let _ = SITTING.try_with(|sitting| sitting.replace(outer));
-        let _ = MARKS.try_with(|marks| marks.set(self.outer_marks));
+        // What is owed of a callback around this still is.
+        let _ = MARKS.try_with(|marks| marks.set(self.outer_marks | marks.get() & OWING));
         *watch.seats[seat].state.lock() = SeatState::default();
         // Release: pairs with the Acquire in `sit`; the next one finds the seat empty.
         watch.seats[seat].is_taken.store(false, Ordering::Release);
@@ -446,7 +478,8 @@ impl Watch {
 
     fn end(&self, seat: usize) {
         let mut state = self.seats[seat].state.lock();
-        state.depth -= 1;
+        // Nothing began, if the thread has only sat down since.
+        state.depth = state.depth.saturating_sub(1);
         if state.depth > 0 {
             return;
         }

@@ -54,7 +54,8 @@ impl Misuse {
 pub struct MisuseReport {
     /// How the contract was broken.
     pub misuse: Misuse,
-    /// The name of the subscription.
+    /// The name of the subscription; `?` if more misuses by one callback of another address space
+    /// came than are kept until it returns.
     pub subscriber: Arc<str>,
 }
 

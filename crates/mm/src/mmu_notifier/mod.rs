@@ -94,8 +94,8 @@ mod wait;
 
 pub use ability::{Ability, Attached, Immovable};
 pub use bracket::Invalidation;
-pub(crate) use callback::Place;
 pub use callback::running_callback;
+pub(crate) use callback::{Place, pay, prepare_thread};
 pub use context::{Blockable, Context, EndContext, NonBlock, SETTLE_QUEUE, WouldBlock};
 pub use error::{BracketError, Cause, Refused};
 pub use hooks::{TlbContext, TlbSubscription, TlbUser};

@@ -298,6 +298,8 @@ impl Notifiers {
 
     /// Calls `report` at each use that breaks the contract, in the thread that broke it. It must
     /// not call back. Replaces the one before.
+    ///
+    /// What a callback does to another address space than its own is told when it returns.
     pub fn on_misuse(&self, report: impl Fn(&MisuseReport) + Send + Sync + 'static) {
         self.registry.common().misuses.set_sink(Arc::new(report));
     }

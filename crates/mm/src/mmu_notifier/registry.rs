@@ -1,12 +1,12 @@
 //! The published version, where brackets find it, and how it is replaced.
 
 use super::Notifier;
-use super::callback::{place, running};
+use super::callback::{self, place, running};
 use super::hooks::{TlbMember, TlbUser};
 use super::member::{Member, Place, Target};
 use super::misuse::{Misuse, Misuses};
 use super::range::{Event, Mode};
-use super::stats::{Counters, Inject, Starts};
+use super::stats::{Counters, Inject, Starts, add_one};
 use super::version::{Common, Deferred, Epoch, Members, Version};
 use super::wait::Waits;
 use crate::gfp::{Gfp, might_alloc, might_notify};
@@ -328,10 +328,15 @@ impl Registry {
         let is_running = |user: &&Arc<TlbMember>| place::<TlbMember>(user) == running.whose;
         let name = found
             .break_value()
-            .or_else(|| walkers.find(is_running).map(|user| Arc::clone(user.name())))
-            // One that has left, or of another address space, has no name here.
-            .unwrap_or_else(|| "?".into());
-        self.common.misuse(misuse, &name);
+            .or_else(|| walkers.find(is_running).map(|user| Arc::clone(user.name())));
+        if let Some(name) = name {
+            return self.common.misuse(misuse, &name);
+        }
+        // One that has left, or of another address space: who called it knows its name.
+        add_one(&self.common.counters.misuses);
+        if !callback::owe(misuse, &self.common) {
+            self.common.misuses.tell(misuse, &"?".into());
+        }
     }
 
     /// Waits until every bracket is closed that is open now. In a callback it cannot, as that is

@@ -277,6 +277,130 @@ fn a_misuse_is_told_of_the_one_who_walks_whose_it_is() {
     }
 }
 
+/// Uses memory of another address space when it is told, `nr` times, and may leave its own before.
+struct Stranger {
+    elsewhere: Arc<Notifiers>,
+    nr: u64,
+    leaves: ShortLock<Option<Subscription>>,
+}
+
+impl Stranger {
+    fn new(elsewhere: &Arc<Notifiers>, nr: u64) -> Arc<Self> {
+        Arc::new(Self {
+            elsewhere: Arc::clone(elsewhere),
+            nr,
+            leaves: ShortLock::new("test.leaves", None),
+        })
+    }
+
+    fn touch(&self) {
+        for _ in 0..self.nr {
+            assert!(self.elsewhere.note_touch());
+        }
+    }
+}
+
+impl Notifier for Stranger {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        let own = self.leaves.lock().take();
+        drop(own);
+        self.touch();
+        Ok(())
+    }
+
+    fn release(&self, _: &Blockable<'_>) {
+        self.touch();
+    }
+}
+
+impl TlbUser for Stranger {
+    fn flush(&self, _: &Range, _: &TlbContext<'_>) {
+        self.touch();
+    }
+}
+
+/// An address space that writes down what it is told of misuses.
+fn told() -> (Arc<Notifiers>, Arc<ShortLock<Vec<String>>>) {
+    let notifiers = Arc::new(Notifiers::new(MmId(1)));
+    let reports = Arc::new(ShortLock::new("test.reports", Vec::new()));
+    let sink = Arc::clone(&reports);
+    notifiers.on_misuse(move |report| sink.lock().push(report.subscriber.to_string()));
+    (notifiers, reports)
+}
+
+/// Who breaks the contract of an address space is named there, whosever callback it is.
+#[test]
+fn a_misuse_by_a_callback_of_another_address_space_is_told_by_name() {
+    // Wrong on purpose: the lock validator sees some of it, too.
+    let validator = lockdep::Validator::new();
+    let _apart = validator.enter();
+    let (theirs, reports) = told();
+    let (own, at_home) = told();
+    let check = |names: &[&str]| assert_eq!(core::mem::take(&mut *reports.lock()), names);
+    let listed = own.subscribe("listed", Ranges::WholeMm, Stranger::new(&theirs, 2));
+    drop(nonblock(&own));
+    check(&["listed"; 2]);
+    // Its callbacks inside of one another: each misuse is that of the innermost.
+    let walker = own.subscribe_tlb("walker", Stranger::new(&theirs, 1));
+    let nosy = Stranger::new(&theirs, 1);
+    let through = theirs.subscribe(
+        "through",
+        Ranges::WholeMm,
+        Arc::new(Passing(Arc::clone(&own))),
+    );
+    drop(nonblock(&theirs));
+    check(&["walker", "listed", "listed"]);
+    drop((listed, walker, through));
+    // One that has left.
+    let gone = own.subscribe("gone", Ranges::WholeMm, Arc::clone(&nosy));
+    *nosy.leaves.lock() = Some(gone);
+    drop(nonblock(&own));
+    check(&["gone"]);
+    // One of whom much is to be told, without an end of its callback in sight.
+    let loud = own.subscribe("loud", Ranges::WholeMm, Stranger::new(&theirs, 6));
+    own.release(EVER).expect("nobody is late");
+    check(&["?", "?", "loud", "loud", "loud", "loud"]);
+    drop(loud);
+    assert_eq!(theirs.stats().misuses, 2 + 3 + 1 + 6);
+    assert_eq!((own.stats().misuses, at_home.lock().len()), (0, 0));
+}
+
+/// Brackets of another address space in its own callback.
+struct Passing(Arc<Notifiers>);
+
+impl Notifier for Passing {
+    fn start<C: Context>(&self, range: &Range, _: &C) -> Result<(), C::Refusal> {
+        self.0
+            .flush_tlb_users(range.start, range.end, Event::Protection);
+        drop(nonblock(&self.0));
+        Ok(())
+    }
+}
+
+/// What is owed of a callback goes with the task that runs it, and is told where that goes on.
+#[test]
+fn what_is_owed_of_a_callback_goes_with_its_task() {
+    struct Switching(Arc<Notifiers>, Arc<Notifiers>);
+    impl Notifier for Switching {
+        fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+            assert!(self.0.note_touch());
+            let mut other = crate::ThreadState::new();
+            other.exchange();
+            drop(nonblock(&self.1));
+            other.exchange();
+            Ok(())
+        }
+    }
+    let (theirs, reports) = told();
+    let (own, other) = (Notifiers::new(MmId(2)), Arc::new(Notifiers::new(MmId(3))));
+    let brief = other.subscribe("brief", Ranges::WholeMm, Stranger::new(&theirs, 1));
+    let switching = Arc::new(Switching(Arc::clone(&theirs), Arc::clone(&other)));
+    let switched = own.subscribe("switched", Ranges::WholeMm, switching);
+    drop(nonblock(&own));
+    assert_eq!(*reports.lock(), ["brief", "switched"]);
+    drop((brief, switched));
+}
+
 struct Walker;
 
 impl TlbUser for Walker {
