@@ -21,6 +21,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use lockdep::sync::{Condvar, Mutex};
 use pinless_mm::addr::{PAGE_SIZE, PageIndex};
+use pinless_mm::env::number_threads;
 use pinless_mm::fault::{FaultError, FaultHandler};
 use pinless_mm::primary_mmu::Access;
 use pinless_mm::watch::prepare_thread;
@@ -130,6 +131,7 @@ impl FaultService {
         threads: impl ExactSizeIterator<Item = Option<CpuLatency>>,
     ) -> Result<Arc<Self>, Errno> {
         lock_order::prime();
+        number_threads(thread::thread_id);
         // In the first shard that fails, those before it are dropped, which ends their threads.
         let mut service = Self {
             shards: Box::default(),
@@ -408,6 +410,7 @@ impl Served {
                 return thread::interrupt_engine(fault.thread, fault.address);
             }
         }
+        self.handler.touched(fault.thread);
         let access = if fault.is_write {
             Access::Write
         } else {

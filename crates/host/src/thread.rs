@@ -56,7 +56,7 @@ thread_local! {
 }
 
 /// The kernel's number of this thread. Remembered, so not valid in the child of a fork.
-fn thread_id() -> u32 {
+pub(crate) fn thread_id() -> u32 {
     STATE.with(|state| {
         if state.thread_id.get() == 0 {
             // SAFETY: the call takes nothing and touches no memory.

@@ -29,6 +29,12 @@ pub trait FaultHandler: Send + Sync {
         self.fault(page, access)
     }
 
+    /// The thread with this number, as of [`number_threads`](crate::env::number_threads), waits for
+    /// a page that another is about to [serve](Self::serve): it is told of if it may not.
+    fn touched(&self, thread: u32) {
+        let _ = thread;
+    }
+
     /// Why an access was denied that [`FaultHandler::fault`] was asked for in another thread, as
     /// far as is known without trying once more. Uses little stack; allocates, waits for and locks
     /// nothing. Callable from a signal handler.

@@ -26,9 +26,13 @@
 //! `include/linux/sched/mm.h`, `fs_reclaim_acquire()` in `mm/page_alloc.c`.
 
 #[cfg(feature = "notifiers")]
+use crate::mmu_notifier::Published;
+#[cfg(feature = "notifiers")]
 use lockdep::context;
 use lockdep::context::{ContextGuard, Scope};
 use lockdep::{Map, MapGuard, might_sleep};
+#[cfg(feature = "notifiers")]
+use std::sync::Arc;
 
 /// What an allocation outside a fault may do when no frame is free.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -218,9 +222,9 @@ impl Notifying {
     /// Runs a start that may block.
     #[track_caller]
     #[inline(always)]
-    pub(crate) fn blockable<R>(callback: impl FnOnce() -> R) -> R {
+    pub(crate) fn blockable<R>(whose: &Arc<str>, callback: impl FnOnce() -> R) -> R {
         if lockdep::is_enabled() {
-            return Self::run(|| None, callback);
+            return Self::run(whose, || None, callback);
         }
         callback()
     }
@@ -228,9 +232,9 @@ impl Notifying {
     /// Runs a callback that may not block: such a start, or an end.
     #[track_caller]
     #[inline(always)]
-    pub(crate) fn nonblock<R>(callback: impl FnOnce() -> R) -> R {
+    pub(crate) fn nonblock<R>(whose: &Arc<str>, callback: impl FnOnce() -> R) -> R {
         if lockdep::is_enabled() {
-            return Self::run(|| Some(context::non_block()), callback);
+            return Self::run(whose, || Some(context::non_block()), callback);
         }
         callback()
     }
@@ -239,7 +243,12 @@ impl Notifying {
     #[track_caller]
     #[cold]
     #[inline(never)]
-    fn run<R>(section: impl FnOnce() -> Option<ContextGuard>, callback: impl FnOnce() -> R) -> R {
+    fn run<R>(
+        whose: &Arc<str>,
+        section: impl FnOnce() -> Option<ContextGuard>,
+        callback: impl FnOnce() -> R,
+    ) -> R {
+        let _published = Published::enter(whose);
         let _inside = Self::enter(section);
         callback()
     }

@@ -61,6 +61,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "mm.events",
             "mmu_notifier.current",
             "mmu_notifier.misuse",
+            "mmu_notifier.published",
         ],
     ),
     sleeping(
@@ -120,6 +121,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
     sleeping("mmu_notifier.change", &["mmu_notifier.current"]),
     short("mmu_notifier.current"),
     sleeping("mmu_notifier.misuse", &[]),
+    short("mmu_notifier.published"),
     sleeping("mmu_notifier.wait", &[]),
     sleeping("zswap.class", &["zswap.pool", "zswap.block"]),
     sleeping("zswap.pool", &["zswap.block"]),

@@ -17,6 +17,7 @@ mod races;
 mod sharing;
 mod signal_stacks;
 mod signals;
+mod strangers;
 mod system_calls;
 mod victims;
 mod world;

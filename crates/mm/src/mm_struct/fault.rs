@@ -73,6 +73,10 @@ impl FaultHandler for Vma {
             .map(drop::<Resolved>)
     }
 
+    fn touched(&self, thread: u32) {
+        self.mm().notifiers().note_touch_by(thread);
+    }
+
     fn denied(&self, page: PageIndex) -> FaultError {
         let seen = self.pages.load(page);
         match self.gone() {

@@ -118,6 +118,9 @@ impl Notifiers {
     }
 
     #[inline]
+    pub(crate) fn note_touch_by(&self, _thread: u32) {}
+
+    #[inline]
     pub(crate) fn test_young(&self, _start: Vaddr, _end: Vaddr) -> bool {
         false
     }

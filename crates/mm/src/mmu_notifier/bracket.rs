@@ -7,6 +7,7 @@ use super::context::{Blockable, EndContext, NonBlock, Settling, Unsettled};
 use super::error::{BracketError, Cause, Refused};
 use super::member::{How, Member};
 use super::misuse::Misuse;
+use super::published::Published;
 use super::range::{Mode, Range};
 use super::registry::{Handle, Owed, Registry};
 use super::stats::{Inject, add_one};
@@ -153,7 +154,9 @@ fn is_forgotten(how: How, fault: Inject, common: &Common) -> bool {
 #[inline(always)]
 fn call_end(member: &Arc<Member>, range: &Range, common: &Common) {
     let _: Option<()> = contain_member(common, range.mode, Callback::End, member, move || {
-        Notifying::nonblock(|| member.callbacks().end(range, &EndContext::new()));
+        Notifying::nonblock(member.name(), || {
+            member.callbacks().end(range, &EndContext::new())
+        });
     });
 }
 
@@ -266,7 +269,9 @@ impl Registry {
             }
             let callback = Callback::StartNonBlock;
             let answer = contain_member(common, Mode::NonBlock, callback, member, move || {
-                Notifying::nonblock(|| member.callbacks().start_nonblock(range, cx))
+                Notifying::nonblock(member.name(), || {
+                    member.callbacks().start_nonblock(range, cx)
+                })
             });
             match answer {
                 Some(Ok(())) => ControlFlow::Continue(()),
@@ -316,7 +321,9 @@ impl Registry {
             settling.enter(nr);
             let callback = Callback::StartBlockable;
             let answer = contain_member(common, Mode::Blockable, callback, member, move || {
-                Notifying::blockable(|| member.callbacks().start_blockable(range, cx));
+                Notifying::blockable(member.name(), || {
+                    member.callbacks().start_blockable(range, cx)
+                });
             });
             match answer {
                 Some(()) => ControlFlow::Continue(()),
@@ -353,6 +360,7 @@ impl Registry {
         let _: ControlFlow<()> = version.visit_all(&mut |member| {
             let (common, callback) = (&version.common, Callback::Release);
             let answer = contain_member(common, Mode::Blockable, callback, member, || {
+                let _published = Published::enter(member.name());
                 member.callbacks().release(&cx);
             });
             if answer.is_none() {

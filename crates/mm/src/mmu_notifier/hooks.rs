@@ -219,7 +219,7 @@ impl Notifiers {
         for member in &handle.version().members.tlb_users {
             let _watched = Watched::enter(Callback::FlushTlb, member);
             let _: Option<()> = contain(common, Mode::NonBlock, &**member, || {
-                Notifying::nonblock(|| member.user.flush(&range, &cx));
+                Notifying::nonblock(member.name(), || member.user.flush(&range, &cx));
             });
         }
     }
@@ -262,7 +262,7 @@ impl Notifiers {
                 return ControlFlow::Continue(());
             }
             let answer = contain_member(common, Mode::NonBlock, Callback::Young, member, || {
-                Notifying::nonblock(|| call(member, &range, &cx))
+                Notifying::nonblock(member.name(), || call(member, &range, &cx))
             });
             is_young |= answer.unwrap_or(false);
             if is_enough(is_young) {

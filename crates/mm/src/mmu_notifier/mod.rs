@@ -80,6 +80,7 @@ mod member;
 mod misuse;
 mod node;
 mod notifiers;
+mod published;
 mod range;
 mod registry;
 mod sequence;
@@ -104,6 +105,7 @@ pub use interval::{
 };
 pub use misuse::{Misuse, MisuseReport};
 pub use notifiers::Notifiers;
+pub(crate) use published::Published;
 pub use range::{Event, MmId, Mode, Owner, Range};
 pub use shared::Shared;
 pub use stats::{Inject, NotifierStats};

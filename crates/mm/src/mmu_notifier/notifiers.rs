@@ -7,6 +7,7 @@ use super::error::{BracketError, Refused};
 use super::interval::{IntervalError, IntervalNotifier, IntervalSubscription};
 use super::member::Target;
 use super::misuse::{Misuse, MisuseReport};
+use super::published::running_in;
 use super::range::{Event, MmId, Mode, Owner, Range};
 use super::registry::Registry;
 use super::shared::Kinds;
@@ -299,14 +300,16 @@ impl Notifiers {
     /// Calls `report` at each use that breaks the contract, in the thread that broke it. It must
     /// not call back. Replaces the one before.
     ///
-    /// What a callback does to another address space than its own is told when it returns.
+    /// A thread that resolves the faults of others speaks for a callback that waits for it, while
+    /// the validator of locks is on; `report` uses no managed memory. What a callback does to
+    /// another address space than its own is told when it returns.
     pub fn on_misuse(&self, report: impl Fn(&MisuseReport) + Send + Sync + 'static) {
         self.registry.common().misuses.set_sink(Arc::new(report));
     }
 
     /// Reports if the calling thread runs a callback, as then it may not use managed memory; says
     /// whether it does. Called where such memory is faulted in, pinned or translated by the thread
-    /// that uses it; a fault that another thread resolves is not seen.
+    /// that uses it.
     #[inline]
     pub fn note_touch(&self) -> bool {
         let is_misuse = running_callback().is_some();
@@ -314,6 +317,16 @@ impl Notifiers {
             self.registry.report(Misuse::TouchInCallback);
         }
         is_misuse
+    }
+
+    /// Reports if the thread with this number runs a callback, as far as that can be known: while
+    /// the validator of locks is on. Called by a thread that resolves its fault.
+    pub(crate) fn note_touch_by(&self, thread: u32) {
+        if let Some(name) = running_in(thread) {
+            self.registry
+                .common()
+                .misuse(Misuse::TouchInCallback, &name);
+        }
     }
 
     /// Breaks the brackets that begin from now on, so that a test can prove that its checker sees
