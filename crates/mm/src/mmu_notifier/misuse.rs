@@ -28,7 +28,8 @@ pub enum Misuse {
     /// It counts as too old.
     ForeignWitness,
     /// The subscription of an interval was dropped, not removed, while a bracket over it was open:
-    /// its callback may come after what it needs is gone.
+    /// its callback may come after what it needs is gone. A member of the list may be dropped at
+    /// any time: see [`Subscription`](super::Subscription).
     DroppedWhileOpen,
     /// This callback panicked. The panic was contained, and is counted by itself.
     Panic(Callback),

@@ -60,6 +60,11 @@ fn is_any_met(ranges: &[core::ops::Range<Vaddr>], range: &Range) -> bool {
 /// that are open still deliver their `end`, and the last of them lets go of the notifier, which
 /// may be dropped there. To reuse what the callbacks use, [`synchronize`](Self::synchronize).
 ///
+/// So a drop while a bracket is open is no misuse, other than that of an interval: no start is left
+/// without its end, and what both use lives until then. It could not be avoided either: brackets
+/// over any range come at any time, and unlike the owner of an interval, whose lookups wait for
+/// them, who is on the list cannot know of them.
+///
 /// Before either, the device must have stopped using its translations: nobody will tell it again.
 ///
 /// [`Notifiers::subscribe`]: super::Notifiers::subscribe

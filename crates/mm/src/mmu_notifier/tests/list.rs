@@ -410,6 +410,7 @@ fn n07_n30_who_leaves_during_a_bracket_gets_its_end() {
     drop(open);
     check_log(&log, "end a");
     assert_eq!(alive.strong_count(), 0, "let go of");
+    assert_eq!(notifiers.stats().misuses, 0, "nothing is left open");
 }
 
 /// Who joins during a bracket has no part in it: no end without a start.
