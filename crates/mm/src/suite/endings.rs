@@ -24,14 +24,25 @@ const FOR_EVER: Duration = Duration::from_secs(20);
 /// Works until its fence has signalled, and says when it is asked to stop.
 struct Device {
     done: Fence,
+    /// It panics at the end of its release.
+    is_broken: bool,
     nr_told: AtomicU64,
     is_released: AtomicBool,
 }
 
 impl Device {
     fn new() -> Arc<Self> {
+        Self::with(false)
+    }
+
+    fn broken() -> Arc<Self> {
+        Self::with(true)
+    }
+
+    fn with(is_broken: bool) -> Arc<Self> {
         Arc::new(Self {
             done: Fence::new("suite.device"),
+            is_broken,
             nr_told: AtomicU64::new(0),
             is_released: AtomicBool::new(false),
         })
@@ -59,6 +70,7 @@ impl Notifier for Device {
     fn release(&self, cx: &Blockable<'_>) {
         self.is_released.store(true, Ordering::Relaxed);
         let Ok(()) = cx.settle(&self.done);
+        assert!(!self.is_broken, "a bug of the device");
     }
 }
 
@@ -177,6 +189,37 @@ pub(super) fn an_exit_with_a_stuck_device_ends_when_it_answers(machine: &dyn Mac
     }
     check_nobody_joins(vma);
     drop(subscription);
+}
+
+/// G1: a device that breaks in its release beside one that is late: what either has settled is
+/// waited for, and then the exit goes on without what broke, but tells it.
+pub(super) fn an_exit_waits_for_what_was_settled_before_a_panic(machine: &dyn Machine) {
+    let world = World::with_limits(machine, roomy(32, Duration::from_millis(10)));
+    for order in [[0, 1], [1, 0]] {
+        let mm = world.memcg.new_mm("exiting");
+        let mapping = world.map(&mm, 16);
+        let vma = mapping.vma();
+        let devices = [Device::broken(), Device::new()];
+        let subscriptions = [0, 1].map(|nth: usize| devices[nth].subscribe(&mm, Ranges::WholeMm));
+        let translations = fill_and_translate(&*mapping);
+        drop(mm);
+        assert!(devices.iter().all(|device| device.is_released()));
+        devices[order[0]].done.signal();
+        press(&world);
+        check_translations(vma, &translations);
+        assert_eq!(vma.mm().nr_frames(), 16, "one of them may still use them");
+        let nr_told = devices[0].nr_told.load(Ordering::Relaxed);
+        devices[order[1]].done.signal();
+        world.wait_until_empty();
+        assert_eq!((vma.mm().nr_frames(), vma.mm().nr_swapped()), (0, 0));
+        assert!(devices[0].nr_told.load(Ordering::Relaxed) > nr_told);
+        assert_eq!(
+            vma.mm().notifiers().stats().panics,
+            1,
+            "it is released once"
+        );
+        drop(subscriptions);
+    }
 }
 
 /// G1: an exit that finds a mapping being unmapped leaves it to whoever does so, and leaves the

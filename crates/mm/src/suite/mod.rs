@@ -146,6 +146,8 @@ cases! {
     #[cfg(feature = "notifiers")]
     endings::an_exit_with_a_stuck_device_ends_when_it_answers,
     #[cfg(feature = "notifiers")]
+    endings::an_exit_waits_for_what_was_settled_before_a_panic,
+    #[cfg(feature = "notifiers")]
     endings::an_exit_beside_an_unmap_leaves_nobody_out,
     #[cfg(feature = "notifiers")]
     endings::a_failed_unmap_changes_nothing,

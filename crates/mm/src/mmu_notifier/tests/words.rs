@@ -185,6 +185,52 @@ fn a_teardown_names_whose_fence_is_late() {
     }
 }
 
+/// Settles its release on a fence, and then breaks; says how often it is told of changes.
+struct Breaks(Fence, ShortLock<u32>);
+
+impl Notifier for Breaks {
+    fn start<C: Context>(&self, _: &Range, _: &C) -> Result<(), C::Refusal> {
+        *self.1.lock() += 1;
+        Ok(())
+    }
+
+    fn release(&self, cx: &Blockable<'_>) {
+        let Ok(()) = cx.settle(&self.0);
+        panic!("a bug of the device");
+    }
+}
+
+/// A teardown that is tried again waits for what was settled before the panic, too, whoever is
+/// late; from there on it goes on without who broke, and tells all of what it does.
+#[test]
+fn a_teardown_waits_for_what_was_settled_before_a_panic() {
+    for order in [["broken", "slow"], ["slow", "broken"]] {
+        let notifiers = Notifiers::new(MmId(1));
+        let fences = order.map(Fence::new);
+        let of = |name: &str| {
+            let at = order.iter().position(|one| *one == name);
+            fences[at.expect("it is one of them")].clone()
+        };
+        let broken = Arc::new(Breaks(of("broken"), ShortLock::new("test.told", 0)));
+        let breaks = notifiers.subscribe("broken", Ranges::WholeMm, Arc::clone(&broken));
+        let slow = notifiers.subscribe("slow", Ranges::WholeMm, Arc::new(Slow(of("slow"))));
+        let holder = || match notifiers.release(Duration::ZERO) {
+            Err(BracketError::Stuck { holder, .. }) => holder,
+            other => panic!("{other:?}"),
+        };
+        assert!(order.contains(&&*holder()));
+        fences[0].signal();
+        assert_eq!(&*holder(), order[1], "the other is still waited for");
+        fences[1].signal();
+        notifiers.release(Duration::ZERO).expect("all is settled");
+        assert_eq!(notifiers.stats().panics, 1, "it is released once");
+        drop(nonblock(&notifiers));
+        assert_eq!(*broken.1.lock(), 1, "it is told until the pages are gone");
+        notifiers.release(Duration::ZERO).expect("as before");
+        drop((breaks, slow));
+    }
+}
+
 /// Misuses managed memory when it is told, if it is this one's turn; opens a bracket inside, and
 /// remembers in which mode that one's callbacks ran.
 struct Nosy {
