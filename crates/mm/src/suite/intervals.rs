@@ -12,8 +12,8 @@ use crate::fault::FaultError;
 use crate::gfp::Gfp;
 use crate::mm_struct::{Advice, Mm};
 use crate::mmu_notifier::{
-    Context, EndContext, Event, IntervalError, Invalidation, Mode, Notifier, Owner, Range, Ranges,
-    running_callback,
+    Ability, Context, EndContext, Event, IntervalError, Invalidation, Mode, Notifier, Owner, Range,
+    Ranges, running_callback,
 };
 use crate::page::State;
 use crate::primary_mmu::Access;
@@ -385,8 +385,8 @@ pub(super) fn n57_a_page_under_many_intervals_is_told_to_all(machine: &dyn Machi
     check_clean(&mm);
 }
 
-/// Peer: anon_teardown. A mapping goes away while two devices and the program use it: the devices
-/// end in an error, and never in other data.
+/// Peer: anon_teardown. A mapping goes away while devices of every ability and the program use it:
+/// the devices end in an error, and never in other data.
 pub(super) fn n17_an_unmap_ends_the_use_of_devices(machine: &dyn Machine) {
     let world = World::new(machine, 64);
     let mm = world.memcg.new_mm("mirror");
@@ -396,14 +396,18 @@ pub(super) fn n17_an_unmap_ends_the_use_of_devices(machine: &dyn Machine) {
             set_word_in(&*mapping, page, round + u64::from(page));
         }
         let used = Arc::new(AtomicU64::new(0));
-        let users: Vec<_> = ["a", "b"]
-            .map(|name| {
-                let mirrored = Mirrored::attach(mapping.vma(), mapping.vma().all(), name, None);
+        let abilities = [Ability::DropRange, Ability::DropAll, Ability::DropLater];
+        let users: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .zip(abilities)
+            .map(|(name, ability)| {
+                let (vma, all) = (mapping.vma(), mapping.vma().all());
+                let mirrored = Mirrored::attach_able(vma, all, name, None, ability);
                 let used = Arc::clone(&used);
                 world.spawn(name, move || use_until_gone(mirrored, round, &used))
             })
-            .into();
-        world.wait_until("both are at work", || used.load(Ordering::Relaxed) > 40);
+            .collect();
+        world.wait_until("all are at work", || used.load(Ordering::Relaxed) > 40);
         mm.unmap(mapping.vma()).expect("nobody hangs");
         for join in users {
             join();
@@ -516,6 +520,16 @@ pub(super) fn n20_n23_n27_a_refused_reclaim_changes_nothing(machine: &dyn Machin
 /// of the same pages while reclaim takes them and the program has them paged out: no count is
 /// lost, nothing stale is used, and nothing is reported.
 pub(super) fn n54_n103_mirrors_lose_nothing_under_reclaim(machine: &dyn Machine) {
+    lose_nothing_under_reclaim(machine, [Ability::DropRange; 2]);
+}
+
+/// The same with devices that can do less when they are told: one drops all that it has, the other
+/// when its accesses are over that are under way.
+pub(super) fn n54_n118_who_drops_all_or_later_loses_nothing(machine: &dyn Machine) {
+    lose_nothing_under_reclaim(machine, [Ability::DropAll, Ability::DropLater]);
+}
+
+fn lose_nothing_under_reclaim(machine: &dyn Machine, abilities: [Ability; 2]) {
     const STEPS: u32 = 300;
     const NR: u32 = 24;
     let world = World::new(machine, 12);
@@ -524,8 +538,8 @@ pub(super) fn n54_n103_mirrors_lose_nothing_under_reclaim(machine: &dyn Machine)
     let all = mapping.vma().all();
     let is_over = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
-    for lane in 0..2u64 {
-        let mirrored = Mirrored::attach(mapping.vma(), all, "gpu", None);
+    for (lane, ability) in (0..).zip(abilities) {
+        let mirrored = Mirrored::attach_able(mapping.vma(), all, "gpu", None, ability);
         tasks.push(world.spawn("device", move || {
             count_by_device(mirrored, lane, STEPS, NR);
         }));
@@ -550,6 +564,60 @@ pub(super) fn n54_n103_mirrors_lose_nothing_under_reclaim(machine: &dyn Machine)
     assert_eq!(world.memcg.stat().stale_dma, 0);
     check_clean(&mm);
     world.check_bounds();
+}
+
+/// What each ability lets go of, and when: of a device with an access under way, the page stays
+/// until that is over.
+pub(super) fn n118_each_ability_lets_go_of_what_it_can(machine: &dyn Machine) {
+    const ALL: usize = NR_PAGES as usize;
+    for (ability, left) in [
+        (Ability::DropRange, ALL - 2),
+        (Ability::DropAll, 0),
+        (Ability::DropLater, ALL - 2),
+    ] {
+        let world = World::new(machine, 64);
+        let mm = world.memcg.new_mm("mirror");
+        let mapping = world.map(&mm, NR_PAGES);
+        let all = mapping.vma().all();
+        let mirrored = Mirrored::attach_able(mapping.vma(), all, "gpu", None, ability);
+        assert_eq!(mirrored.mirror().ability(), ability);
+        for page in 0..NR_PAGES {
+            set_word(&mirrored, page, u64::from(page) + 1);
+        }
+        let evicted = Arc::clone(&mirrored);
+        let (mut evictor, mut old) = (None, None);
+        let operation = |at: BusAddr| {
+            // Of who drops at once the table is held, so the other waits until this is over.
+            let evicts = move || page_out(&evicted, PageRun::new(3, 2));
+            evictor = Some(world.spawn("evictor", evicts));
+            if ability == Ability::DropLater {
+                world.wait_until("it is told", || mirrored.counts().starts > 0);
+            }
+            for _ in 0..20 {
+                lockdep::sync::sleep("suite.device", Duration::from_micros(50));
+                let mut word = [0; 8];
+                let read = mirrored.vma.read(at, 0, &mut word);
+                read.expect("the page waits for the device");
+                assert_eq!(u64::from_le_bytes(word), 4);
+            }
+            old = Some(at);
+        };
+        // Called once: what it takes is taken.
+        let mut operation = Some(operation);
+        let once = |at| operation.take().expect("one access")(at);
+        mirrored
+            .access(3, Access::Read, || (), once)
+            .expect("it is translated");
+        evictor.expect("it was begun")();
+        assert_eq!(mirrored.mirror().nr_held(), left, "{ability:?}");
+        let stale = mirrored.vma.read(old.expect("it was used"), 0, &mut [0]);
+        assert!(stale.is_err(), "{ability:?}: the page has moved");
+        for page in 0..NR_PAGES {
+            assert_eq!(word_of(&mirrored, page), u64::from(page) + 1, "{ability:?}");
+        }
+        mirrored.detach();
+        check_clean(&mm);
+    }
 }
 
 /// Each device owns every other page, and counts up in its pages.

@@ -9,12 +9,14 @@ use crate::bus::{Bus, BusAddr};
 use crate::fault::FaultError;
 use crate::mm_struct::Vma;
 use crate::mmu_notifier::{
-    Blockable, Context, EndContext, IntervalNotifier, IntervalSubscription, Notifier, Owner, Range,
+    Ability, Blockable, Context, EndContext, IntervalNotifier, IntervalSubscription, Notifier,
+    Owner, Range,
 };
 use crate::primary_mmu::Access;
 use core::ops;
 use core::sync::atomic::{AtomicU64, Ordering};
-use lockdep::sync::Mutex;
+use core::time::Duration;
+use lockdep::sync::{Fence, Mutex, ShortLock};
 use std::sync::Arc;
 
 /// A translation for each page, where there is one.
@@ -24,7 +26,11 @@ type Table = Vec<Option<BusAddr>>;
 pub(super) struct Mirror {
     base: Vaddr,
     owner: Option<Owner>,
+    ability: Ability,
     table: Mutex<Table>,
+    /// Accesses that are under way without the table, each with a fence that signals when it is
+    /// over: of one that drops later.
+    under_way: ShortLock<Vec<(PageIndex, Fence)>>,
     nr_starts: AtomicU64,
     nr_ends: AtomicU64,
     nr_released: AtomicU64,
@@ -48,10 +54,15 @@ pub(super) struct Counts {
 
 impl Notifier for Mirror {
     fn start<C: Context>(&self, range: &Range, cx: &C) -> Result<(), C::Refusal> {
-        // An access holds the table to its end, so none is under way once it is taken.
+        // An access holds the table to its end, so none is under way once it is taken; but of one
+        // that drops later, which begins it with the table.
         let mut table = cx.lock(&self.table)?;
+        let pages = match self.ability {
+            Ability::DropAll => 0..table.len(),
+            Ability::DropRange | Ability::DropLater => self.pages_of(range, table.len()),
+        };
+        self.settle(&pages, cx)?;
         self.nr_starts.fetch_add(1, Ordering::Relaxed);
-        let pages = self.pages_of(range, table.len());
         table[pages].fill(None);
         Ok(())
     }
@@ -62,12 +73,17 @@ impl Notifier for Mirror {
 
     fn release(&self, cx: &Blockable<'_>) {
         let Ok(mut table) = cx.lock(&self.table);
+        let Ok(()) = self.settle(&(0..table.len()), cx);
         table.fill(None);
         self.nr_released.fetch_add(1, Ordering::Relaxed);
     }
 
     fn owner(&self) -> Option<Owner> {
         self.owner
+    }
+
+    fn ability(&self) -> Ability {
+        self.ability
     }
 }
 
@@ -79,7 +95,38 @@ impl IntervalNotifier for Mirror {
     }
 }
 
+/// An access that is under way; over when this is dropped.
+struct UnderWay(Fence);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.signal();
+    }
+}
+
 impl Mirror {
+    /// The caller has the table, from which it took the translation of `page`.
+    fn begin(&self, page: PageIndex) -> UnderWay {
+        let over = Fence::new("suite.mirror.over");
+        let mut under_way = self.under_way.lock();
+        under_way.retain(|(_, over)| !over.is_signalled());
+        under_way.push((page, over.clone()));
+        UnderWay(over)
+    }
+
+    /// Has the accesses to `pages` waited for that are under way. The caller has the table, so none
+    /// begins meanwhile.
+    fn settle<C: Context>(&self, pages: &ops::Range<usize>, cx: &C) -> Result<(), C::Refusal> {
+        let nth = |at: usize| cx.short(&self.under_way).get(at).cloned();
+        let mut each = (0..).map_while(nth);
+        each.try_for_each(|(page, over)| {
+            if pages.contains(&(page as usize)) {
+                cx.settle(&over)?;
+            }
+            Ok(())
+        })
+    }
+
     fn pages_of(&self, range: &Range, nr_pages: usize) -> ops::Range<usize> {
         let size = crate::addr::PAGE_SIZE as u64;
         let first = range.start.0.saturating_sub(self.base.0) / size;
@@ -111,9 +158,22 @@ impl Mirrored {
         name: &str,
         owner: Option<Owner>,
     ) -> Arc<Self> {
+        Self::attach_able(vma, run, name, owner, Ability::DropRange)
+    }
+
+    /// The same with a device that can do no more than this when it is told.
+    pub(super) fn attach_able(
+        vma: &Arc<Vma>,
+        run: PageRun,
+        name: &str,
+        owner: Option<Owner>,
+        ability: Ability,
+    ) -> Arc<Self> {
         let mirror = Arc::new(Mirror {
             base: vma.base(),
             owner,
+            ability,
+            under_way: ShortLock::new("suite.mirror.under_way", Vec::new()),
             table: Mutex::new("suite.mirror", vec![None; vma.nr_pages() as usize]),
             nr_starts: AtomicU64::new(0),
             nr_ends: AtomicU64::new(0),
@@ -190,7 +250,14 @@ impl Mirrored {
             let table = self.subscription.lock();
             let found = table[page as usize];
             if let Some(at) = found.filter(|at| access == Access::Read || at.access == access) {
-                operation(at);
+                if self.mirror().ability == Ability::DropLater {
+                    let _under_way = self.mirror().begin(page);
+                    drop(table);
+                    lockdep::sync::sleep("suite.mirror.under_way", Duration::from_micros(5));
+                    operation(at);
+                } else {
+                    operation(at);
+                }
                 return Ok(());
             }
             drop(table);

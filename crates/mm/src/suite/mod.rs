@@ -198,6 +198,10 @@ cases! {
     #[cfg(feature = "notifiers")]
     intervals::n54_n103_mirrors_lose_nothing_under_reclaim,
     #[cfg(feature = "notifiers")]
+    intervals::n54_n118_who_drops_all_or_later_loses_nothing,
+    #[cfg(feature = "notifiers")]
+    intervals::n118_each_ability_lets_go_of_what_it_can,
+    #[cfg(feature = "notifiers")]
     intervals::n74_the_reaper_takes_what_mirrors_hold,
     #[cfg(feature = "notifiers")]
     intervals::n83_of_pinned_pages_nobody_is_told,
