@@ -8,7 +8,6 @@ use crate::limits::{Limits, STUCK_MAX, WINDOW_PAGES};
 use crate::mm_struct::Advice;
 use crate::mmu_notifier::{Context, Notifier, Range, Ranges};
 use crate::oom::{Held, Reaping};
-use crate::page::State;
 use crate::primary_mmu::Access;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -148,10 +147,21 @@ pub(super) fn n61_n75_no_second_victim_before_the_first_is_reaped(machine: &dyn 
 /// Asks for its fence to be waited for.
 struct Settles {
     fence: Fence,
+    is_asked: AtomicBool,
+}
+
+impl Settles {
+    fn new(fence: &Fence) -> Arc<Self> {
+        Arc::new(Self {
+            fence: fence.clone(),
+            is_asked: AtomicBool::new(false),
+        })
+    }
 }
 
 impl Notifier for Settles {
     fn start<C: Context>(&self, _range: &Range, cx: &C) -> Result<(), C::Refusal> {
+        self.is_asked.store(true, Ordering::Relaxed);
         cx.settle(&self.fence)
     }
 }
@@ -162,33 +172,33 @@ pub(super) fn nobody_is_killed_while_advice_is_carried_out(machine: &dyn Machine
         machine,
         Limits {
             settle_deadline: Duration::from_secs(100),
-            ..limits(4)
+            ..limits(16)
         },
     );
     let mm = world.memcg.new_mm("adviser");
-    let mapping = world.map(&mm, 8);
-    // Every frame, and none that reclaim could have before the fence signals.
-    let pinned = mapping
-        .vma()
-        .pin(PageRun::new(0, 4), Access::Write, Gfp::Kernel);
-    let pinned = pinned.expect("four frames");
+    let mapping = world.map(&mm, 32);
+    let pin = |pages| mapping.vma().pin(pages, Access::Write, Gfp::Kernel);
+    // So few that no worker looks at them before the adviser does.
+    let moved = PageRun::new(0, 8);
+    drop(pin(moved).expect("eight frames"));
     let fence = Fence::new("suite.settles");
-    let settles = Arc::new(Settles {
-        fence: fence.clone(),
-    });
-    let subscription = mm.notifiers().subscribe("gpu0", Ranges::WholeMm, settles);
-    drop(pinned);
+    let settles = Settles::new(&fence);
+    let device = Arc::clone(&settles);
+    let subscription = mm.notifiers().subscribe("gpu0", Ranges::WholeMm, device);
     let advised = Arc::clone(mapping.vma());
     let adviser = world.spawn("adviser", move || {
-        let advised = advised.advise(PageRun::new(0, 8), Advice::PageOut);
+        let advised = advised.advise(moved, Advice::PageOut);
         advised.expect("it answers in the end");
     });
-    world.wait_until("pages are chosen", || {
-        (0..4).any(|page| mapping.vma().page_state(page) == State::Evicting)
+    // What begins after somebody came to wait keeps nobody from a kill.
+    world.wait_until("advice is carried out", || {
+        settles.is_asked.load(Ordering::Relaxed)
     });
+    // None of these can be had before the fence signals.
+    let pinned = pin(PageRun::new(8, 8)).expect("the other eight frames");
     let reader = Arc::clone(&mapping);
     let reader = world.spawn("reader", move || {
-        reader.read(offset_of(5), &mut [0]).expect("a frame");
+        reader.read(offset_of(20), &mut [0]).expect("a frame");
     });
     let stalls = world.memcg.stat().stalls;
     world.wait_until("reclaim finds nothing", || {
@@ -198,7 +208,7 @@ pub(super) fn nobody_is_killed_while_advice_is_carried_out(machine: &dyn Machine
     adviser();
     reader();
     assert_eq!(world.memcg.stat().oom_kill, 0);
-    drop(subscription);
+    drop((subscription, pinned));
 }
 
 /// G7, G9: more is refused than counts as pinned, so that there is always something to ask for.
@@ -215,9 +225,7 @@ pub(super) fn a_hung_device_does_not_stop_the_oom_killer(machine: &dyn Machine) 
     let (hog, other) = (world.memcg.new_mm("hog"), world.memcg.new_mm("other"));
     let held = world.map(&hog, NR_WINDOWS * WINDOW_PAGES);
     let fence = Fence::new("suite.settles");
-    let settles = Arc::new(Settles {
-        fence: fence.clone(),
-    });
+    let settles = Settles::new(&fence);
     let subscription = hog.notifiers().subscribe("gpu1", Ranges::WholeMm, settles);
     let mut rng = Rng(26);
     for window in 0..NR_WINDOWS {
