@@ -55,6 +55,17 @@ impl Memcg {
         .into_iter()
     }
 
+    /// Frames of shared mappings here and below, and those of them that stand by. Allocates.
+    fn nr_shmem(&self) -> (u64, u64) {
+        let (mut nr, mut nr_standby) = (0, 0);
+        self.for_each_alive(&mut |mm| {
+            let of_mm = mm.nr_shmem();
+            nr += of_mm.0;
+            nr_standby += of_mm.1;
+        });
+        (nr, nr_standby)
+    }
+
     /// What `memory.events` tells: how often something happened, in this memory cgroup or below it.
     pub fn memory_events(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let stat = self.stat();

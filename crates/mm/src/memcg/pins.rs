@@ -1,5 +1,4 @@
-//! What the address spaces of a memory cgroup have of what it does not count itself: pins, and by
-//! whom, and frames of shared mappings.
+//! What is pinned in a memory cgroup, and by whom.
 
 use super::Memcg;
 use crate::mm_struct::{Mm, PinnedBy};
@@ -35,17 +34,6 @@ impl Memcg {
         holders
     }
 
-    /// Frames of shared mappings here and below, and those of them that stand by. Allocates.
-    pub(super) fn nr_shmem(&self) -> (u64, u64) {
-        let (mut nr, mut nr_standby) = (0, 0);
-        self.for_each_alive(&mut |mm| {
-            let of_mm = mm.nr_shmem();
-            nr += of_mm.0;
-            nr_standby += of_mm.1;
-        });
-        (nr, nr_standby)
-    }
-
     /// From now on `mm` is visited by [`for_each_alive`](Self::for_each_alive).
     pub(crate) fn note_born(&self, mm: &Arc<Mm>) {
         let mut born = self.born.write();
@@ -60,7 +48,7 @@ impl Memcg {
 
     /// Calls `visit` for each address space of this level and below that anybody has a share in:
     /// who has a pin has one in what it pins.
-    fn for_each_alive(&self, visit: &mut dyn FnMut(&Mm)) {
+    pub(super) fn for_each_alive(&self, visit: &mut dyn FnMut(&Mm)) {
         // Copies: the last share in an address space, or in a child, may end here.
         let born = self.born.read().clone();
         born.iter()

@@ -264,11 +264,10 @@ impl Vma {
         }
         let resolved = self.resolve_fault(page, demand, source)?;
         match source {
-            FrameSource::Wait if resolved == Resolved::Hard => self.prefetch(page, Effort::Fault),
-            FrameSource::Reclaim(_) if resolved == Resolved::Hard => {
-                self.prefetch(page, Effort::Direct);
-            }
-            _ => {}
+            _ if resolved != Resolved::Hard => {}
+            FrameSource::Serve | FrameSource::Free => {}
+            FrameSource::Wait => self.prefetch(page, Effort::Fault),
+            FrameSource::Reclaim(_) => self.prefetch(page, Effort::Direct),
         }
         Ok(resolved)
     }
