@@ -59,7 +59,7 @@ impl StoreCharges {
         self.swap_pages.usage().saturating_sub(in_file)
     }
 
-    pub(super) fn has_room(&self, bytes: u64) -> bool {
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
         self.swap_pages.free() > 0
             && self.zswap_bytes.free() >= bytes
             && self.total_bytes.free() >= bytes

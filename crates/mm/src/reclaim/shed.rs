@@ -9,7 +9,7 @@ use crate::memcg::stat::add;
 use crate::memcg::{Counter, Memcg, Protection};
 use crate::mm_struct::Vma;
 use crate::page::State;
-use crate::swap::Stored;
+use crate::swap::{NoRoom, Stored};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Whether there may be clean mapped pages with a copy in the store. A store that is full asks for
@@ -68,13 +68,21 @@ impl Memcg {
             .for_each(|level| level.domain.kept_copies.note(copy));
     }
 
-    /// Gives back stored copies, for there to be room at this level or above it. Not in a fault,
-    /// which would have to look at all pages for them.
-    pub(super) fn shed(&self, effort: Effort) -> bool {
-        effort != Effort::Fault
-            && self
-                .levels()
-                .any(|level| level.shed_copies(SHED_PAGES, effort) > 0)
+    /// Gives back stored copies wherever there is no room for what was `refused`; false when there
+    /// will be none. Not in a fault, which would have to look at all pages for them.
+    pub(super) fn shed(&self, refused: NoRoom, effort: Effort) -> bool {
+        if effort == Effort::Fault {
+            return false;
+        }
+        let bytes = refused.slot_bytes();
+        let is_full = |level: &&Self| !level.store_charges.has_room(bytes);
+        let sheds = |level: &Self| level.shed_copies(SHED_PAGES, effort) > 0;
+        let mut full = self.levels().filter(is_full).peekable();
+        if full.peek().is_some() {
+            return full.all(sheds);
+        }
+        // It was the store itself, which is everybody's.
+        self.zswap.has_room_for(refused) || self.levels().last().is_some_and(sheds)
     }
 
     /// Gives back stored copies until what they are charged to is under its new bound, as far as

@@ -103,8 +103,10 @@ impl Vma {
             return Some(Prepared { stored, generation });
         }
         let memcg = self.memcg();
-        let refused = seen.no_room();
-        if refused.is_some_and(|refused| !memcg.has_room_for(refused) && !memcg.shed(effort)) {
+        if let Some(refused) = seen.no_room()
+            && !memcg.has_room_for(refused)
+            && !memcg.shed(refused, effort)
+        {
             return None;
         }
         // The copy is taken while nobody can move the page away, compressed after that.
@@ -115,7 +117,7 @@ impl Vma {
         self.primary().read_detached(page, contents);
         self.publish(owned, seen.with_state(State::Storing));
         let mut stored = memcg.store(self.owner(page), contents, scratch);
-        if stored.is_err() && memcg.shed(effort) {
+        if stored.is_err_and(|refused| memcg.shed(refused, effort)) {
             stored = memcg.store(self.owner(page), contents, scratch);
         }
         match stored {

@@ -8,6 +8,7 @@ mod hardest;
 #[cfg(feature = "notifiers")]
 mod invariants;
 mod judge;
+mod levels;
 mod machine;
 mod memory_stat;
 #[cfg(feature = "notifiers")]
