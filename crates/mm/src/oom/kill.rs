@@ -16,11 +16,9 @@ use core::ops::Bound;
 use std::sync::Arc;
 
 impl Memcg {
-    /// A row of passes freed nothing and somebody waits: kills, if nothing else can help.
+    /// A row of passes freed nothing, and nothing is under way that may, and somebody waits: kills,
+    /// if nothing else can help.
     pub(crate) fn out_of_memory(&self, stall: &Stall) -> Verdict {
-        if self.may_still_free(stall) {
-            return Verdict::Wait;
-        }
         if let Some(verdict) = self.climb(stall) {
             return verdict;
         }
@@ -94,26 +92,19 @@ impl Memcg {
     }
 
     /// Whether something that was under way when the row began could still free memory: a fault or
-    /// a piece of reclaim, or a device that was asked and has time to answer. What began later
-    /// does not count, or memory could never run out beside a busy device.
-    fn may_still_free(&self, stall: &Stall) -> bool {
+    /// a piece of reclaim, a device that was asked and has time to answer, or the worker that
+    /// writes to the file. What began later does not count, or memory could never run out beside a
+    /// busy device.
+    pub(crate) fn may_still_free(&self, stall: &Stall) -> bool {
         let (now_ns, reclaim) = (self.clock.now_ns(), &self.reclaim);
         let age_max_ns = 2 * self.limits.settle_deadline.as_nanos() as u64;
+        let is_young = now_ns.saturating_sub(stall.began_ns) < age_max_ns;
         reclaim.has_old_in_flight()
             || reclaim
                 .refused
                 .is_pending(stall.nr_refused, now_ns, age_max_ns)
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
-            || reclaim.write_back.is_writing(now_ns, age_max_ns)
-            || self.awaits_write_back(stall, now_ns, age_max_ns)
-    }
-
-    /// Whether the worker that writes to the file has had no turn since the row began: on a busy
-    /// machine it comes late.
-    fn awaits_write_back(&self, stall: &Stall, now_ns: u64, age_max_ns: u64) -> bool {
-        self.file().is_some()
-            && now_ns.saturating_sub(stall.began_ns) < age_max_ns
-            && self.reclaim.write_back.is_due(stall.nr_written_rounds)
+            || is_young && self.awaits_write_back(stall.began_ns)
     }
 
     /// Who is the most to blame at this moment.

@@ -65,6 +65,10 @@ const DIRECT_PAGES: u64 = 8;
 /// Windows that a hand looks at for it before the work is left to the worker.
 const DIRECT_WINDOWS: u64 = 16;
 
+/// Frames that the worker frees at one level before it looks at the others: who uses them up as fast
+/// as they come free holds up nobody else.
+const TURN_FRAMES: u64 = 256;
+
 /// How often a pass goes on because a shrinker has given something back.
 const SHRINK_ROUNDS: u32 = 4;
 
@@ -105,8 +109,21 @@ pub(crate) struct Control {
 pub(crate) enum Pass {
     /// As many frames are free as was asked for.
     Done,
+    /// As many came free as one pass is for, and somebody used them.
+    Partial,
     /// Both hands went round and found nothing more to do.
     Stalled,
+}
+
+/// What the worker does after it has looked at a level.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Tended {
+    /// Nothing: it is woken.
+    Rest,
+    /// It looks again soon: somebody waits here for a frame that was not found.
+    Short,
+    /// It looks again at once: there is more to do.
+    GoOn,
 }
 
 /// Passes in a row after which somebody still waits for a frame.
@@ -119,8 +136,6 @@ pub(crate) struct Stall {
     pub(crate) began_ns: u64,
     /// Windows that had been refused when the row began.
     pub(crate) nr_refused: u64,
-    /// Rounds of the worker that writes to the file, when the row began.
-    pub(crate) nr_written_rounds: u64,
     /// How long it has been going on.
     lasted_ns: u64,
 }
@@ -185,6 +200,13 @@ impl Effort {
         match self {
             Self::Fault | Self::Direct => DIRECT_PAGES,
             Self::Worker | Self::LastResort => u64::from(WINDOW_PAGES),
+        }
+    }
+
+    fn frames_max(self) -> u64 {
+        match self {
+            Self::Fault | Self::Direct => DIRECT_FRAMES,
+            Self::Worker | Self::LastResort => TURN_FRAMES,
         }
     }
 
@@ -319,17 +341,23 @@ impl Memcg {
     pub(crate) fn reclaim_until_over(&self) {
         while !self.is_over() {
             self.reclaim.retired.destroy();
-            let mut is_short = false;
-            self.for_each_level(&mut |level| is_short |= level.tend());
-            let pause = is_short.then_some(STALL_PAUSE);
+            let mut most = Tended::Rest;
+            self.for_each_level(&mut |level| most = most.max(level.tend()));
+            let pause = match most {
+                Tended::Rest => None,
+                Tended::Short => Some(STALL_PAUSE),
+                Tended::GoOn => continue,
+            };
             self.reclaim.wait_for_work(|| self.is_over(), pause);
         }
         self.reclaim.retired.destroy();
     }
 
-    /// Makes room at this level; true when somebody waits here for a frame that was not found.
-    fn tend(&self) -> bool {
+    /// Makes room at this level.
+    fn tend(&self) -> Tended {
         let mut stall = *self.domain.stall.lock();
+        // Before the pass: whatever came of what has ended, this pass can have it.
+        let may_still_free = self.may_still_free(&stall);
         let pass = self.reclaim_pass(self.marks().high, stall.effort());
         let is_short = pass == Pass::Stalled && self.frames.nr_waiting() > 0;
         if is_short {
@@ -339,19 +367,23 @@ impl Memcg {
             stall = Stall::default();
         } else if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
             stall.nr_refused = self.reclaim.refused.nr_pushed();
-            stall.nr_written_rounds = self.reclaim.write_back.nr_rounds();
             self.reclaim.turn_epoch();
         }
-        if stall.is_over() && self.out_of_memory(&stall) == Verdict::Acted {
+        let has_run_out = stall.is_over() && !may_still_free;
+        if has_run_out && self.out_of_memory(&stall) == Verdict::Acted {
             // Somebody is being killed: what comes of that counts anew.
             stall = Stall::default();
         }
         if watch::is_replaced() {
             // Whoever reclaims now counts for itself.
-            return false;
+            return Tended::Rest;
         }
         *self.domain.stall.lock() = stall;
-        is_short
+        match pass {
+            Pass::Partial => Tended::GoOn,
+            _ if is_short => Tended::Short,
+            _ => Tended::Rest,
+        }
     }
 
     /// Reclaims in the thread that needs a frame, at the levels where few are left; what cannot be
@@ -385,7 +417,7 @@ impl Memcg {
     /// Takes back what is charged above a new bound, of which so many pages are `missing`, as far
     /// as it can be had.
     pub(crate) fn reclaim_for_limit(&self, missing: &dyn Fn() -> u64) {
-        let _ = self.reclaim_until(missing, Effort::Worker);
+        while self.reclaim_until(missing, Effort::Worker) == Pass::Partial {}
     }
 
     /// Frees frames until there is room for `target`, or nothing more can be done.
@@ -401,8 +433,9 @@ impl Memcg {
         let _inside = Reclaiming::enter();
         let _sitting = self.sit_for(effort);
         for _ in 0..SHRINK_ROUNDS {
-            if self.reclaim_pages(missing, effort) == Pass::Done {
-                return Pass::Done;
+            let pass = self.reclaim_pages(missing, effort);
+            if pass != Pass::Stalled {
+                return pass;
             }
             // Somebody may have let go of pages that the hands can have now.
             if effort == Effort::Fault || self.shrink(effort) == 0 {
@@ -422,16 +455,12 @@ impl Memcg {
 
     /// The same with the hands alone. What `low` protects goes when there is nothing else.
     fn reclaim_pages(&self, missing: &dyn Fn() -> u64, effort: Effort) -> Pass {
-        if self.reclaim_from(Protection::LowAndMin, missing, effort) == Pass::Done {
-            return Pass::Done;
-        }
-        if !effort.is_direct() && self.domain.has_met_low() {
+        let pass = self.reclaim_from(Protection::LowAndMin, missing, effort);
+        if pass == Pass::Stalled && !effort.is_direct() && self.domain.has_met_low() {
             count(&self.stat.event_low);
-            if self.reclaim_from(Protection::Min, missing, effort) == Pass::Done {
-                return Pass::Done;
-            }
+            return self.reclaim_from(Protection::Min, missing, effort);
         }
-        Pass::Stalled
+        pass
     }
 
     fn reclaim_from(
@@ -455,9 +484,9 @@ impl Memcg {
             if self.advance(Hand::Back, nr, (effort, protection)) {
                 stalls = 0;
                 let nr_freed = self.frames.nr_freed() - nr_freed_before;
-                // Enough for this thread, though others may have taken the frames.
-                if effort.is_direct() && nr_freed >= DIRECT_FRAMES {
-                    return Pass::Done;
+                // Enough for once, though others may have taken the frames.
+                if nr_freed >= effort.frames_max() && missing() > 0 {
+                    return Pass::Partial;
                 }
                 continue;
             }

@@ -3,6 +3,7 @@
 use crate::machine::OnTasks;
 use pinless_mm::Memcg;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::env::Clock;
 use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
 use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::Advice;
@@ -35,10 +36,15 @@ fn offset_of(page: u32) -> u64 {
     u64::from(page) * PAGE_SIZE as u64
 }
 
-/// 16 frames, so much room for compressed pages, and the file.
-fn memcg_on(sim: &Sim, file: &Arc<SimFile>, zswap_pages: u64) -> Arc<Memcg> {
+/// 16 frames, and so much room for compressed pages.
+fn limits_of(zswap_pages: u64) -> Limits {
     let mut limits = Limits::new(16 * PAGE_SIZE as u64);
     limits.zswap_max_bytes = zswap_pages * PAGE_SIZE as u64;
+    limits
+}
+
+/// On the file, with the threads that it needs.
+fn memcg_on(sim: &Sim, file: &Arc<SimFile>, limits: Limits) -> Arc<Memcg> {
     let backing = Arc::clone(file) as Arc<dyn BackingFile>;
     let memcg = Memcg::with_file(limits, sim.clock(), backing).expect("bounds with room");
     for (name, run) in [
@@ -59,7 +65,7 @@ fn use_file(sim: &Sim, writing: FileFaults, reading: FileFaults) -> Found {
     let file = Arc::new(SimFile::new(32, 3, 5));
     file.set_faults(writing);
     // What the file does not take has room in the store.
-    let memcg = memcg_on(sim, &file, 70);
+    let memcg = memcg_on(sim, &file, limits_of(70));
     let mm = memcg.new_mm("file");
     let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
     let seeds: Vec<_> = (0..u64::from(NR_PAGES)).collect();
@@ -93,7 +99,7 @@ fn churn(sim: &Sim, faults: FileFaults) -> Found {
     let nr_kept = if faults.flip_one_in > 0 { 4 } else { 0 };
     let file = Arc::new(SimFile::new(8 + faults.unreadable + nr_kept, 3, 5));
     file.set_faults(faults);
-    let memcg = memcg_on(sim, &file, 20);
+    let memcg = memcg_on(sim, &file, limits_of(20));
     let mm = memcg.new_mm("churn");
     let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
     let mut seeds = vec![0; NR_PAGES as usize];
@@ -220,4 +226,28 @@ fn what_is_wrong_in_a_cluster_keeps_no_other_from_being_won_back() {
         ..none
     };
     check(flips, |found| u64::from(found.lost) <= found.stats.writes);
+}
+
+/// A file is no reason to put a kill off when it makes no room: what is in it counts as stored.
+#[test]
+fn a_file_that_cannot_help_puts_no_kill_off() {
+    let run = Sim::run(1, |sim| {
+        let file = Arc::new(SimFile::new(32, 3, 5));
+        let mut limits = limits_of(70);
+        limits.swap_max_bytes = 32 * PAGE_SIZE as u64;
+        let memcg = memcg_on(sim, &file, limits);
+        let mm = memcg.new_mm("glutton");
+        let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
+        let mut began_ns = 0;
+        let killed = (0..NR_PAGES).find_map(|page| {
+            began_ns = sim.clock().now_ns();
+            let contents = contents_of(page.into());
+            mapping.write(offset_of(page), &contents).err()
+        });
+        assert_eq!(killed, Some(FaultError::Killed));
+        let waited = Duration::from_nanos(sim.clock().now_ns() - began_ns);
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+        memcg.stop();
+    });
+    assert!(run.has_passed(), "{run}");
 }
