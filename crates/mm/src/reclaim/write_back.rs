@@ -199,9 +199,9 @@ impl Memcg {
         }
     }
 
-    /// Whether the worker that writes to the file may still make room for this level, because it was
-    /// not idle since `since_ns` where little is left: on a busy machine it comes late. What is in
-    /// the file counts as stored, too.
+    /// Whether the worker that writes to the file may still make room for this level, because it
+    /// was not idle since `since_ns` where little is left: on a busy machine it comes late. What is
+    /// in the file counts as stored, too.
     pub(crate) fn awaits_write_back(&self, since_ns: u64) -> bool {
         let is_due = |level: &Self| {
             level.is_store_above(3, 4) && !level.domain.turns.was_idle_since(since_ns)
