@@ -88,6 +88,10 @@ pub(super) fn running_in(thread: u32) -> Option<Arc<str>> {
 mod tests {
     use super::*;
     use crate::env::number_threads;
+    use crate::mmu_notifier::{MmId, Notifiers};
+    use core::time::Duration;
+    use lockdep::scheduler::{Point, Scheduler, Wake, install};
+    use lockdep::sync::Waited;
 
     std::thread_local! {
         static NUMBER: u32 = {
@@ -128,5 +132,46 @@ mod tests {
         drop(outer);
         check(own, None);
         check(0, None);
+    }
+
+    /// Whoever resolves the fault of a callback tells of it, and of no other fault.
+    #[test]
+    fn who_resolves_the_fault_of_a_callback_tells_of_it() {
+        number_threads(|| NUMBER.with(|number| *number));
+        let own = NUMBER.with(|number| *number);
+        let notifiers = Notifiers::new(MmId(1));
+        let check = |expected| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| notifiers.note_touch_by(own));
+            });
+            assert_eq!(notifiers.stats().misuses, expected);
+        };
+        check(0);
+        let published = Published::enter(&"device".into()).expect("there is room");
+        check(1);
+        drop(published);
+        check(1);
+    }
+
+    /// Lets everybody run.
+    struct Anarchy;
+
+    impl Scheduler for Anarchy {
+        fn point(&self, _: Point) {}
+
+        fn block(&self, _: Point, _: Option<Duration>) -> Waited {
+            Waited::Done
+        }
+
+        fn wake(&self, _: usize, _: Wake) {}
+    }
+
+    #[test]
+    fn tasks_of_a_scheduler_are_not_published() {
+        number_threads(|| NUMBER.with(|number| *number));
+        let scheduled = install(Arc::new(Anarchy));
+        assert!(Published::enter(&"task".into()).is_none());
+        drop(scheduled);
+        assert!(Published::enter(&"thread".into()).is_some());
     }
 }
