@@ -308,6 +308,7 @@ fn missing(stage: &Stage, tallies: &[Tally]) -> Option<&'static str> {
         (stat.oom_group_kill, "no kill of a group"),
         (stat.event_max, "no wait at a bound"),
         (stat.event_high, "no use above high"),
+        (stat.event_low, "nothing taken that low protects"),
         (stat.zswpout, "no store"),
         (stat.zswpwb, "no write to the file"),
         (stat.pgfault_wp, "no write to a clean page"),

@@ -42,7 +42,8 @@ pub(super) const MAX: Bound = bound(Knob::Max, "max", [(32, 64), (24, 48), (12, 
 pub(super) const BOUNDS: [Bound; 7] = [
     MAX,
     bound(Knob::High, "high", [(32, 64), (20, 48), (8, 24)]),
-    bound(Knob::Low, "low", [(0, 32), (0, 16), (0, 8)]),
+    // Often more than there is: then it is taken from.
+    bound(Knob::Low, "low", [(0, 64), (0, 48), (0, 24)]),
     bound(Knob::Min, "min", [(0, 16), (0, 8), (0, 4)]),
     bound(
         Knob::SwapMax,
