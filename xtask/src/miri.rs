@@ -75,8 +75,8 @@ const STEPS: &[Step] = &[
         env: &[FLAGS_NO_ALIASES],
     },
     Step {
-        title: "memory manager: what the validator is told",
-        cargo: parts_of_mm!("gfp::"),
+        title: "memory manager: what the validator is told, and what hangs on it",
+        cargo: parts_of_mm!("gfp::", "published::"),
         env: &[FLAGS_LEAKS],
     },
     Step {
@@ -84,6 +84,8 @@ const STEPS: &[Step] = &[
         cargo: parts_of_mm!(
             "--skip",
             "gfp::",
+            "--skip",
+            "published::",
             "--skip",
             "swap::tests::a_slot_that_cannot_be_moved",
             "--skip",
