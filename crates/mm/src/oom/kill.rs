@@ -98,13 +98,21 @@ impl Memcg {
     pub(crate) fn may_still_free(&self, stall: &Stall) -> bool {
         let (now_ns, reclaim) = (self.clock.now_ns(), &self.reclaim);
         let age_max_ns = 2 * self.limits.settle_deadline.as_nanos() as u64;
-        let is_young = now_ns.saturating_sub(stall.began_ns) < age_max_ns;
         reclaim.has_old_in_flight()
             || reclaim
                 .refused
                 .is_pending(stall.nr_refused, now_ns, age_max_ns)
             || reclaim.pending.is_any(stall.began_ns, now_ns, age_max_ns)
-            || is_young && self.awaits_write_back(stall.began_ns)
+            || self.awaits_write_back(stall, now_ns, age_max_ns)
+    }
+
+    /// Whether the worker that writes to the file is at it, or has had no turn since the row began:
+    /// on a busy machine it comes late.
+    fn awaits_write_back(&self, stall: &Stall, now_ns: u64, age_max_ns: u64) -> bool {
+        let write_back = &self.reclaim.write_back;
+        let is_young = now_ns.saturating_sub(stall.began_ns) < age_max_ns;
+        write_back.is_writing(now_ns, age_max_ns)
+            || self.file().is_some() && is_young && write_back.is_due(stall.nr_written_rounds)
     }
 
     /// Who is the most to blame at this moment.

@@ -5,7 +5,6 @@ use super::hands::Hands;
 use super::shed::KeptCopies;
 use super::shrinker::Shrinkers;
 use super::workingset::Age;
-use super::write_back::Turns;
 use crate::oom::Drought;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use lockdep::sync::Mutex;
@@ -20,8 +19,6 @@ pub(crate) struct Domain {
     pub(super) kept_copies: KeptCopies,
     pub(super) age: Age,
     pub(super) shrinkers: Shrinkers,
-    /// Of the worker that writes to the file.
-    pub(super) turns: Turns,
     /// Active pages.
     nr_active: AtomicU64,
     /// Pages that stand by.
@@ -41,7 +38,6 @@ impl Domain {
             kept_copies: KeptCopies::new(),
             age: Age::new(frames_max),
             shrinkers: Shrinkers::new(),
-            turns: Turns::default(),
             nr_active: AtomicU64::new(0),
             nr_standby: AtomicU64::new(0),
             nr_windows: AtomicU64::new(0),

@@ -136,6 +136,8 @@ pub(crate) struct Stall {
     pub(crate) began_ns: u64,
     /// Windows that had been refused when the row began.
     pub(crate) nr_refused: u64,
+    /// Rounds of the worker that writes to the file, when the row began.
+    pub(crate) nr_written_rounds: u64,
     /// How long it has been going on.
     lasted_ns: u64,
 }
@@ -367,6 +369,7 @@ impl Memcg {
             stall = Stall::default();
         } else if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
             stall.nr_refused = self.reclaim.refused.nr_pushed();
+            stall.nr_written_rounds = self.reclaim.write_back.nr_rounds();
             self.reclaim.turn_epoch();
         }
         let has_run_out = stall.is_over() && !may_still_free;

@@ -75,11 +75,17 @@ impl Memcg {
             return false;
         }
         let bytes = refused.slot_bytes();
-        let is_full = |level: &&Self| !level.store_charges.has_room(bytes);
+        // What is stored may also be in the way of a frame that somebody waits for.
+        let is_full =
+            |level: &&Self| !level.store_charges.has_room(bytes) || level.is_short_of_total();
         let sheds = |level: &Self| level.shed_copies(SHED_PAGES, effort) > 0;
-        let mut full = self.levels().filter(is_full).peekable();
-        if full.peek().is_some() {
-            return full.all(sheds);
+        let (mut is_any_full, mut has_shed) = (false, false);
+        for level in self.levels().filter(is_full) {
+            is_any_full = true;
+            has_shed |= sheds(level);
+        }
+        if is_any_full {
+            return has_shed;
         }
         // It was the store itself, which is everybody's.
         self.zswap.has_room_for(refused) || self.levels().last().is_some_and(sheds)

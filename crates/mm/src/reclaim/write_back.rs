@@ -26,7 +26,7 @@ use crate::swap::{
     CLUSTER_BYTES, CLUSTER_SLOTS_MAX, Cluster, FileHandle, FileStore, Filling, FoundSlot,
     SLOT_BYTES_MAX, SlotHandle, Stored, slots_in,
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -42,30 +42,14 @@ const AGAIN_MAX: u32 = 2;
 /// How often the worker tries again when the file took nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the worker sleeps by.
+/// The worker's sleep, and what it is doing.
 #[derive(Debug)]
 pub(crate) struct WriteBack {
     pub(super) bell: Bell,
-}
-
-/// How far the worker is with a level.
-#[derive(Debug, Default)]
-pub(crate) struct Turns {
-    /// It goes on until there is room, not only until more than little is left.
-    is_making_room: AtomicBool,
-    /// When the last turn began in which there was nothing to do, or nothing could be done.
-    idle_begun_ns: AtomicU64,
-}
-
-/// What came of the worker's turn at a level.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Turn {
-    /// There is room.
-    Rest,
-    /// There is not, and nothing could be done.
-    Retry,
-    /// Pages went to the file, or it has more room: there may be more to do.
-    GoOn,
+    /// When the write began that is under way; zero for none.
+    begun_ns: AtomicU64,
+    /// How often it has looked at every level and done what it could.
+    nr_rounds: AtomicU64,
 }
 
 /// What the worker works on, with room for all of it.
@@ -106,22 +90,27 @@ impl WriteBack {
     pub(super) fn new() -> Self {
         Self {
             bell: Bell::new("mm.write_back.idle", "mm.write_back.wake"),
-        }
-    }
-}
-
-impl Turns {
-    fn note(&self, turn: Turn, begun_ns: u64) {
-        let is_making_room = turn == Turn::GoOn;
-        self.is_making_room.store(is_making_room, Ordering::Relaxed);
-        if !is_making_room {
-            self.idle_begun_ns.store(begun_ns, Ordering::Relaxed);
+            begun_ns: AtomicU64::new(0),
+            nr_rounds: AtomicU64::new(0),
         }
     }
 
-    /// Whether a turn has begun after `since_ns` in which nothing was written.
-    fn was_idle_since(&self, since_ns: u64) -> bool {
-        self.idle_begun_ns.load(Ordering::Relaxed) > since_ns
+    /// Rounds that have ended.
+    pub(super) fn nr_rounds(&self) -> u64 {
+        self.nr_rounds.load(Ordering::Relaxed)
+    }
+
+    /// Whether no round has begun and ended since there had been so many: the worker was asked, and
+    /// had no turn yet.
+    pub(crate) fn is_due(&self, nr_rounds: u64) -> bool {
+        // One more may have begun before.
+        self.nr_rounds() < nr_rounds + 2
+    }
+
+    /// Whether a cluster is being written, for less than `age_max_ns`: there may be room soon.
+    pub(crate) fn is_writing(&self, now_ns: u64, age_max_ns: u64) -> bool {
+        let begun_ns = self.begun_ns.load(Ordering::Relaxed);
+        begun_ns != 0 && now_ns.saturating_sub(begun_ns) < age_max_ns
     }
 }
 
@@ -134,15 +123,13 @@ impl Memcg {
             cluster: vec![0; CLUSTER_BYTES].into(),
         };
         while !self.is_stopped() {
-            // A cluster for each level, then one more: who has much to write keeps nobody waiting.
-            let mut most = Turn::Rest;
-            self.for_each_level(&mut |level| most = most.max(level.take_turn(&mut batch)));
+            let mut is_short = false;
+            self.for_each_level(&mut |level| is_short |= !level.write_back(&mut batch));
+            let nr_rounds = &self.reclaim.write_back.nr_rounds;
+            nr_rounds.fetch_add(1, Ordering::Relaxed);
+            let pause = is_short.then_some(RETRY_PAUSE);
             let bell = &self.reclaim.write_back.bell;
-            match most {
-                Turn::GoOn => {}
-                Turn::Retry => bell.wait(|| self.is_stopped(), Some(RETRY_PAUSE)),
-                Turn::Rest => bell.wait(|| self.is_stopped(), None),
-            }
+            bell.wait(|| self.is_stopped(), pause);
         }
     }
 
@@ -159,56 +146,40 @@ impl Memcg {
         let (stored, total) = (self.zswap_bytes(), self.total());
         let reserve = total_reserve(total.max());
         let max = stored.max().min(total.max().saturating_sub(reserve));
+        stored.usage() > max / denominator * numerator || self.is_short_of_total()
+    }
+
+    /// Whether what is stored takes what somebody needs.
+    pub(super) fn is_short_of_total(&self) -> bool {
+        let total = self.total();
+        let reserve = total_reserve(total.max());
         let needed = match self.frames.nr_waiting() {
             0 => reserve,
             _ => reserve + PAGE_SIZE as u64,
         };
-        stored.usage() > max / denominator * numerator || total.free() < needed
+        total.free() < needed
     }
 
-    /// Writes a cluster if little is left in the store, and goes on until it has room again.
-    fn take_turn(&self, batch: &mut Batch) -> Turn {
-        let (turns, begun_ns) = (&self.domain.turns, self.clock.now_ns());
-        let is_wanted = match turns.is_making_room.load(Ordering::Relaxed) {
-            true => self.is_store_above(5, 8),
-            false => self.is_store_above(3, 4),
+    /// Writes clusters until the store has room again; false when it has not.
+    fn write_back(&self, batch: &mut Batch) -> bool {
+        let Some(file) = self.file().filter(|_| self.is_store_above(3, 4)) else {
+            return true;
         };
-        let turn = match self.file() {
-            Some(file) if is_wanted => self.write_back(file, batch),
-            _ => Turn::Rest,
-        };
-        turns.note(turn, begun_ns);
-        turn
-    }
-
-    fn write_back(&self, file: &FileStore, batch: &mut Batch) -> Turn {
-        // The file is everybody's: the pages of its clusters are found from the root only.
-        let root = self.levels().last().unwrap_or(self);
-        let nr_won = match file.is_short() {
-            true => root.win_back(file, batch),
-            false => 0,
-        };
-        let nr_written = self.write_cluster(file, &mut batch.moved);
-        if nr_written > 0 {
-            // There is room for what stands by.
-            self.reclaim.kick();
+        while self.is_store_above(5, 8) && !self.is_stopped() {
+            // The file is everybody's: the pages of its clusters are found from the root only.
+            let root = self.levels().last().unwrap_or(self);
+            let nr_won = match file.is_short() {
+                true => root.win_back(file, batch),
+                false => 0,
+            };
+            if self.write_cluster(file, &mut batch.moved) > 0 {
+                // There is room for what stands by.
+                self.reclaim.kick();
+            } else if nr_won == 0 {
+                return false;
+            }
         }
-        match nr_written + nr_won {
-            0 => Turn::Retry,
-            _ => Turn::GoOn,
-        }
-    }
-
-    /// Whether the worker that writes to the file may still make room for this level, because it
-    /// was not idle since `since_ns` where little is left: on a busy machine it comes late. What is
-    /// in the file counts as stored, too.
-    pub(crate) fn awaits_write_back(&self, since_ns: u64) -> bool {
-        let is_due = |level: &Self| {
-            level.is_store_above(3, 4) && !level.domain.turns.was_idle_since(since_ns)
-        };
-        self.file().is_some()
-            && self.levels().all(|level| level.swap().free() > 0)
-            && self.levels().any(is_due)
+        true
     }
 
     /// Writes a cluster; returns how many pages are in the file now.
@@ -232,13 +203,18 @@ impl Memcg {
 
     /// Writes what was gathered; returns how many pages have gone where they were to.
     fn write_moved(&self, file: &FileStore, filling: Filling<'_>, moved: &mut Vec<Moved>) -> u64 {
-        match filling.write() {
+        let begun_ns = &self.reclaim.write_back.begun_ns;
+        begun_ns.store(self.clock.now_ns().max(1), Ordering::Relaxed);
+        let written = filling.write();
+        let nr = match &written {
             Ok(_) => moved.drain(..).map(|moved| moved.finish(file)).sum(),
             Err(_) => {
                 moved.clear();
                 0
             }
-        }
+        };
+        begun_ns.store(0, Ordering::Relaxed);
+        nr
     }
 
     /// Writes the pages of clusters that are half empty to one that is full, for the others to come

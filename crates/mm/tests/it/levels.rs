@@ -4,6 +4,7 @@ use crate::machine::OnTasks;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
 use pinless_mm::fault::FaultError;
 use pinless_mm::limits::Limits;
+use pinless_mm::memcg::Knob;
 use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::{Advice, Memcg};
 use pinless_sim::{Rng, Sim};
@@ -42,6 +43,21 @@ fn gorge(mapping: &dyn Mapping) {
     unreachable!("there are not so many pages")
 }
 
+/// Fills pages, has them stored, and reads them: they are mapped, and their copies are kept.
+fn keep_copies(mapping: &dyn Mapping, nr_pages: u32) {
+    for page in 0..u64::from(nr_pages) {
+        let written = mapping.write(page * PAGE, &incompressible(page));
+        written.expect("room");
+    }
+    let all = PageRun::new(0, nr_pages);
+    let advised = mapping.vma().advise(all, Advice::PageOut);
+    advised.expect("nobody refuses");
+    for page in 0..u64::from(nr_pages) {
+        let read = mapping.read(page * PAGE, &mut [0]);
+        read.expect("room");
+    }
+}
+
 /// Who may store no more gets no room from copies that are charged to others, so they keep them.
 #[test]
 fn copies_are_given_back_where_there_is_no_room() {
@@ -53,21 +69,36 @@ fn copies_are_given_back_where_there_is_no_room() {
         limits.swap_max_bytes = 8 * PAGE;
         let poor = root.new_child("poor", limits).expect("room");
         let mm = rich.expect("room").new_mm("rich");
-        let mapping = machine.map(&mm, 64);
-        for page in 0..64 {
-            let written = mapping.write(page * PAGE, &incompressible(page));
-            written.expect("room");
-        }
-        let all = PageRun::new(0, 64);
-        let advised = mapping.vma().advise(all, Advice::PageOut);
-        advised.expect("nobody refuses");
-        for page in 0..64 {
-            let read = mapping.read(page * PAGE, &mut [0]);
-            read.expect("room");
-        }
+        keep_copies(&*machine.map(&mm, 64), 64);
         let glutton = poor.new_mm("glutton");
         gorge(&*machine.map(&glutton, 64));
         assert_eq!(root.stat().copies_shed, 0, "{:?}", root.stat());
+        assert!(root.zswap_bytes().usage() >= 64 * PAGE, "they are there");
+        root.stop();
+    });
+    assert!(run.has_passed(), "{run}");
+}
+
+/// Where the total is short, copies are given back that are in the way of frames, though who waits
+/// may store no more.
+#[test]
+fn copies_are_given_back_for_a_total() {
+    let run = Sim::run(1, |sim| {
+        let machine = OnTasks::new(sim);
+        let root = root_of(sim, 1000);
+        root.set_limit(Knob::TotalMax, 200 * PAGE).expect("room");
+        let mut limits = Limits::new(500 * PAGE);
+        // Or their frames would go, and the copies with them.
+        limits.min_bytes = 500 * PAGE;
+        let rich = root.new_child("rich", limits).expect("room");
+        let mut limits = Limits::new(500 * PAGE);
+        limits.swap_max_bytes = 8 * PAGE;
+        let poor = root.new_child("poor", limits).expect("room");
+        let mm = rich.new_mm("rich");
+        keep_copies(&*machine.map(&mm, 40), 40);
+        let glutton = poor.new_mm("glutton");
+        gorge(&*machine.map(&glutton, 400));
+        assert_eq!(root.stat().copies_shed, 40, "{:?}", root.stat());
         root.stop();
     });
     assert!(run.has_passed(), "{run}");
