@@ -65,8 +65,8 @@ const DIRECT_PAGES: u64 = 8;
 /// Windows that a hand looks at for it before the work is left to the worker.
 const DIRECT_WINDOWS: u64 = 16;
 
-/// Frames that the worker frees at one level before it looks at the others: who uses them up as
-/// fast as they come free holds up nobody else.
+/// Frames after which the worker leaves a level for the others, once as many have come free in one
+/// go: who uses them up as fast as they do holds up nobody else.
 const TURN_FRAMES: u64 = 256;
 
 /// How often a pass goes on because a shrinker has given something back.
