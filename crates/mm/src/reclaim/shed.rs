@@ -68,8 +68,8 @@ impl Memcg {
             .for_each(|level| level.domain.kept_copies.note(copy));
     }
 
-    /// Gives back stored copies wherever there is no room for what was `refused`; false when that is
-    /// not worth another try. Not in a fault, which would have to look at all pages for them.
+    /// Gives back stored copies wherever there is no room for what was `refused`; false when that
+    /// is not worth another try. Not in a fault, which would have to look at all pages for them.
     pub(super) fn shed(&self, refused: NoRoom, effort: Effort) -> bool {
         if effort == Effort::Fault {
             return false;
