@@ -119,6 +119,10 @@ impl Memcg {
                 }
                 match self.try_charge_levels() {
                     Err(NoFrame::At(level)) if level.is(at) => ControlFlow::Continue(()),
+                    Ok(()) => {
+                        self.levels().for_each(|level| level.frames.note_served());
+                        ControlFlow::Break(Ok(()))
+                    }
                     result => ControlFlow::Break(result),
                 }
             };

@@ -16,6 +16,8 @@ pub(crate) struct Frames {
     nr_throttled: AtomicU64,
     /// Frames that came back so far; only grows.
     nr_freed: AtomicU64,
+    /// Frames that somebody got who had waited for one; only grows.
+    nr_served: AtomicU64,
     /// How often those who wait were woken.
     queue: Mutex<u64>,
     freed: Condvar,
@@ -37,6 +39,7 @@ impl Frames {
             nr_waiting: AtomicU64::new(0),
             nr_throttled: AtomicU64::new(0),
             nr_freed: AtomicU64::new(0),
+            nr_served: AtomicU64::new(0),
             queue: Mutex::new("mm.frames", 0),
             freed: Condvar::new("mm.frames.freed"),
         }
@@ -53,6 +56,17 @@ impl Frames {
     /// How many frames came back so far.
     pub(crate) fn nr_freed(&self) -> u64 {
         self.nr_freed.load(Ordering::Relaxed)
+    }
+
+    /// Another number whenever memory has moved: a frame came back, or somebody got one who had
+    /// waited. He may have waited for room in a total, of which no frame tells.
+    pub(crate) fn nr_moved(&self) -> u64 {
+        self.nr_freed() + self.nr_served.load(Ordering::Relaxed)
+    }
+
+    /// Somebody got a frame who had waited for it.
+    pub(crate) fn note_served(&self) {
+        self.nr_served.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn uncharge(&self, n: u64) {

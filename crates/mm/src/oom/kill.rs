@@ -24,7 +24,7 @@ impl Memcg {
         }
         let mut state = self.oom.state.lock();
         // Looked at again under the lock: an earlier victim may have given something back since.
-        if state.victim.is_some() || self.frames.nr_freed() != stall.nr_freed {
+        if state.victim.is_some() || self.frames.nr_moved() != stall.nr_moved {
             return Verdict::Acted;
         }
         if !self.kill_worst(&mut state) {
@@ -112,7 +112,7 @@ impl Memcg {
         let write_back = &self.reclaim.write_back;
         let is_young = now_ns.saturating_sub(stall.began_ns) < age_max_ns;
         write_back.is_writing(now_ns, age_max_ns)
-            || self.file().is_some() && is_young && write_back.is_due(stall.nr_written_rounds)
+            || self.file().is_some() && is_young && write_back.is_due(stall)
     }
 
     /// Who is the most to blame at this moment.

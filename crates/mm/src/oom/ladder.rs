@@ -9,8 +9,8 @@
 //! 4. *Kill*.
 //!
 //! A rung is stood on until it is known that no frame came of it, which takes another row of passes
-//! without any; then comes the next. When a frame comes free, the ladder begins anew: a rung that
-//! promises much and gives nothing puts a kill off once.
+//! without any; then comes the next. When a frame comes free, or somebody gets one who had waited,
+//! the ladder begins anew: a rung that promises much and gives nothing puts a kill off once.
 //!
 //! Linux counterpart: `shrink_slab` in `mm/shrinker.c`, `MADV_FREE`, `oom_notify_list`.
 
@@ -47,11 +47,11 @@ enum Rung {
     Kill,
 }
 
-/// How far the ladder was climbed since a frame came free; one for each memory cgroup of a tree.
+/// How far the ladder was climbed since a frame moved; one for each memory cgroup of a tree.
 #[derive(Default, Debug)]
 pub(crate) struct Drought {
-    /// The frames that had come back when it began.
-    nr_freed: u64,
+    /// What the row of passes said that had moved when it began.
+    nr_moved: u64,
     next: Rung,
     /// Nobody is killed before this: somebody is giving memory back.
     cancelling_until_ns: u64,
@@ -59,10 +59,10 @@ pub(crate) struct Drought {
 }
 
 impl Drought {
-    /// The next rung, once it is known how many frames have come back.
-    fn climb(&mut self, nr_freed: u64) -> Rung {
-        if self.nr_freed != nr_freed {
-            self.nr_freed = nr_freed;
+    /// The next rung, once it is known how many frames have moved.
+    fn climb(&mut self, nr_moved: u64) -> Rung {
+        if self.nr_moved != nr_moved {
+            self.nr_moved = nr_moved;
             self.next = Rung::default();
         }
         let rung = self.next;
@@ -80,11 +80,11 @@ impl Memcg {
         loop {
             let has_victim = self.oom.state.lock().victim.is_some();
             // Whoever was replaced leaves it to who took over: what it knows is old.
-            if has_victim || is_replaced() || self.frames.nr_freed() != stall.nr_freed {
+            if has_victim || is_replaced() || self.frames.nr_moved() != stall.nr_moved {
                 return Some(Verdict::Acted);
             }
             let mut drought = self.domain.drought.lock();
-            let rung = drought.climb(stall.nr_freed);
+            let rung = drought.climb(stall.nr_moved);
             let until_ns = drought.cancelling_until_ns;
             drop(drought);
             let has_given = match rung {

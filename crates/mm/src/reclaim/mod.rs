@@ -130,8 +130,8 @@ enum Tended {
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Stall {
     nr_passes: u32,
-    /// The frames that had come back when the row began.
-    pub(crate) nr_freed: u64,
+    /// What had moved when the row began, as the frames of the level count it.
+    pub(crate) nr_moved: u64,
     /// When the row began.
     pub(crate) began_ns: u64,
     /// Windows that had been refused when the row began.
@@ -144,13 +144,13 @@ pub(crate) struct Stall {
 
 impl Stall {
     /// A pass ended. A frame that came back ends the row: somebody else may have taken it, but
-    /// memory moves. Whoever comes to wait cuts a pause short, so the passes alone say little.
-    /// True when a row begins.
-    fn note(&mut self, nr_freed: u64, now_ns: u64) -> bool {
-        let begins = self.nr_passes == 0 || self.nr_freed != nr_freed;
+    /// memory moves. So does one that somebody got who had waited. Whoever comes to wait cuts a
+    /// pause short, so the passes alone say little. True when a row begins.
+    fn note(&mut self, nr_moved: u64, now_ns: u64) -> bool {
+        let begins = self.nr_passes == 0 || self.nr_moved != nr_moved;
         if begins {
             *self = Self {
-                nr_freed,
+                nr_moved,
                 began_ns: now_ns,
                 ..Self::default()
             };
@@ -367,10 +367,13 @@ impl Memcg {
         }
         if !is_short {
             stall = Stall::default();
-        } else if stall.note(self.frames.nr_freed(), self.clock.now_ns()) {
+        } else if stall.note(self.frames.nr_moved(), self.clock.now_ns()) {
             stall.nr_refused = self.reclaim.refused.nr_pushed();
             stall.nr_written_rounds = self.reclaim.write_back.nr_rounds();
             self.reclaim.turn_epoch();
+        }
+        if is_short {
+            self.reclaim.write_back.ask(&stall);
         }
         let has_run_out = stall.is_over() && !may_still_free;
         if has_run_out && self.out_of_memory(&stall) == Verdict::Acted {
@@ -563,12 +566,12 @@ impl Memcg {
 mod tests {
     use super::*;
 
-    /// Notes passes, each `(frames freed so far, milliseconds)`.
+    /// Notes passes, each `(frames that have moved so far, milliseconds)`.
     #[track_caller]
     fn check(passes: impl IntoIterator<Item = (u64, u64)>, is_over: bool) {
         let mut stall = Stall::default();
-        for (nr_freed, now_ms) in passes {
-            stall.note(nr_freed, now_ms * 1_000_000);
+        for (nr_moved, now_ms) in passes {
+            stall.note(nr_moved, now_ms * 1_000_000);
         }
         assert_eq!(stall.is_over(), is_over, "{stall:?}");
     }

@@ -12,10 +12,10 @@
 //!
 //! Linux counterpart: `zswap_writeback_entry`, `shrink_memcg` in `mm/zswap.c`.
 
-use super::Effort;
 use super::bell::Bell;
 use super::compact::is_at_rest;
 use super::hands::Hand;
+use super::{Effort, Stall};
 use crate::addr::{PAGE_SIZE, PageIndex, PageRun};
 use crate::limits::total_reserve;
 use crate::memcg::stat::{add, count};
@@ -100,11 +100,18 @@ impl WriteBack {
         self.nr_rounds.load(Ordering::Relaxed)
     }
 
-    /// Whether no round has begun and ended since there had been so many: the worker was asked, and
-    /// had no turn yet.
-    pub(crate) fn is_due(&self, nr_rounds: u64) -> bool {
+    /// Has the worker take its turn, if it has had none in this row of passes. It may find nothing
+    /// to do, but nobody is killed before it has looked.
+    pub(super) fn ask(&self, stall: &Stall) {
+        if self.is_due(stall) {
+            self.bell.ring();
+        }
+    }
+
+    /// Whether no round has begun and ended in this row of passes.
+    pub(crate) fn is_due(&self, stall: &Stall) -> bool {
         // One more may have begun before.
-        self.nr_rounds() < nr_rounds + 2
+        self.nr_rounds() < stall.nr_written_rounds + 2
     }
 
     /// Whether a cluster is being written, for less than `age_max_ns`: there may be room soon.

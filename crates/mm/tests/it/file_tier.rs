@@ -3,6 +3,7 @@
 use crate::machine::OnTasks;
 use pinless_mm::Memcg;
 use pinless_mm::addr::{PAGE_SIZE, PageRun};
+use pinless_mm::env::Clock;
 use pinless_mm::fault::{FaultError, FaultHandler, StoreError};
 use pinless_mm::limits::Limits;
 use pinless_mm::mm_struct::Advice;
@@ -227,27 +228,65 @@ fn what_is_wrong_in_a_cluster_keeps_no_other_from_being_won_back() {
     check(flips, |found| u64::from(found.lost) <= found.stats.writes);
 }
 
-/// Frames are short at the root, because the store of a child is full: nobody is killed while a
-/// slow file makes room there.
-#[test]
-fn a_full_store_below_is_waited_for() {
-    let run = Sim::run(1, |sim| {
+/// Has each page written beside a file that takes long, in `limits` and, if there are any, in those
+/// of a child. Nobody is killed: there is room in the file.
+#[track_caller]
+fn check_fill(limits: Limits, of_child: Option<Limits>, nr_pages: u32) {
+    let run = Sim::run(1, move |sim| {
         let file = Arc::new(SimFile::new(32, 3, 5));
         file.set_faults(FileFaults {
             latency: Duration::from_millis(300),
             ..FileFaults::default()
         });
-        let root = memcg_on(sim, &file, limits_of(400));
-        let mut limits = Limits::new(500 * PAGE_SIZE as u64);
-        limits.zswap_max_bytes = 20 * PAGE_SIZE as u64;
-        let mm = root.new_child("full", limits).expect("room").new_mm("user");
-        let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
-        for page in 0..NR_PAGES {
+        let root = memcg_on(sim, &file, limits);
+        let child = of_child.map(|limits| root.new_child("child", limits).expect("room"));
+        let mm = child.as_ref().unwrap_or(&root).new_mm("user");
+        let mapping = OnTasks::new(sim).map(&mm, nr_pages);
+        for page in 0..nr_pages {
             let written = mapping.write(offset_of(page), &contents_of(page.into()));
             written.unwrap_or_else(|error| panic!("page {page}: {error}: {:?}", root.stat()));
         }
         assert!(root.stat().zswpwb > 0, "it was the file that made room");
         root.stop();
+    });
+    assert!(run.has_passed(), "{run}");
+}
+
+/// Frames are short at the root, because the store of a child is full.
+#[test]
+fn a_full_store_below_is_waited_for() {
+    let mut child = Limits::new(500 * PAGE_SIZE as u64);
+    child.zswap_max_bytes = 20 * PAGE_SIZE as u64;
+    check_fill(limits_of(400), Some(child), NR_PAGES);
+}
+
+/// What is stored takes what is needed for a frame, and goes to the file: then who waits gets one,
+/// though none came back.
+#[test]
+fn a_short_total_is_waited_for() {
+    let mut limits = Limits::new(48 * PAGE_SIZE as u64);
+    limits.total_max_bytes = 40 * PAGE_SIZE as u64;
+    limits.swap_max_bytes = 32 * PAGE_SIZE as u64;
+    check_fill(limits, None, 64);
+}
+
+/// Nothing more may be stored, so the worker that writes to the file has nothing to do: it says so,
+/// and nobody waits for it.
+#[test]
+fn a_file_that_cannot_help_is_not_waited_for() {
+    let run = Sim::run(1, |sim| {
+        let mut limits = limits_of(400);
+        limits.swap_max_bytes = 8 * PAGE_SIZE as u64;
+        let memcg = memcg_on(sim, &Arc::new(SimFile::new(32, 3, 5)), limits);
+        let mm = memcg.new_mm("glutton");
+        let mapping = OnTasks::new(sim).map(&mm, NR_PAGES);
+        let begun_ns = sim.clock().now_ns();
+        let write = |page| mapping.write(offset_of(page), &contents_of(page.into()));
+        let killed = (0..NR_PAGES).find_map(|page| write(page).err());
+        assert_eq!(killed, Some(FaultError::Killed));
+        let waited = Duration::from_nanos(sim.clock().now_ns() - begun_ns);
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+        memcg.stop();
     });
     assert!(run.has_passed(), "{run}");
 }
