@@ -39,6 +39,10 @@ const SPARSE_MAX: usize = 8;
 /// Clusters that are tried again at a time: one may be a match for the other.
 const AGAIN_MAX: u32 = 2;
 
+/// How often it looks again at pages that are just being changed, and the pause before.
+const BUSY_RESTS_MAX: u32 = 200;
+const BUSY_REST: Duration = Duration::from_millis(1);
+
 /// How often the worker tries again when the file took nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -214,7 +218,7 @@ impl Memcg {
         begun_ns.store(self.clock.now_ns().max(1), Ordering::Relaxed);
         let written = filling.write();
         let nr = match &written {
-            Ok(_) => moved.drain(..).map(|moved| moved.finish(file)).sum(),
+            Ok(_) => self.finish(file, moved),
             Err(_) => {
                 moved.clear();
                 0
@@ -224,6 +228,34 @@ impl Memcg {
         nr
     }
 
+    /// A cluster is written: says so of each page that is where it was. Returns how many are in it.
+    ///
+    /// Who is changed just then is waited for, if it would keep the cluster that it came from: the
+    /// one that was written would be lost for it, and it may have been the last.
+    fn finish(&self, file: &FileStore, moved: &mut Vec<Moved>) -> u64 {
+        let (mut nr, mut nr_rests) = (0, 0);
+        loop {
+            moved.retain(|moved| {
+                let outcome = moved.finish(file);
+                nr += u64::from(outcome == Outcome::Moved);
+                if outcome == Outcome::Left {
+                    file.free(moved.handle);
+                }
+                outcome == Outcome::Busy
+            });
+            if moved.is_empty() {
+                return nr;
+            }
+            if nr_rests == BUSY_RESTS_MAX || self.is_stopped() {
+                moved.drain(..).for_each(|moved| file.free(moved.handle));
+                return nr;
+            }
+            nr_rests += 1;
+            let bell = &self.reclaim.write_back.bell;
+            bell.rest(|| self.is_stopped(), BUSY_REST);
+        }
+    }
+
     /// Writes the pages of clusters that are half empty to one that is full, for the others to come
     /// free. Nothing is won by one that goes to another. Returns how many pages went.
     fn win_back(&self, file: &FileStore, batch: &mut Batch) -> u64 {
@@ -231,6 +263,7 @@ impl Memcg {
             return 0;
         };
         let mut sparse = [Cluster::MAX; SPARSE_MAX];
+        let mut held = [const { None }; SPARSE_MAX];
         let (mut nr_tried, mut nr_sources, mut nr_again) = (0, 0, 0);
         while nr_tried < SPARSE_MAX
             && let Some(cluster) = file.sparsest(&sparse[..nr_tried])
@@ -240,10 +273,16 @@ impl Memcg {
             if nr_again > AGAIN_MAX {
                 break;
             }
+            let nr_pages = file.nr_pages(cluster);
+            // As long as a page may be taken for one that was found there.
+            let Some(hold) = file.hold(cluster) else {
+                continue;
+            };
+            held[nr_tried] = Some(hold);
             // One that cannot be read does not keep the others from it.
             let is_read = file.read_cluster(cluster, &mut batch.cluster).is_ok();
             let taken = match is_read {
-                true => self.gather_cluster((file, cluster), &mut filling, batch),
+                true => self.gather_cluster((cluster, nr_pages), &mut filling, batch),
                 false => Taken::Nothing,
             };
             nr_sources += u32::from(taken != Taken::Nothing);
@@ -261,6 +300,7 @@ impl Memcg {
             0
         };
         add(&self.stat.file_compact, nr);
+        drop(held);
         for &cluster in &sparse[..nr_tried] {
             file.note_tried(cluster);
         }
@@ -272,7 +312,7 @@ impl Memcg {
     /// and the room would be lost.
     fn gather_cluster(
         &self,
-        (file, cluster): (&FileStore, Cluster),
+        (cluster, nr_pages): (Cluster, u32),
         filling: &mut Filling<'_>,
         Batch {
             moved,
@@ -287,7 +327,7 @@ impl Memcg {
             self.page_at(*owner, copy).is_some()
         };
         let nr_there = slots_in(cluster, bytes).filter(is_there).count();
-        if nr_there < file.nr_pages(cluster) as usize {
+        if nr_there < nr_pages as usize {
             return Taken::Nothing;
         }
         let nr_before = moved.len();
@@ -393,40 +433,55 @@ pub(super) fn slot_of(word: Word) -> Option<(SlotHandle, u16)> {
     }
 }
 
+/// What came of a page whose slot was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It is in the file now.
+    Moved,
+    /// It is somewhere else by now, or stays where it was and costs nothing there.
+    Left,
+    /// Somebody is about to change it; until it is known how, it keeps the cluster it came from.
+    Busy,
+}
+
 impl Moved {
-    /// The cluster is written: a page that is as it was is in the file now. Returns how many
-    /// pages are: one or none.
-    fn finish(self, file: &FileStore) -> u64 {
-        let Self { vma, page, .. } = &self;
+    /// The cluster is written: a page that is where it was is in there now.
+    fn finish(&self, file: &FileStore) -> Outcome {
+        let Self { vma, page, .. } = self;
         let owned = loop {
             let seen = vma.load_settled(*page);
-            if !is_at_rest(seen) || seen.copy() != Some(self.from) {
-                break None;
+            if seen.copy() != Some(self.from) {
+                return Outcome::Left;
+            }
+            if !is_at_rest(seen) {
+                return match self.from {
+                    Stored::File { .. } => Outcome::Busy,
+                    _ => Outcome::Left,
+                };
             }
             if let Some(owned) = vma.try_own(*page, seen) {
-                break Some(owned);
+                break owned;
             }
         };
-        match owned {
-            Some(owned) if vma.generation(*page) == self.generation => {
-                let next = owned.was.with_copy(self.in_file);
-                match self.from {
-                    Stored::File { handle, .. } => {
-                        vma.publish(owned, next);
-                        file.free(handle);
-                    }
-                    slot => {
-                        vma.memcg().note_in_file();
-                        vma.publish(owned, next);
-                        vma.memcg().leave_slot(slot);
-                    }
-                }
-                return 1;
+        let next = owned.was.with_copy(self.in_file);
+        match self.from {
+            // A page that was read meanwhile, and has gone again as it was, is of another
+            // generation, and yet what was copied: its cluster is held, so nothing else has come to
+            // where it is.
+            Stored::File { handle, .. } => {
+                vma.publish(owned, next);
+                file.free(handle);
             }
-            Some(owned) => vma.restore(owned),
-            None => {}
+            slot if vma.generation(*page) == self.generation => {
+                vma.memcg().note_in_file();
+                vma.publish(owned, next);
+                vma.memcg().leave_slot(slot);
+            }
+            _ => {
+                vma.restore(owned);
+                return Outcome::Left;
+            }
         }
-        file.free(self.handle);
-        0
+        Outcome::Moved
     }
 }

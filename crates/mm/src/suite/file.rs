@@ -120,7 +120,15 @@ pub(super) fn half_empty_clusters_are_won_back(machine: &dyn Machine) {
         let page = rng.below(u64::from(NR_PAGES)) as u32;
         let seed = u64::from(NR_PAGES + nth);
         seeds[page as usize] = seed;
-        write_page(&*mapping, page, &contents(seed));
+        let written = mapping.write(offset_of(page), &contents(seed));
+        written.unwrap_or_else(|error| {
+            let file = world.memcg.file().expect("there is one");
+            panic!(
+                "write {nth}: {error}: {:?}, {:?}",
+                file.stats(),
+                world.memcg.stat()
+            )
+        });
     }
     for page in 0..NR_PAGES {
         let expected = contents(seeds[page as usize]);

@@ -16,6 +16,7 @@ use crate::fault::StoreError;
 use core::fmt;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use lockdep::sync::{Condvar, Mutex};
+use lockdep::{Level, context};
 use std::sync::Arc;
 
 /// Slots begin at multiples of so many bytes.
@@ -307,8 +308,8 @@ impl FileStore {
         })
     }
 
-    /// Keeps a cluster that a page has a slot in as it is.
-    fn hold(&self, cluster: Cluster) -> Option<Held<'_>> {
+    /// Keeps a cluster that a page has a slot in as it is, and counts as one more.
+    pub(crate) fn hold(&self, cluster: Cluster) -> Option<Held<'_>> {
         let one_more = |count| (1..WRITING).contains(&count).then_some(count + 1);
         let count = &self.counts[cluster as usize];
         // Acquire: pairs with the Release in `drop` of `Written`: it is read after it was written.
@@ -390,7 +391,7 @@ impl fmt::Debug for FileStore {
 }
 
 /// A cluster that is not written anew while this lives: what a page has there is what was read.
-struct Held<'a> {
+pub(crate) struct Held<'a> {
     store: &'a FileStore,
     cluster: Cluster,
 }
@@ -570,6 +571,11 @@ impl Buffers {
 impl Drop for BufferGuard<'_> {
     fn drop(&mut self) {
         *self.buffers.free.lock() |= 1 << self.number;
+        // Nobody waits for this thread: any buffer would do, and who has one waits for the device
+        // alone before he gives it back. To the validator the signal comes from outside of the
+        // thread's own work, as an interrupt's does: what the thread did before it had the buffer
+        // does not hang on who waits.
+        let _outside = context::enter(Level::Soft);
         self.buffers.freed.notify_all();
     }
 }

@@ -11,6 +11,7 @@ use pinless_mm::suite::{Machine, Mapping};
 use pinless_mm::swap::{BackingFile, FileStats};
 use pinless_sim::{FileFaults, Rng, Sim, SimFile};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const NR_PAGES: u32 = 128;
@@ -228,16 +229,68 @@ fn what_is_wrong_in_a_cluster_keeps_no_other_from_being_won_back() {
     check(flips, |found| u64::from(found.lost) <= found.stats.writes);
 }
 
+/// A file whose device takes its time.
+fn slow_file(nr_clusters: u32, nr_buffers: u32, latency: Duration) -> Arc<SimFile> {
+    let file = Arc::new(SimFile::new(nr_clusters, nr_buffers, 5));
+    file.set_faults(FileFaults {
+        latency,
+        ..FileFaults::default()
+    });
+    file
+}
+
+/// Changes pages while others read some, in a file with hardly more room than what is in it.
+fn churn_and_read(sim: &Sim) {
+    const NR: u32 = 192;
+    const NR_READERS: u64 = 4;
+    let file = slow_file(10, 8, Duration::from_millis(3));
+    let memcg = memcg_on(sim, &file, limits_of(40));
+    let mm = memcg.new_mm("churn");
+    let mapping: Arc<dyn Mapping> = OnTasks::new(sim).map(&mm, NR);
+    let is_over = Arc::new(AtomicBool::new(false));
+    for seed in 0..NR_READERS {
+        let (mapping, is_over) = (Arc::clone(&mapping), Arc::clone(&is_over));
+        sim.spawn("reader", move || {
+            let mut rng = Rng::new(seed);
+            while !is_over.load(Ordering::Relaxed) {
+                let page = rng.below(NR.into()) as u32;
+                let read = mapping.read(offset_of(page), &mut [0]);
+                read.expect("it is there");
+            }
+        });
+    }
+    let mut rng = Rng::new(83);
+    for nth in 0..6 * u64::from(NR) {
+        let page = match u32::try_from(nth) {
+            Ok(page) if page < NR => page,
+            _ => rng.below(NR.into()) as u32,
+        };
+        let written = mapping.write(offset_of(page), &contents_of(nth));
+        written.unwrap_or_else(|error| panic!("write {nth}: {error}: {:?}", memcg.stat()));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    sim.join_all();
+    assert!(memcg.stat().file_compact > 0, "{:?}", memcg.stat());
+    memcg.stop();
+}
+
+/// Pages that are only read come and go as they are, also while the cluster is written that they
+/// are moved to: they are in it then, and keep no place in the one that they came from, which
+/// nobody could win back once there are many of those.
+#[test]
+fn what_is_read_meanwhile_is_won_back() {
+    for seed in 0..10 {
+        let run = Sim::run(seed, churn_and_read);
+        assert!(run.has_passed(), "{run}");
+    }
+}
+
 /// Has each page written beside a file that takes long, in `limits` and, if there are any, in those
 /// of a child. Nobody is killed: there is room in the file.
 #[track_caller]
 fn check_fill(limits: Limits, of_child: Option<Limits>, nr_pages: u32) {
     let run = Sim::run(1, move |sim| {
-        let file = Arc::new(SimFile::new(32, 3, 5));
-        file.set_faults(FileFaults {
-            latency: Duration::from_millis(300),
-            ..FileFaults::default()
-        });
+        let file = slow_file(32, 3, Duration::from_millis(300));
         let root = memcg_on(sim, &file, limits);
         let child = of_child.map(|limits| root.new_child("child", limits).expect("room"));
         let mm = child.as_ref().unwrap_or(&root).new_mm("user");
