@@ -33,7 +33,7 @@ use crate::scif::Scif;
 use crate::zoo::{Bug, Bugs};
 use crate::{DeviceMemory, DmaDevice, Odp, Template};
 use core::fmt;
-use pinless_mm::mmu_notifier::{Ability, Subscription};
+use pinless_mm::mmu_notifier::Subscription;
 use std::sync::Arc;
 
 /// Which state of a driver's history a model shows.
@@ -135,8 +135,6 @@ pub struct ModelInfo {
     pub granularity: Granularity,
     /// When it may refuse.
     pub answers: Answers,
-    /// What it can let go of.
-    pub ability: Ability,
     /// Whether pages must be registered before they are transferred.
     pub must_register: bool,
     /// The faults that can be switched on.
@@ -243,7 +241,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FastZap,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[],
         shipped: &[],
@@ -258,7 +255,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::CommandZap,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[
             Bug::AdmittedTooLate,
@@ -278,7 +274,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FastZap,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[
             Bug::CopyOutsideTable,
@@ -300,7 +295,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FastZap,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[Bug::SequenceReadLate, Bug::DirtyNotReported],
         shipped: &[],
@@ -312,7 +306,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FastZap,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[Bug::NoHardwareCancel, Bug::AsidReused, Bug::ClippedFlush],
         shipped: &[],
@@ -324,7 +317,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::Adapter,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[Bug::WorkInEnd, Bug::AnswersMerged],
         shipped: &[Bug::WorkInEnd],
@@ -336,7 +328,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::HeldAcross,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[
             Bug::BlockingLock,
@@ -353,7 +344,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FenceWait,
         granularity: Granularity::Registration,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[Bug::RangeBlind],
         shipped: &[Bug::RangeBlind],
@@ -365,7 +355,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FenceWait,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[Bug::AllocUnderLock, Bug::NoRetry, Bug::TimeoutIgnored],
         shipped: &[Bug::AllocUnderLock, Bug::NoRetry, Bug::TimeoutIgnored],
@@ -377,7 +366,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::FenceWait,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[
             Bug::FlushSkipped,
@@ -393,7 +381,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::UnlinkNow,
         granularity: Granularity::Registration,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[],
         shipped: &[],
@@ -405,7 +392,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::StopQueues,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[
             Bug::FirstStops,
@@ -421,7 +407,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::StopQueues,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[Bug::FirstStops, Bug::ModeBlind, Bug::RestoresBlindly],
         shipped: &[Bug::FirstStops, Bug::ModeBlind],
@@ -433,7 +418,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::UnlinkNow,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[
             Bug::BusyStaysInTree,
@@ -453,7 +437,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::UnlinkNow,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[Bug::InsertUnchecked],
         shipped: &[Bug::InsertUnchecked],
@@ -465,7 +448,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::ReverseMap,
         granularity: Granularity::Mapping,
         answers: Answers::IfBusy,
-        ability: Ability::DropRange,
         must_register: true,
         switches: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
         shipped: &[Bug::WaitsUnderLock, Bug::SplitUntracked],
@@ -477,7 +459,6 @@ static MODELS: &[ModelInfo] = &[
         pattern: Pattern::UnlinkNow,
         granularity: Granularity::Mapping,
         answers: Answers::Never,
-        ability: Ability::DropRange,
         must_register: false,
         switches: &[
             Bug::InsertUnchecked,
