@@ -97,8 +97,13 @@ const STEPS: &[Step] = &[
             "--skip",
             "swap::tests::what_is_moved"
         ),
-        // The validator has steps of its own, and would take most of the time.
-        env: &[FLAGS, ("LOCKDEP", "off")],
+        // The validator has steps of its own, and would take most of the time. A folder of its own,
+        // as Miri gives tests the environment in which they were built.
+        env: &[
+            FLAGS,
+            ("LOCKDEP", "off"),
+            ("CARGO_TARGET_DIR", "target/miri-unwatched"),
+        ],
     },
 ];
 

@@ -3,8 +3,7 @@
 //! * No lock of this crate is held while a notifier is called: it takes its own, and may hang. To
 //!   the validator, a callback takes them all.
 //! * None is held while managed memory is touched: the fault would take it again. To the validator,
-//!   a fault takes them all. `mm.file.buffers.freed` is not among them: who frees a buffer may have
-//!   touched memory before it took it, while somebody was waiting already.
+//!   a fault takes them all.
 //! * `mm.reclaim.workspace` is the outermost lock of reclaim; who waits for it holds no other.
 //! * The rest nests as [`ORDER`] says, and is held for short, bounded work.
 //!
@@ -21,6 +20,7 @@ pub static ORDER: LockOrder = LockOrder::new(&[
             "fs_reclaim",
             "mmu_notifier.start",
             "mm.file.buffers",
+            "mm.file.buffers.freed",
             "mm.frames.freed",
             "mm.page_wait.done",
             "mm.pressure",

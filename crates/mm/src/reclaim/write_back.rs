@@ -50,7 +50,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct WriteBack {
     pub(super) bell: Bell,
-    /// When the write began that is under way; zero for none.
+    /// When the write began that is under way, until its pages are where they go; zero for none.
     begun_ns: AtomicU64,
     /// How often it has looked at every level and done what it could.
     nr_rounds: AtomicU64,
@@ -230,8 +230,8 @@ impl Memcg {
 
     /// A cluster is written: says so of each page that is where it was. Returns how many are in it.
     ///
-    /// Who is changed just then is waited for, if it would keep the cluster that it came from: the
-    /// one that was written would be lost for it, and it may have been the last.
+    /// Who is changed just then is waited for, if it came from a cluster, which it may be the last
+    /// to keep: the one that was written would be lost for that, and may have been the last.
     fn finish(&self, file: &FileStore, moved: &mut Vec<Moved>) -> u64 {
         let (mut nr, mut nr_rests) = (0, 0);
         loop {
@@ -273,7 +273,6 @@ impl Memcg {
             if nr_again > AGAIN_MAX {
                 break;
             }
-            let nr_pages = file.nr_pages(cluster);
             // As long as a page may be taken for one that was found there.
             let Some(hold) = file.hold(cluster) else {
                 continue;
@@ -282,7 +281,7 @@ impl Memcg {
             // One that cannot be read does not keep the others from it.
             let is_read = file.read_cluster(cluster, &mut batch.cluster).is_ok();
             let taken = match is_read {
-                true => self.gather_cluster((cluster, nr_pages), &mut filling, batch),
+                true => self.gather_cluster((file, cluster), &mut filling, batch),
                 false => Taken::Nothing,
             };
             nr_sources += u32::from(taken != Taken::Nothing);
@@ -300,6 +299,7 @@ impl Memcg {
             0
         };
         add(&self.stat.file_compact, nr);
+        // First: to let one go says that it may be worth another try.
         drop(held);
         for &cluster in &sparse[..nr_tried] {
             file.note_tried(cluster);
@@ -308,11 +308,11 @@ impl Memcg {
     }
 
     /// Adds the slots of a cluster that pages still have to another one. Nothing, when one of them
-    /// would stay, because it is wrong or its page is busy: then the cluster would not come free,
-    /// and the room would be lost.
+    /// would stay, because it is wrong or reclaim is about to take its page, which may wait for a
+    /// device: then the cluster would not come free, and the room would be lost.
     fn gather_cluster(
         &self,
-        (cluster, nr_pages): (Cluster, u32),
+        (file, cluster): (&FileStore, Cluster),
         filling: &mut Filling<'_>,
         Batch {
             moved,
@@ -324,10 +324,12 @@ impl Memcg {
                 handle: *handle,
                 tag: *tag,
             };
-            self.page_at(*owner, copy).is_some()
+            let found = self.page_at(*owner, copy);
+            found.is_some_and(|(vma, page)| vma.pages.load(page).state() != State::Evicting)
         };
         let nr_there = slots_in(cluster, bytes).filter(is_there).count();
-        if nr_there < nr_pages as usize {
+        // Who holds it counts as a page; who left while it was read does not count any more.
+        if nr_there + 1 < file.nr_pages(cluster) as usize {
             return Taken::Nothing;
         }
         let nr_before = moved.len();

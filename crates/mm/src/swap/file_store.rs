@@ -63,7 +63,8 @@ pub struct FileStats {
 /// A file that holds stored pages.
 pub struct FileStore {
     file: Arc<dyn BackingFile>,
-    /// How many pages have a slot in each cluster; see [`WRITING`] and [`RETIRED`].
+    /// How many pages have a slot in each cluster, and how many hold it; see [`WRITING`] and
+    /// [`RETIRED`].
     counts: Box<[AtomicU32]>,
     /// What was written to each cluster.
     filled: Box<[Filled]>,
@@ -172,7 +173,7 @@ impl FileStore {
             })
     }
 
-    /// Pages that have a slot in a cluster that is not being written.
+    /// Pages that have a slot in a cluster that is not being written, and who holds it.
     pub(crate) fn nr_pages(&self, cluster: Cluster) -> u32 {
         self.counts[cluster as usize].load(Ordering::Relaxed)
     }
@@ -571,8 +572,9 @@ impl Buffers {
 impl Drop for BufferGuard<'_> {
     fn drop(&mut self) {
         *self.buffers.free.lock() |= 1 << self.number;
-        // Nobody waits for this thread: any buffer would do, and who has one waits for the device
-        // alone before he gives it back. To the validator the signal comes from outside of the
+        // Nobody waits for this thread: any buffer would do. The last is for who reads one page, and
+        // waits for the device and a decoder alone; a cluster is read for its neighbours while more
+        // are free, and waits for no worker. To the validator the signal comes from outside of the
         // thread's own work, as an interrupt's does: what the thread did before it had the buffer
         // does not hang on who waits.
         let _outside = context::enter(Level::Soft);
