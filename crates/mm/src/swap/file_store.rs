@@ -572,11 +572,11 @@ impl Buffers {
 impl Drop for BufferGuard<'_> {
     fn drop(&mut self) {
         *self.buffers.free.lock() |= 1 << self.number;
-        // Nobody waits for this thread: any buffer would do. The last is for who reads one page, and
-        // waits for the device and a decoder alone; a cluster is read for its neighbours while more
-        // are free, and waits for no worker. To the validator the signal comes from outside of the
-        // thread's own work, as an interrupt's does: what the thread did before it had the buffer
-        // does not hang on who waits.
+        // Nobody waits for this thread: any buffer would do. The last is for who reads one page,
+        // and waits for the device and a decoder alone; a cluster is read for its neighbours while
+        // more are free, and waits for no worker. To the validator the signal comes from outside of
+        // the thread's own work, as an interrupt's does: what the thread did before it had the
+        // buffer does not hang on who waits.
         let _outside = context::enter(Level::Soft);
         self.buffers.freed.notify_all();
     }
